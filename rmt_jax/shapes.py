@@ -1,0 +1,79 @@
+"""The legend: one letter, one dimension, everywhere; and the arrays that travel between rooms.
+
+| letter | dimension                                                        |
+|--------|------------------------------------------------------------------|
+| B      | batch                                                            |
+| S      | segments of a text                                               |
+| L      | tokens per segment                                               |
+| M      | memory tokens                                                    |
+| P      | prompt tokens (the task prompt)                                  |
+| D      | model width                                                      |
+| H      | attention heads                                                  |
+| V      | vocabulary                                                       |
+| R      | answered segments: questions stand in the last R of S segments   |
+| Q      | questions per answered segment                                   |
+| T      | tokens per answer, the end token included                        |
+| K      | rows of an associative memory (ARMT)                             |
+
+Only `numpy` is needed here, so that data workers start without JAX. A `NamedTuple` is a JAX
+pytree already.
+"""
+
+from typing import Any, NamedTuple
+
+# numpy.ndarray on a host, jax.Array on a device: both index and add alike.
+Array = Any
+
+
+class Batch(NamedTuple):
+    """One batch of folded texts: the only handshake between `data/` and `models/`.
+
+    Targets are shifted once, by `data.fold`: `at[b, r, q]` is the place in its segment of the token
+    after which the first token of answer q must follow (the ANSWER token in our layout), and answer
+    token t is predicted at place `at + t`. Answer tokens also stand in `tokens` (teacher forcing).
+
+    Worked example, B = 1, S = 2, L = 8, R = 1, Q = 1, T = 2; ids: 5 'Mary', 6 ' moved', 7 ' to',
+    8 ' the', 9 ' garden', 10 '.', 11 ' Where', 12 ' is', 13 ' Mary', 14 '?', 1 ANSWER, 2 END, 0 PAD:
+
+        tokens [[[5, 6, 7, 8, 9, 10, 0, 0], [11, 12, 13, 14, 1, 9, 2, 0]]]
+        mask   [[[1, 1, 1, 1, 1,  1, 0, 0], [ 1,  1,  1,  1, 1, 1, 1, 0]]]
+        at     [[[4]]]           the ANSWER token of the last segment
+        answer [[[[9, 2]]]]      ' garden', END: predicted at places 4 and 5
+        weight [[[[1., 1.]]]]
+        row    [[[0]]]           counted in row 0 of the metrics (the first task)
+    """
+
+    tokens: Array  # i32[B, S, L]
+    mask: Array  # bool[B, S, L]  False: padding, which must change nothing
+    prompt: Array  # i32[B, P]     the task prompt, right-padded
+    prompt_mask: Array  # bool[B, P]
+    task: Array  # i32[B]         index into config.data.tasks (picks a learned prompt)
+    at: Array  # i32[B, R, Q]
+    answer: Array  # i32[B, R, Q, T]
+    weight: Array  # f32[B, R, Q, T]  loss weight; 0 where no answer token stands
+    row: Array  # i32[B, R, Q]   metrics row of the question: task index, or len(tasks) for auxiliary
+
+
+class Segment(NamedTuple):
+    """What one step of the recurrence reads."""
+
+    tokens: Array  # i32[B, L]
+    mask: Array  # bool[B, L]
+
+
+class Prompt(NamedTuple):
+    """The task prompt as the model sees it; `first` tells the place `start` where it may be seen."""
+
+    tokens: Array  # i32[B, P]
+    mask: Array  # bool[B, P]
+    task: Array  # i32[B]
+
+
+class Sums(NamedTuple):
+    """Metric sums, one row a task and a last one for auxiliary questions. They add up across
+    microbatches, hosts and steps; means are made when printed."""
+
+    loss: Array  # f32[rows]  sum of weight * cross-entropy (nats)
+    weight: Array  # f32[rows]  sum of weights
+    right: Array  # f32[rows]  questions with every answer token right (argmax, teacher-forced)
+    count: Array  # f32[rows]  questions
