@@ -1,0 +1,165 @@
+"""The four rules, against stored predictions with their official scores; the interval."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rmt_jax import scores
+
+# Rows of Phi-3-mini-128k's published BABILong predictions (Apache-2.0), with hand-checked verdicts:
+# task, question, target, output, official, corrected, exact, lm_eval.
+ROWS = [
+    ("qa1", "Where is John? ", "hallway", "Answer: John is in the hallway.", 1, 1, 0, 1),
+    ("qa1", "Where is Mary? ", "bathroom", "Options:\n(A) hallway\n(B) bathroom\n(D", 0, 0, 0, 1),
+    ("qa2", "Where is the football? ", "hallway", "", 0, 0, 0, 0),
+    (
+        "qa3",
+        "Where was the apple before the hallway? ",
+        "office",
+        "Answer: Before the hallway the apple was in the office.\n\n\n\nII.",
+        1,
+        1,
+        0,
+        1,
+    ),
+    (
+        "qa4",
+        "What is the bathroom west of?",
+        "garden",
+        "- response: The bathroom is west of the garden.",
+        1,
+        1,
+        0,
+        1,
+    ),
+    (
+        "qa4",
+        "What is east of the bedroom?",
+        "office",
+        "Answer: The office\n\n\nQuestion: What is west of the kitchen?",
+        0,
+        1,
+        0,
+        1,
+    ),
+    (
+        "qa5",
+        "Who received the milk? ",
+        "Bill",
+        "Answer: Bill\n\nQuestion: Who took the football?\nAnswer: Fred",
+        0,
+        1,
+        0,
+        1,
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_stored_rows(row):
+    task, question, target, output, *verdicts = row
+    rules = ("official", "corrected", "exact", "lm_eval")
+    assert [scores.score(r, task, question, target, output) for r in rules] == verdicts
+
+
+@pytest.mark.parametrize(
+    "task,question,target,output,official,corrected",
+    [
+        # Only the first sentence counts, and letter case does not.
+        ("qa1", "Where is Mary?", "garden", "GARDEN. Or the office.", True, True),
+        ("qa1", "Where is Mary?", "garden", "garden or office", False, False),
+        ("qa1", "Where is Mary?", "garden", "", False, False),
+        ("qa1", "Where is Mary?", "garden", "garden <example> office", True, True),
+        # Labels that the question names are not counted.
+        (
+            "qa3",
+            "Where was the milk before the office?",
+            "garden",
+            "before the office: garden",
+            True,
+            True,
+        ),
+        ("qa5", "Who gave the milk to Bill?", "Mary", "Mary gave the milk to Bill", True, True),
+        # Fault one: 'one' stands inside 'none'.
+        ("qa7", "How many objects is Mary carrying?", "none", "none", False, True),
+        ("qa7", "How many objects is Mary carrying?", "one", "none", False, False),
+        ("qa7", "How many objects is Mary carrying?", "two", "two", True, True),
+        # Fault two: the cut at 'Question' never fires.
+        ("qa1", "Where is Mary?", "garden", "garden\nQuestion: is it the office?", False, True),
+        # Lists: the order does not matter, the set does.
+        ("qa8", "What is Mary carrying?", "apple,milk", "milk, apple", True, True),
+        ("qa8", "What is Mary carrying?", "apple,milk", "milk", False, False),
+        ("qa8", "What is Mary carrying?", "apple,milk", "milk,apple,football", False, False),
+        ("qa8", "What is Mary carrying?", "apple", "milk,apple", False, False),
+        # Pairs of steps are labels, not lists.
+        ("qa19", "How do you go from the office to the garden?", "n,w", "n,w", True, True),
+        ("qa19", "How do you go from the office to the garden?", "n,w", "w,n", False, False),
+    ],
+)
+def test_official_and_corrected(task, question, target, output, official, corrected):
+    assert scores.official(task, question, target, output) is official
+    assert scores.corrected(task, question, target, output) is corrected
+
+
+def test_other_words_for_places():
+    places = ("cellar", "attic")
+    assert not scores.official("qa1", "Where is Mary?", "attic", "attic")
+    assert scores.official("qa1", "Where is Mary?", "attic", "the attic", places)
+    assert not scores.official("qa1", "Where is Mary?", "attic", "attic, cellar", places)
+
+
+def test_exact_needs_no_labels_and_official_says_what_it_knows():
+    assert scores.exact("mine", "Who?", "Ann", " Ann ")
+    assert not scores.exact("mine", "Who?", "Ann", "ann")
+    with pytest.raises(ValueError, match="qa1 to qa20, not of 'mine'"):
+        scores.official("mine", "Who?", "Ann", "Ann")
+    with pytest.raises(ValueError, match="no score is called 'best'"):
+        scores.score("best", "qa1", "Who?", "Ann", "Ann")
+
+
+def test_every_label_is_right_for_itself_under_corrected():
+    for task, labels in scores.LABELS.items():
+        for label in labels:
+            assert scores.corrected(task, "?", label, label)
+    assert len(scores.LABELS) == 20 and len(scores.LABELS["qa19"]) == 12
+
+
+def test_wilson_against_known_values():
+    # Wilson 1927; the values of statsmodels' proportion_confint(method='wilson').
+    assert scores.wilson(90, 100) == pytest.approx((0.82563, 0.94477), abs=1e-5)
+    assert scores.wilson(0, 10) == pytest.approx((0.0, 0.27754), abs=1e-5)
+    assert scores.wilson(100, 100)[1] == 1.0
+    assert scores.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_baselines():
+    assert scores.majority(["garden", "office", "garden", "kitchen"]) == 0.5
+    assert scores.majority([]) == 0.0
+    assert scores.chance("qa6", ["yes", "no"]) == 0.5
+    assert scores.chance("qa8", ["apple", "apple,milk", "nothing"]) == pytest.approx(1 / 3)
+    assert scores.chance("mine", ["a", "b"]) == 0.5
+
+
+def test_cell_rates():
+    cell = scores.Cell("qa1", "4k", 10, {"official": 9}, reset={"official": 2})
+    assert cell.accuracy() == 0.9 and cell.reset_accuracy() == 0.2
+    assert cell.interval() == scores.wilson(9, 10)
+    assert scores.Cell("qa1", "4k", 0, {"official": 0}).accuracy() != 0.0
+
+
+def test_every_stored_prediction_file():
+    shared = os.environ.get("RMT_JAX_SHARED")
+    if not shared:
+        pytest.skip("set RMT_JAX_SHARED to the folder with data/babilong_predictions")
+    folder = Path(shared) / "data" / "babilong_predictions"
+    for name, expected in json.loads((folder / "official_scores.json").read_text()).items():
+        with open(folder / name, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        task = Path(name).name.split("_")[0]
+        right = sum(
+            scores.official(task, row["question"], row["target"], row["output"]) for row in rows
+        )
+        assert (len(rows), right) == (expected["n"], expected["correct"]), name
