@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="rmt_jax",
     version="0.1.0",
-    description="Recurrent Memory Transformer in JAX: one small model reasons over millions of tokens",
+    description="Recurrent Memory Transformer in JAX, for texts of millions of tokens",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

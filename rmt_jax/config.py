@@ -5,6 +5,7 @@ Files in `configs/` import this module alone. Every field can be set from the co
 """
 
 import dataclasses
+import difflib
 from dataclasses import dataclass, field
 
 CELLS = ("rmt", "prmt", "armt", "none")
@@ -35,6 +36,7 @@ class Model:
     remat: bool = True  # rematerialise each segment in the backward pass
     scan_layers: bool = True  # layers as one compiled loop (fast to compile) or unrolled
     dtype: str = "auto"  # compute: auto (bfloat16 on accelerators) | float32 | bfloat16
+    tied_head: bool = True  # logits through the embedding table; False: a head of its own
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    lengths: tuple[str, ...] = ("1s", "2s", "4s")  # "4s": 4 segments; "4k": BABILong's; "0k": facts only
+    lengths: tuple[str, ...] = (
+        "1s",
+        "2s",
+        "4s",
+    )  # "4s": 4 segments; "4k": BABILong's; "0k": facts only
     samples: int = 100  # questions a task and length
     batch: int = 50
     every: int = 0  # steps between validations during training; 0: at the end of a stage
@@ -116,9 +122,199 @@ class Config:
     mesh: Mesh = field(default_factory=Mesh)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    init: str = ""  # weights to start from: a folder, a hub name, "backbone" (shipped); empty: random
+    init: str = (
+        ""  # weights to start from: a folder, a hub name, "backbone" (shipped); empty: random
+    )
     seed: int = 0
     log_every: int = 10
 
     def replace(self, **sections) -> "Config":
         return dataclasses.replace(self, **sections)
+
+
+def stage_value(values: tuple, stage: int):
+    """A curriculum field's value in a stage; one entry stands for all stages."""
+    return values[0] if len(values) == 1 else values[stage]
+
+
+def fields(config: Config) -> dict[str, object]:
+    """Every setting by its dotted name, `{"model.layers": 12, …}`, in the order of the tree."""
+    flat: dict[str, object] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {
+                f"{f.name}.{g.name}": getattr(value, g.name) for g in dataclasses.fields(value)
+            }
+        else:
+            flat[f.name] = value
+    return flat
+
+
+def update(config: Config, values: dict[str, object]) -> Config:
+    """A copy of `config` with dotted names set to `values`, each checked against the field's type.
+
+    Raises:
+      ConfigError: for a name that no field has, or a value of another type.
+    """
+    known = fields(config)
+    sections: dict[str, dict[str, object]] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(f"The config has no field '{name}'.{hint} --help lists all fields.")
+        section, _, leaf = name.rpartition(".")
+        sections.setdefault(section, {})[leaf] = _typed(name, value, known[name])
+    top = sections.pop("", {})
+    parts = {s: dataclasses.replace(getattr(config, s), **v) for s, v in sections.items()}
+    return dataclasses.replace(config, **parts, **top)
+
+
+def to_dict(config: Config) -> dict:
+    """The tree as nested dictionaries, ready for JSON (tuples become lists there)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(tree: dict) -> Config:
+    """The typed tree back from `to_dict`, or from JSON.
+
+    Raises:
+      ConfigError: for unknown names and wrong types, as `update`.
+    """
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{leaf}": v for leaf, v in value.items()}
+        else:
+            flat[name] = value
+    return update(Config(), flat)
+
+
+def _typed(name: str, value: object, like: object) -> object:
+    """`value` as the type of the field's present value `like`; a tuple's items are alike."""
+    wrong = ConfigError(f"config.{name} takes {_kind(like, name)}, but got {value!r}.")
+    if isinstance(like, bool):
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if isinstance(like, tuple):
+        items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        item = _item(name)
+        return tuple(_typed(name, v, item) for v in items)
+    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) or type(value) is not type(like):
+        raise wrong
+    return value
+
+
+def _item(name: str) -> object:
+    """An example item of a tuple field, from its annotation (the tuple itself may be empty)."""
+    section, _, leaf = name.rpartition(".")
+    owner = type(getattr(Config(), section)) if section else Config
+    text = str(owner.__annotations__[leaf])
+    return 0 if "int" in text else 0.0 if "float" in text else ""
+
+
+def _kind(like: object, name: str) -> str:
+    if isinstance(like, tuple):
+        return f"a list of {_kind(_item(name), name)}s"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[
+        type(like)
+    ]
+
+
+def validate(config: Config) -> None:
+    """Checks what can be checked without data or devices.
+
+    Raises:
+      ConfigError: one sentence with the numbers and the way out.
+    """
+    m, p, d, c = config.model, config.prompt, config.data, config.curriculum
+    _one_of("model.cell", m.cell, CELLS)
+    _one_of("model.positions", m.positions, POSITIONS)
+    _one_of("model.position_layout", m.position_layout, ("plain", "wrap_pos"))
+    _one_of("model.dtype", m.dtype, ("auto", "float32", "bfloat16"))
+    _one_of("prompt.source", p.source, PROMPT_SOURCES)
+    _one_of("prompt.place", p.place, PROMPT_PLACES)
+    _one_of("data.facts", d.facts, ("simulated", "official"))
+    _one_of("data.align", d.align, ("left", "right"))
+    _one_of("optimizer.name", config.optimizer.name, ("adamw", "muon"))
+    _one_of("optimizer.decay", config.optimizer.decay, ("linear", "cosine", "constant"))
+    for name in ("layers", "width", "heads", "max_positions", "segment_tokens", "d_mem", "nu"):
+        _at_least(f"model.{name}", getattr(m, name), 1)
+    for name in ("memory_tokens", "conv_width", "bptt"):
+        _at_least(f"model.{name}", getattr(m, name), 0)
+    if m.width % m.heads:
+        raise ConfigError(
+            f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width that"
+            f" is a multiple of the heads, e.g. {m.heads * max(1, round(m.width / m.heads))}."
+        )
+    if m.cell in ("rmt", "prmt", "armt") and m.memory_tokens == 0:
+        raise ConfigError(
+            f"model.cell '{m.cell}' needs memory tokens, but model.memory_tokens is 0: set it to 1"
+            " or more, or take model.cell=none."
+        )
+    prompt = 0 if p.source == "none" else p.tokens
+    sides = {"rmt": 2, "prmt": 2, "armt": 1, "none": 0}[m.cell]
+    need = sides * m.memory_tokens + prompt + m.segment_tokens
+    if m.positions == "learned" and m.position_layout == "plain" and need > m.max_positions:
+        raise ConfigError(
+            f"{sides}·{m.memory_tokens} memory + {prompt} prompt + {m.segment_tokens:,} segment"
+            f" tokens = {need:,} positions, but the backbone has {m.max_positions:,}: lower"
+            f" model.segment_tokens to {max(1, m.segment_tokens - need + m.max_positions):,} or"
+            " raise model.max_positions."
+        )
+    if not d.tasks:
+        raise ConfigError("data.tasks is empty: name at least one task, e.g. qa1.")
+    for task in d.tasks:
+        _one_of("data.tasks", task, tuple(f"qa{i}" for i in range(1, 21)))
+    if len(set(d.tasks)) < len(d.tasks):
+        raise ConfigError(f"data.tasks names a task twice: {','.join(d.tasks)}.")
+    if d.weights and (len(d.weights) != len(d.tasks) or min(d.weights) < 0 or not sum(d.weights)):
+        raise ConfigError(
+            f"data.weights has {len(d.weights)} numbers for {len(d.tasks)} tasks: give one weight"
+            " of 0 or more for each task (not all 0), or none at all."
+        )
+    if d.facts == "official" and not d.babi_dir:
+        raise ConfigError(
+            "data.facts=official needs data.babi_dir, the folder of the bAbI text files"
+            " (qa1_single-supporting-fact_train.txt, …)."
+        )
+    stages = len(c.segments)
+    if not stages:
+        raise ConfigError("curriculum.segments is empty: a curriculum needs at least one stage.")
+    for name, value in dataclasses.asdict(c).items():
+        if len(value) not in (1, stages):
+            raise ConfigError(
+                f"curriculum.{name} has {len(value)} entries for {stages} stages"
+                f" (curriculum.segments): give {stages}, or one for all stages."
+            )
+    for name in ("segments", "batch"):
+        for value in getattr(c, name):
+            _at_least(f"curriculum.{name}", value, 1)
+    for value in c.steps:
+        _at_least("curriculum.steps", value, 0)
+    for value in c.background:
+        if not 0 <= value <= 1:
+            raise ConfigError(f"curriculum.background is a probability, but got {value}.")
+    if config.optimizer.accumulate < 1 or any(b % config.optimizer.accumulate for b in c.batch):
+        raise ConfigError(
+            f"optimizer.accumulate {config.optimizer.accumulate} does not divide the batches"
+            f" {c.batch}: every curriculum.batch must be a multiple of it."
+        )
+    for name in ("samples", "batch"):
+        _at_least(f"evaluation.{name}", getattr(config.evaluation, name), 1)
+    for name in ("every", "keep"):
+        _at_least(f"checkpoint.{name}", getattr(config.checkpoint, name), 1)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"config.{name} must be one of {', '.join(choices)}, but got '{value}'.")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"config.{name} must be {least} or more, but got {value}.")

@@ -33,7 +33,8 @@ class Batch(NamedTuple):
     token t is predicted at place `at + t`. Answer tokens also stand in `tokens` (teacher forcing).
 
     Worked example, B = 1, S = 2, L = 8, R = 1, Q = 1, T = 2; ids: 5 'Mary', 6 ' moved', 7 ' to',
-    8 ' the', 9 ' garden', 10 '.', 11 ' Where', 12 ' is', 13 ' Mary', 14 '?', 1 ANSWER, 2 END, 0 PAD:
+    8 ' the', 9 ' garden', 10 '.', 11 ' Where', 12 ' is', 13 ' Mary', 14 '?', 1 ANSWER, 2 END,
+    0 PAD:
 
         tokens [[[5, 6, 7, 8, 9, 10, 0, 0], [11, 12, 13, 14, 1, 9, 2, 0]]]
         mask   [[[1, 1, 1, 1, 1,  1, 0, 0], [ 1,  1,  1,  1, 1, 1, 1, 0]]]
@@ -51,7 +52,9 @@ class Batch(NamedTuple):
     at: Array  # i32[B, R, Q]
     answer: Array  # i32[B, R, Q, T]
     weight: Array  # f32[B, R, Q, T]  loss weight; 0 where no answer token stands
-    row: Array  # i32[B, R, Q]   metrics row of the question: task index, or len(tasks) for auxiliary
+    row: (
+        Array  # i32[B, R, Q]   metrics row of the question: task index, or len(tasks) for auxiliary
+    )
 
 
 class Segment(NamedTuple):
@@ -62,7 +65,7 @@ class Segment(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """The task prompt as the model sees it; `first` tells the place `start` where it may be seen."""
+    """The task prompt as the model sees it."""
 
     tokens: Array  # i32[B, P]
     mask: Array  # bool[B, P]

@@ -1,0 +1,53 @@
+"""What a person sees while it trains: a bar, and `metrics.jsonl` for the curves."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over the curriculum's tokens (stages differ in tokens a step, so steps would lie about
+    the time left), and one JSON line a log."""
+
+    def __init__(self, file: Path, total_tokens: int, done_tokens: int):
+        self._file = open(file, "a", encoding="utf-8", buffering=1)
+        self._bar = tqdm(
+            total=total_tokens,
+            initial=done_tokens,
+            unit="tok",
+            unit_scale=True,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,
+            bar_format="{percentage:3.0f}% |{bar:16}| {desc} [{elapsed}<{remaining}, {rate_fmt}]",
+        )
+        self._start = time.monotonic()
+
+    def advance(self, tokens: int) -> None:
+        self._bar.update(tokens)
+
+    def log(self, record: dict) -> None:
+        """Writes one line and shows it: `record` has step, stage, loss and accuracies."""
+        record = {"seconds": round(time.monotonic() - self._start, 2), **record}
+        self._file.write(json.dumps(record) + "\n")
+        if "loss" in record and record.get("split", "train") == "train":
+            shown = " ".join(
+                f"{name.removeprefix('accuracy/')[:4]} {100 * value:.0f}"
+                for name, value in record.items()
+                if name.startswith("accuracy/")
+            )
+            self._bar.set_description_str(
+                f"step {record['step']} stage {record['stage']} loss {record['loss']:.3f} {shown}",
+                refresh=False,
+            )
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()

@@ -1,0 +1,86 @@
+"""`step(state, batch) -> state, sums`: pure functions, the only code that computes gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmt_jax import metrics, models
+from rmt_jax.losses import answer_sums
+from rmt_jax.models.recurrence import answer_logits
+from rmt_jax.shapes import Batch, Sums
+
+Params = Any  # nested dict of arrays
+
+
+class TrainState(NamedTuple):
+    """All that changes while training; the data need nothing but `step`."""
+
+    step: jax.Array  # i32[]
+    params: Params  # float32
+    opt: Any
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_train_step(
+    static: Any,
+    optimizer: optax.GradientTransformation,
+    rows: int,
+    *,
+    bptt: int,
+    remat: bool,
+    accumulate: int = 1,
+):
+    """The train step of one model.
+
+    Args:
+      static: the static part of the model (`models.split`).
+      rows: metric rows, len(tasks) + 1.
+      bptt: segments that gradients flow back through; 0: all.
+      accumulate: microbatches; their gradients are of sums, so that any split of the batch gives
+        the same step up to rounding.
+    """
+
+    def loss(params: Params, batch: Batch, scale: jax.Array):
+        model = models.merge(static, params)
+        logits = answer_logits(model, batch, bptt=bptt, remat=remat)
+        total, sums = answer_sums(logits, batch, rows)
+        return total * scale, sums
+
+    gradient = jax.grad(loss, has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        scale = 1.0 / jnp.maximum(batch.weight.sum(), 1e-9)
+        if accumulate == 1:
+            grads, sums = gradient(state.params, batch, scale)
+        else:
+            # Row i goes to microbatch i mod n: each keeps rows of every device.
+            micro = jax.tree.map(
+                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+            )
+
+            def body(carry, part):
+                grads, sums = gradient(state.params, part, scale)
+                return jax.tree.map(jnp.add, carry, (grads, sums)), None
+
+            start = (jax.tree.map(jnp.zeros_like, state.params), metrics.zeros(rows))
+            (grads, sums), _ = jax.lax.scan(body, start, micro)
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt), sums
+
+    return step
+
+
+def make_eval_step(static: Any, rows: int):
+    """Teacher-forced sums of a batch; free-running answers are `rmt_jax.evaluate`'s."""
+
+    def step(params: Params, batch: Batch) -> Sums:
+        model = models.merge(static, params)
+        return answer_sums(answer_logits(model, batch, bptt=0, remat=False), batch, rows)[1]
+
+    return step

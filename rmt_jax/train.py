@@ -1,0 +1,24 @@
+"""Trains one recurrent memory transformer on several tasks at once, from a config to a result.
+
+    python -m rmt_jax.train --config configs/multitask.py[:PRESET] [--workdir DIR]
+                            [--config.section.field=VALUE …]
+
+A second start with the same --workdir continues where the first one stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from rmt_jax import command
+
+
+def main(argv: list[str]) -> int:
+    config, args = command.parse(argv, __doc__ or "")
+    # JAX, Grain and the tokenizer load only now: --help answers at once.
+    from rmt_jax import training, workdir
+
+    return training.run(config, Path(args.workdir) if args.workdir else workdir.default_path())
+
+
+if __name__ == "__main__":
+    command.run(main, sys.argv[1:])

@@ -1,0 +1,93 @@
+"""The folder of a run: who owns it, which config it was started with, where things lie.
+
+WORKDIR/config.json          the typed config, as it ran
+WORKDIR/metrics.jsonl        one JSON object a log line: step, loss, accuracies, speeds
+WORKDIR/checkpoints/STEP/    train states (Orbax)
+WORKDIR/weights.safetensors  the chosen weights, with tokenizer/ beside: what `rmt_jax.load` reads
+WORKDIR/results/             tables and pictures
+"""
+
+import datetime
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from rmt_jax import config as cfg
+from rmt_jax.config import Config, ConfigError
+
+# Fields that may change between the start of a run and its continuation: none of them touches the
+# shapes of what was saved or which batch a step sees.
+FREE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.workers", "data.babi_dir")
+
+
+def default_path() -> Path:
+    return Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+
+
+class Workdir:
+    """An owned run folder; a second run on the same folder is refused while the first lives."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "a+")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"--workdir {path} is not a folder: choose another name.") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.seek(0)
+            raise ConfigError(
+                f"Another run (process {self._lock.read().strip() or 'unknown'}) is writing to"
+                f" {path}: wait for it, stop it, or choose another --workdir."
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def settle(self, config: Config) -> None:
+        """Writes the config of a new run, or checks that a continued one has the same.
+
+        Raises:
+          ConfigError: naming the fields that changed since the run was started.
+        """
+        file = self.path / "config.json"
+        if file.exists():
+            was, now = cfg.fields(read_config(file)), cfg.fields(config)
+            changed = [
+                f"{name} was {was[name]!r} and is {now[name]!r}"
+                for name in now
+                if was[name] != now[name] and not name.startswith(FREE)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{self.path} holds a run with another config ({'; '.join(changed)}): choose"
+                    " another --workdir, or give the same settings to continue it."
+                )
+        write_text(file, json.dumps(cfg.to_dict(config), indent=1))
+
+
+def read_config(file: Path) -> Config:
+    """The typed config from a run's `config.json`.
+
+    Raises:
+      ConfigError: no such file, or not ours.
+    """
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"There is no {file.name} in {file.parent}: it is not a run's folder."
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{file} is not JSON ({error}).") from error
+    return cfg.from_dict(tree)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes whole or not at all."""
+    temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
