@@ -131,7 +131,7 @@ def test_wilson_against_known_values():
     # Wilson 1927; the values of statsmodels' proportion_confint(method='wilson').
     assert scores.wilson(90, 100) == pytest.approx((0.82563, 0.94477), abs=1e-5)
     assert scores.wilson(0, 10) == pytest.approx((0.0, 0.27754), abs=1e-5)
-    assert scores.wilson(100, 100)[1] == 1.0
+    assert scores.wilson(100, 100)[1] == pytest.approx(1.0)
     assert scores.wilson(0, 0) == (0.0, 1.0)
 
 
