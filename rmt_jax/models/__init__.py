@@ -1,0 +1,38 @@
+"""Backbone, memory cells, recurrence, weights.
+
+`build` makes a model, `split` takes it apart into a static part and a plain tree of arrays, `merge`
+puts it together again (inside `jax.jit`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from rmt_jax import config as settings
+from rmt_jax.models.cells import CELLS, Memory, Plain
+from rmt_jax.models.sizes import check
+
+__all__ = ["Memory", "build", "check", "merge", "split"]
+
+
+def build(
+    config: settings.Model, prompt: settings.Prompt, vocab: int, tasks: int, rngs: nnx.Rngs
+) -> Plain:
+    """A freshly drawn model. `tasks`: how many (rows of the learned prompt).
+
+    Raises ConfigError when the sizes don't fit together.
+    """
+    check(config, prompt)
+    return CELLS[config.cell](config, prompt, vocab, tasks, rngs)
+
+
+def split(model: Plain) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """The static part, and nested dicts of arrays; '/'.join(keys) names a weight."""
+    graph, state = nnx.split(model)
+    return graph, nnx.to_pure_dict(state)
+
+
+def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> Plain:
+    """The inverse of `split`; cheap, meant for the inside of a jitted function."""
+    return nnx.merge(graph, params)

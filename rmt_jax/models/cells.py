@@ -1,0 +1,210 @@
+"""Memory cells: one interface, four tenants.
+
+`initial(batch) -> Memory`, `step(memory, segment, prompt) -> hidden, Memory`. A segment that is all
+padding leaves the memory as it was, bit for bit. A cell differs from the plain backbone in what
+stands around the text and in what happens before and after each layer, and in nothing else.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rmt_jax import config as settings
+from rmt_jax.models import attention
+from rmt_jax.models.gpt2 import Backbone, Past, View
+from rmt_jax.models.prompts import TaskPrompt
+from rmt_jax.shapes import Prompt, Segment
+
+
+class Memory(NamedTuple):
+    """The whole carry of the recurrence; float32 whatever the compute dtype is."""
+
+    state: Any  # none: () | rmt: [B, M, D] | prmt: [layers, B, M, D] | armt: `Associations`
+    started: jax.Array  # bool[B]  a segment with tokens was read
+
+
+class Part(NamedTuple):
+    """A stretch of the model's input: embeddings [B, n, D] and mask bool[B, n]."""
+
+    embedded: jax.Array
+    mask: jax.Array
+    convolved: bool = False  # the short convolution runs over it
+    rows: jax.Array | None = None  # own rows of the position table (`wrap_pos`)
+
+
+class Plain(nnx.Module):
+    """No memory: every segment for itself. Also what the other cells have in common."""
+
+    reading = writing = False  # memory tokens in front of the text, behind it
+    batch_axis = 0  # of the arrays in `Memory.state`
+
+    def __init__(
+        self,
+        config: settings.Model,
+        prompt: settings.Prompt,
+        vocab: int,
+        tasks: int,
+        rngs: nnx.Rngs,
+    ):
+        self.memory_tokens, self.heads = config.memory_tokens, config.heads
+        self.alibi = config.positions == "alibi"
+        self.wrapped = config.position_layout == "wrap_pos"
+        self.backbone = Backbone(config, vocab, self.position_rows(config), rngs)
+        self.prompt = TaskPrompt(prompt, tasks, config.width, rngs)
+
+    @classmethod
+    def position_rows(cls, config: settings.Model) -> int:
+        """Rows of the position table; `wrap_pos` grows it by a row a memory token (SPEC 1, 2)."""
+        if config.positions != "learned":
+            return 0
+        grown = (cls.reading + cls.writing) * config.memory_tokens
+        return config.max_positions + (grown if config.position_layout == "wrap_pos" else 0)
+
+    def initial(self, batch: int) -> Memory:
+        return Memory(self._initial_state(batch), jnp.zeros(batch, bool))
+
+    def step(self, memory: Memory, segment: Segment, prompt: Prompt | None = None):
+        """Reads one segment. Returns hidden [B, L, D] after the final LayerNorm, and `Memory`."""
+        x, view = self.enter(memory, segment, prompt)
+        x, state = self.layers(x, memory, view)
+        return self.leave(memory, segment, x, state, view)
+
+    def enter(
+        self, memory: Memory, segment: Segment, prompt: Prompt | None, decoding: bool = False
+    ) -> tuple[jax.Array, View]:
+        """The input of the first layer: [read memory; prompt; text; write memory], as many as
+        the cell has (no write memory while decoding)."""
+        table = self.backbone.dtype
+        text = Part(self.backbone.embed(segment.tokens), jnp.asarray(segment.mask), True)
+        told = self.prompt(self.backbone, prompt, memory.started)
+        parts = [text] if told is None else [Part(*told, True), text]
+        tokens = self._memory_tokens(memory)
+        if tokens is not None:
+            tokens = Part(tokens.astype(table), jnp.ones(tokens.shape[:2], bool))
+        reads = self.reading and tokens is not None
+        writes = self.writing and tokens is not None and not decoding
+        if reads:
+            parts = [tokens, *parts]
+        if writes:
+            parts = [*parts, tokens._replace(rows=self._write_rows())]
+        return self._join(parts, reads * self.memory_tokens, writes * self.memory_tokens)
+
+    def layers(self, x: jax.Array, memory: Memory, view: View):
+        """All layers over [B, N, D]; the new state of layer-wise cells comes back beside it."""
+
+        def body(x, inputs):
+            weights, state = inputs
+            x, state, _ = self.layer(weights, x, state, memory.started, view)
+            return x, state
+
+        inputs = (self.layer_weights(), self._layer_state(memory))
+        return jax.lax.scan(body, x, inputs, unroll=self.backbone.unroll)
+
+    def layer(
+        self,
+        weights: Any,
+        x: jax.Array,
+        state: Any,
+        started: jax.Array,
+        view: View,
+        past: Past | None = None,
+    ):
+        """One layer, of which `weights` and `state` are the slices. Returns x, state, Past."""
+        module = self._layer_module(weights)
+        x = self._before(module, x, state, view)
+        x, seen = module["block"](x, view, past)
+        return x, self._after(module, x, state, started, view), seen
+
+    def leave(self, memory: Memory, segment: Segment, x: jax.Array, state: Any, view: View):
+        """From the last layer's output to hidden [B, L, D] and the next `Memory`."""
+        stop = x.shape[1] - view.writes
+        text = x[:, stop - segment.tokens.shape[1] : stop]
+        new = self._carry(state, x, view)
+        moved = jnp.asarray(segment.mask).any(axis=1)
+
+        def keep(new, old):
+            shape = [1] * old.ndim
+            shape[self.batch_axis] = -1
+            return jnp.where(moved.reshape(shape), new.astype(old.dtype), old)
+
+        state = jax.tree.map(keep, new, memory.state)
+        return self.backbone.ln_f(text), Memory(state, memory.started | moved)
+
+    def _join(self, parts: list[Part], reads: int, writes: int) -> tuple[jax.Array, View]:
+        mask = jnp.concatenate([part.mask for part in parts], axis=1)
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        placed, sections, start = [], [], 0
+        for part in parts:
+            stop = start + part.embedded.shape[1]
+            rows = positions[:, start:stop] if part.rows is None else part.rows
+            placed.append(part.embedded + self.backbone.place(rows))
+            if part.convolved:
+                sections.append((start, stop))
+            start = stop
+        causal = jnp.tril(jnp.ones((start, start), bool))
+        bias = attention.alibi(self.heads, positions, positions) if self.alibi else None
+        visible = causal & mask[:, None, :]
+        view = View(positions, mask, visible, bias, tuple(sections), reads, writes)
+        return jnp.concatenate(placed, axis=1), view
+
+    def _write_rows(self) -> jax.Array | None:
+        if not self.wrapped:
+            return None
+        rows = self.backbone.wpe.shape[0]
+        return jnp.arange(rows - self.memory_tokens, rows)[None]
+
+    # What a cell may say differently.
+
+    def layer_weights(self) -> Any:
+        """Arrays of all layers, layer first."""
+        return {"block": nnx.split(self.backbone.blocks)[1]}
+
+    def _layer_module(self, weights: Any) -> dict[str, Any]:
+        graphs = {"block": nnx.split(self.backbone.blocks)[0]}
+        return {name: nnx.merge(graphs[name], weights[name]) for name in graphs}
+
+    def _initial_state(self, batch: int) -> Any:
+        return ()
+
+    def _memory_tokens(self, memory: Memory) -> jax.Array | None:
+        """Embeddings of the memory tokens, [B, M, D]."""
+        return None
+
+    def _layer_state(self, memory: Memory) -> Any:
+        """What each layer carries from segment to segment, layer first."""
+        return ()
+
+    def _before(self, module: Any, x: jax.Array, state: Any, view: View) -> jax.Array:
+        return x
+
+    def _after(self, module: Any, x: jax.Array, state: Any, started: jax.Array, view: View) -> Any:
+        return state
+
+    def _carry(self, state: Any, x: jax.Array, view: View) -> Any:
+        return state
+
+
+class RMT(Plain):
+    """Memory tokens through the whole depth (Bulatov et al. 2022)."""
+
+    reading = writing = True
+
+    def __init__(self, config, prompt, vocab, tasks, rngs):
+        super().__init__(config, prompt, vocab, tasks, rngs)
+        # One scalar deviation over the whole embedding matrix, as the authors draw it.
+        noise = jax.random.normal(rngs.params(), (config.memory_tokens, config.width))
+        self.memory = nnx.Param(self.backbone.wte[...].std() * noise)
+
+    def _initial_state(self, batch: int):
+        return jnp.broadcast_to(self.memory[...], (batch, *self.memory.shape))
+
+    def _memory_tokens(self, memory: Memory):
+        return memory.state
+
+    def _carry(self, state, x, view: View):
+        return self.backbone.ln_f(x[:, -view.writes :])
+
+
+CELLS: dict[str, type[Plain]] = {"none": Plain, "rmt": RMT}

@@ -1,0 +1,187 @@
+"""GPT-2's block, exactly, when `positions` is `learned` and `conv_width` is 0 (Radford et al. 2019).
+
+Every weight of the blocks is stored with the layer as its first axis, whether the layers run as one
+compiled loop or unrolled: one layout for checkpoints, sharding and the diagonal schedule.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rmt_jax import config as settings
+from rmt_jax.models import attention
+
+EPSILON = 1e-5  # of every LayerNorm, as in GPT-2
+STD = 0.02  # of every weight at the start, as in GPT-2
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["positions", "mask", "visible", "bias"],
+    meta_fields=["sections", "reads", "writes"],
+)
+@dataclass(frozen=True)
+class View:
+    """Where the places of one segment stand and what they may see: the same for every layer."""
+
+    positions: jax.Array  # i32[B, N]  real tokens before this place
+    mask: jax.Array  # bool[B, N]  False: padding
+    visible: jax.Array  # bool[B, N, K]  place n may look at key k
+    bias: jax.Array | None  # f32[B, H, N, K]  ALiBi's, else None
+    sections: tuple[tuple[int, int], ...]  # [start, stop) of the parts that a convolution runs over
+    reads: int = 0  # places of read memory in front
+    writes: int = 0  # places of write memory at the end
+
+
+class Past(NamedTuple):
+    """What a layer keeps of the places it has seen, to decode the next one."""
+
+    keys: jax.Array  # [B, K, H, d]
+    values: jax.Array  # [B, K, H, d]
+    inputs: jax.Array  # [B, conv_width - 1, D]  last inputs of the convolution; width 0 without
+
+
+class Linear(nnx.Module):
+    """`layers` affine maps in one array. HF's Conv1D has the same (in, out) layout."""
+
+    def __init__(self, layers: int, inputs: int, outputs: int, rngs: nnx.Rngs, std: float = STD):
+        shape = (layers, inputs, outputs)
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros((layers, outputs)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Inside a layer: kernel [inputs, outputs]; computed in the dtype of `x`."""
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Statistics in float32; the result has the dtype of the input."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.scale = nnx.Param(jnp.ones(shape))
+        self.bias = nnx.Param(jnp.zeros(shape))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        exact = x.astype(jnp.float32)
+        exact = exact - exact.mean(axis=-1, keepdims=True)
+        variance = jnp.square(exact).mean(axis=-1, keepdims=True)
+        y = exact * jax.lax.rsqrt(variance + EPSILON)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def convolve(kernel: jax.Array, inputs: jax.Array, before: jax.Array) -> jax.Array:
+    """Causal depthwise convolution as a sum of shifted copies.
+
+    kernel [W, D], kernel[j] weighs the token j places back; inputs [B, N, D]; before [B, W - 1, D]
+    is what stood in front of them. Returns [B, N, D].
+    """
+    width, places = kernel.shape[0], inputs.shape[1]
+    padded = jnp.concatenate([before, inputs], axis=1)
+    shifted = (padded[:, width - 1 - j : width - 1 - j + places] for j in range(width))
+    return sum(kernel[j].astype(inputs.dtype) * x for j, x in enumerate(shifted))  # pyright: ignore
+
+
+class Block(nnx.Module):
+    """All blocks of the backbone, stacked; called on one layer's slice of them."""
+
+    def __init__(self, config: settings.Model, rngs: nnx.Rngs):
+        layers, width = config.layers, config.width
+        residual = STD / (2 * layers) ** 0.5
+        self.heads, self.rotary, self.conv_width = (
+            config.heads,
+            config.positions == "rotary",
+            config.conv_width,
+        )
+        self.ln_1 = LayerNorm((layers, width))
+        self.qkv = Linear(layers, width, 3 * width, rngs)
+        self.out = Linear(layers, width, width, rngs, residual)
+        self.ln_2 = LayerNorm((layers, width))
+        self.up = Linear(layers, width, 4 * width, rngs)
+        self.down = Linear(layers, 4 * width, width, rngs, residual)
+        if config.conv_width:  # zero: the convolution starts as nothing
+            self.conv = nnx.Param(jnp.zeros((layers, config.conv_width, width)))
+
+    def __call__(self, x: jax.Array, view: View, past: Past | None = None):
+        """x [B, N, D] -> x [B, N, D] and the `Past` of these N places (not of earlier ones)."""
+        batch, places, width = x.shape
+        normal = self.ln_1(x)
+        looked, inputs = self._look_back(normal, view, past)
+        qkv = self.qkv(looked).reshape(batch, places, 3, self.heads, width // self.heads)
+        queries, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.rotary:
+            queries = attention.rotate(queries, view.positions)
+            keys = attention.rotate(keys, view.positions)
+        seen = Past(keys, values, inputs)
+        if past is not None:
+            keys = jnp.concatenate([past.keys, keys], axis=1)
+            values = jnp.concatenate([past.values, values], axis=1)
+        y = attention.attend(queries, keys, values, view.visible, view.bias)
+        x = x + self.out(y.reshape(batch, places, width))
+        x = x + self.down(jax.nn.gelu(self.up(self.ln_2(x)), approximate=True))
+        return x, seen
+
+    def _look_back(self, normal: jax.Array, view: View, past: Past | None):
+        """The short convolution's share of the attention input, for prompt and text apart.
+
+        Memory tokens take no part; padding counts as zeros, like what stands before a section.
+        """
+        batch, _, width = normal.shape
+        empty = jnp.zeros((batch, max(self.conv_width - 1, 0), width), normal.dtype)
+        if not self.conv_width:
+            return normal, empty
+        real = jnp.where(view.mask[:, :, None], normal, 0)
+        inputs = empty
+        for start, stop in view.sections:
+            before = empty if past is None else past.inputs
+            section = real[:, start:stop]
+            share = convolve(self.conv[...], section, before)
+            normal = normal.at[:, start:stop].add(share)
+            inputs = jnp.concatenate([before, section], axis=1)[:, stop - start :]
+        return normal, inputs
+
+
+class Backbone(nnx.Module):
+    """Embeddings, blocks, final LayerNorm and head."""
+
+    def __init__(self, config: settings.Model, vocab: int, rows: int, rngs: nnx.Rngs):
+        """`rows`: of the position table (0: none)."""
+        self.unroll = 1 if config.scan_layers else config.layers
+        self.dtype = compute_dtype(config.dtype)
+        self.wte = nnx.Param(STD * jax.random.normal(rngs.params(), (vocab, config.width)))
+        if rows:
+            self.wpe = nnx.Param(STD * jax.random.normal(rngs.params(), (rows, config.width)))
+        self.blocks = Block(config, rngs)
+        self.ln_f = LayerNorm((config.width,))
+        if not config.tied_head:
+            self.head = nnx.Param(STD * jax.random.normal(rngs.params(), (vocab, config.width)))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """i32[...] -> [..., D] in the compute dtype."""
+        return self.wte[...].astype(self.dtype)[tokens]
+
+    def place(self, rows: jax.Array) -> jax.Array:
+        """Rows of the position table, i32[...] -> [..., D]; zero when there is no table."""
+        if not hasattr(self, "wpe"):
+            return jnp.zeros((), self.dtype)
+        return self.wpe[...].astype(self.dtype)[rows]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], after the final LayerNorm -> f32[..., V]. Tied to the embedding, or not."""
+        table = self.head if hasattr(self, "head") else self.wte
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            table[...].astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """`auto` is bfloat16 on accelerators; on a CPU XLA's bfloat16 is slower than float32."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

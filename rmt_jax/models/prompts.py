@@ -1,0 +1,40 @@
+"""The task prompt: what the model is told about its task, as embeddings.
+
+Where the words come from (question, description, both) is settled by the data, which puts their
+tokens in the batch; here they go through the model's own embedding table, so that a task never
+trained on can be described too. The source `learned` is a table of free vectors instead.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rmt_jax import config as settings
+from rmt_jax.models.gpt2 import STD, Backbone
+from rmt_jax.shapes import Prompt
+
+
+class TaskPrompt(nnx.Module):
+    """Embeddings and mask of the prompt for one segment."""
+
+    def __init__(self, config: settings.Prompt, tasks: int, width: int, rngs: nnx.Rngs):
+        self.source, self.place = config.source, config.place
+        if config.source == "learned":
+            shape = (tasks, config.tokens, width)
+            self.table = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+
+    def __call__(self, backbone: Backbone, prompt: Prompt | None, started: jax.Array):
+        """Returns [B, P, D] and bool[B, P]; None where there is no prompt at all.
+
+        started bool[B]: a segment was read before; the place `start` hides the prompt from then on.
+        """
+        if prompt is None or self.source == "none":
+            return None
+        if self.source == "learned":
+            embedded = self.table[...].astype(backbone.dtype)[prompt.task]
+            mask = jnp.ones(embedded.shape[:2], bool)
+        else:
+            embedded, mask = backbone.embed(prompt.tokens), jnp.asarray(prompt.mask)
+        if self.place == "start":
+            mask = mask & ~started[:, None]
+        return embedded, mask

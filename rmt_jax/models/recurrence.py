@@ -1,0 +1,98 @@
+"""Reading a text: `jax.lax.scan` over its segments; the carry is `Memory` and nothing else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rmt_jax.models.cells import Memory, Plain
+from rmt_jax.shapes import Batch, Prompt, Segment
+
+
+def read(
+    model: Plain,
+    memory: Memory,
+    tokens: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt | None = None,
+    *,
+    remat: bool = False,
+) -> Memory:
+    """Reads tokens i32[B, S, L] with mask bool[B, S, L], keeping nothing but the memory."""
+
+    def body(memory: Memory, segment: Segment):
+        return model.step(memory, segment, prompt)[1], None
+
+    return jax.lax.scan(_checkpointed(body, remat), memory, _segments(tokens, mask))[0]
+
+
+def all_logits(
+    model: Plain,
+    memory: Memory,
+    tokens: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt | None = None,
+) -> tuple[jax.Array, Memory]:
+    """Logits f32[B, S, L, V] of every token: for small inputs, tests and inspection."""
+
+    def body(memory: Memory, segment: Segment):
+        hidden, memory = model.step(memory, segment, prompt)
+        return memory, model.backbone.logits(hidden)
+
+    memory, logits = jax.lax.scan(body, memory, _segments(tokens, mask))
+    return jnp.moveaxis(logits, 0, 1), memory
+
+
+def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = True) -> jax.Array:
+    """Logits f32[B, R, Q, T, V] where answers stand, and nowhere else.
+
+    bptt: segments from the end that gradients flow back through (0: all). It is a real cut: what
+    lies before runs outside the differentiated loop, on weights without gradient, so that nothing
+    of it is stored. The R answered segments always lie behind the cut. remat: run each segment
+    again in the backward pass rather than keep its activations.
+    """
+    length, answered = batch.tokens.shape[1], batch.at.shape[1]
+    prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
+    silent = length - answered
+    cut = max(0, length - max(bptt, answered)) if bptt else 0
+    memory = model.initial(batch.tokens.shape[0])
+    if cut:
+        memory = jax.lax.stop_gradient(
+            read(_frozen(model), memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
+        )
+    if silent > cut:
+        tokens, mask = batch.tokens[:, cut:silent], batch.mask[:, cut:silent]
+        memory = read(model, memory, tokens, mask, prompt, remat=remat)
+
+    def body(memory: Memory, inputs: tuple[Segment, jax.Array]):
+        segment, at = inputs
+        hidden, memory = model.step(memory, segment, prompt)
+        return memory, _gather(hidden, at, batch.answer.shape[-1])
+
+    segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
+    inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1))
+    _, hidden = jax.lax.scan(_checkpointed(body, remat), memory, inputs)
+    return model.backbone.logits(jnp.moveaxis(hidden, 0, 1))
+
+
+def _gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
+    """hidden [B, L, D] at places at + t -> [B, Q, T, D]; at i32[B, Q]."""
+    places = at[:, :, None] + jnp.arange(answer_tokens)
+    places = jnp.minimum(places, hidden.shape[1] - 1)  # past the end: weight 0 stands there
+    return jax.vmap(lambda row, index: row[index])(hidden, places)
+
+
+def _segments(tokens: jax.Array, mask: jax.Array) -> Segment:
+    """Segment first, as `scan` wants it."""
+    return Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
+
+
+def _checkpointed(body: Any, remat: bool) -> Any:
+    # Inside a scan, common subexpressions can't undo the rematerialisation.
+    return jax.checkpoint(body, prevent_cse=False) if remat else body
+
+
+def _frozen(model: Plain) -> Plain:
+    graph, weights = nnx.split(model)
+    return nnx.merge(graph, jax.lax.stop_gradient(weights))

@@ -1,0 +1,123 @@
+"""Our own weight files: `weights.safetensors`, one entry a weight, named by its path 'a/b/c'."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmt_jax.config import Config
+
+FILE = "weights.safetensors"
+DTYPES = ("float32", "bfloat16")
+
+
+class WeightsError(ValueError):
+    """A weight file that can't be used; the message says what was found and what to do."""
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts of arrays -> {'a/b/c': array}, sorted by name."""
+    flat: dict[str, Any] = {}
+    for key in sorted(params):
+        value, name = params[key], f"{prefix}{key}"
+        flat |= flatten(value, f"{name}/") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    params: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, leaf = name.split("/")
+        place = params
+        for key in path:
+            place = place.setdefault(key, {})
+        place[leaf] = value
+    return params
+
+
+def save(
+    folder: str | Path, params: Mapping[str, Any], config: Config, dtype: str = "float32"
+) -> Path:
+    """Writes `folder/weights.safetensors` in one piece (a temporary name, then renamed).
+
+    `dtype`: float32, or bfloat16 for half the size. The config travels in the metadata.
+    """
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    if dtype not in DTYPES:
+        raise WeightsError(f"Weights are saved as {' or '.join(DTYPES)}, not {dtype!r}.")
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    # Contiguous: safetensors writes the buffer as it lies, whatever the strides say.
+    flat = {
+        name: np.ascontiguousarray(np.asarray(value).astype(kind))
+        for name, value in flatten(params).items()
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file, temporary = folder / FILE, folder / f".{FILE}.{os.getpid()}"
+    metadata = {"format": "rmt_jax", "config": json.dumps(dataclasses.asdict(config))}
+    try:
+        save_file(flat, temporary, metadata)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def load(file: str | Path) -> dict[str, Any]:
+    """Nested dicts of float32 numpy arrays from a file that `save` wrote (or its folder).
+
+    Raises WeightsError when the file is missing, cut off or not ours.
+    """
+    file = Path(file)
+    file = file / FILE if file.is_dir() else file
+    return unflatten({k: v.astype(np.float32) for k, v in read_safetensors(file).items()})
+
+
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of one file, in their own dtypes. Raises WeightsError."""
+    import ml_dtypes  # noqa: F401  (without it safetensors can't name bfloat16)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not file.is_file():
+        raise WeightsError(f"There is no weight file {file}; name a folder that holds one.")
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{file} ({file.stat().st_size:,} bytes) can't be read as safetensors: {error}. "
+            "It is cut off or something else; copy or download it again."
+        ) from error
+
+
+def adopt(params: Mapping[str, Any], loaded: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """`loaded`, after checking that it has exactly the names and shapes of `params`.
+
+    `params` may be arrays or `jax.ShapeDtypeStruct`s. Raises WeightsError with the names.
+    """
+    wanted, found = flatten(params), flatten(loaded)
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        raise WeightsError(
+            f"{what} does not hold this model's weights. Missing: {_list(missing)}. "
+            f"Left over: {_list(extra)}. The config beside it must be that of the run that made it."
+        )
+    for name, value in found.items():
+        if value.shape != wanted[name].shape:
+            raise WeightsError(
+                f"{what}: {name} has shape {list(value.shape)}, but this config makes "
+                f"{list(wanted[name].shape)}; the sizes in the config differ from the weights'."
+            )
+    return unflatten(found)
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(names[:8]) or "nothing"
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
