@@ -38,6 +38,7 @@ def small() -> Config:
             conv_width=6,
             segment_tokens=256,
             memory_tokens=16,
+            scan_layers=False,
         ),
         prompt=Prompt(source="description", place="every", tokens=16),
         optimizer=Optimizer(name="muon", adam_learning_rate=2e-3, b2=0.98, weight_decay=0.0),

@@ -258,8 +258,15 @@ def validate(config: Config) -> None:
         )
     prompt = 0 if p.source == "none" else p.tokens
     sides = {"rmt": 2, "prmt": 2, "armt": 1, "none": 0}[m.cell]
+    if m.position_layout == "wrap_pos" and sides:
+        sides -= 1  # the write memory has rows of its own
     need = sides * m.memory_tokens + prompt + m.segment_tokens
-    if m.positions == "learned" and m.position_layout == "plain" and need > m.max_positions:
+    if m.positions == "rotary" and m.width // m.heads % 2:
+        raise ConfigError(
+            f"Rotary positions turn pairs of columns, but a head has {m.width // m.heads}"
+            " (model.width / model.heads): make that an even number."
+        )
+    if m.positions == "learned" and need > m.max_positions:
         raise ConfigError(
             f"{sides}·{m.memory_tokens} memory + {prompt} prompt + {m.segment_tokens:,} segment"
             f" tokens = {need:,} positions, but the backbone has {m.max_positions:,}: lower"

@@ -59,7 +59,7 @@ def build(config: Config) -> optax.GradientTransformation:
 
 def _is_matrix(path: tuple, leaf: jax.Array) -> bool:
     """The layers' kernels: [in, out], or [layers, in, out] where layers are stacked."""
-    return getattr(path[-1], "key", None) == "kernel" and leaf.ndim >= 2
+    return path[-1].key == "kernel" and leaf.ndim >= 2
 
 
 def _matrices(params):

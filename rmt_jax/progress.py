@@ -33,12 +33,8 @@ class Progress:
         """Writes one line and shows it: `record` has step, stage, loss and accuracies."""
         record = {"seconds": round(time.monotonic() - self._start, 2), **record}
         self._file.write(json.dumps(record) + "\n")
-        if "loss" in record and record.get("split", "train") == "train":
-            shown = " ".join(
-                f"{name.removeprefix('accuracy/')[:4]} {100 * value:.0f}"
-                for name, value in record.items()
-                if name.startswith("accuracy/")
-            )
+        if "loss" in record:
+            shown = " ".join(f"{k} {100 * v:.0f}" for k, v in record["accuracy"].items())
             self._bar.set_description_str(
                 f"step {record['step']} stage {record['stage']} loss {record['loss']:.3f} {shown}",
                 refresh=False,

@@ -16,7 +16,19 @@ P = PartitionSpec
 
 # Weight name (regular expression over the whole path) -> where it lives. A leading `layers` axis
 # is never split. Small vectors are replicated: splitting them saves nothing.
-TABLE: tuple[tuple[str, PartitionSpec], ...] = ()
+TABLE: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"backbone/(wte|wpe|head)", P(None, ("fsdp", "tensor"))),
+    (r"backbone/blocks/(qkv|up)/kernel", P("fsdp", "tensor")),
+    (r"backbone/blocks/(qkv|up)/bias", P("tensor")),
+    (r"backbone/blocks/(out|down)/kernel", P("tensor", "fsdp")),
+    (r"backbone/blocks/(out|down)/bias", P()),
+    (r"backbone/blocks/(ln_1|ln_2)/(scale|bias)", P()),
+    (r"backbone/blocks/conv", P()),
+    (r"backbone/ln_f/(scale|bias)", P()),
+    (r"memory|prompt/table", P()),
+    (r"associative/(query|key|value)/kernel", P("fsdp", "tensor")),
+    (r"associative/beta/(kernel|bias)", P()),
+)
 
 
 def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:

@@ -39,7 +39,9 @@ def run(config: Config, path: Path) -> int:
     loader = Loader(config, tokenizer, "train")
     validation = Loader(config, tokenizer, "validation")
 
-    model = models.build(config, tokenizer.vocab_size, nnx.Rngs(config.seed))
+    tasks = len(config.data.tasks)
+    rngs = nnx.Rngs(config.seed)
+    model = models.build(config.model, config.prompt, tokenizer.vocab_size, tasks, rngs)
     static, params = models.split(model)
     if config.init:
         params = weights.start_from(config.init, params)
@@ -50,7 +52,7 @@ def run(config: Config, path: Path) -> int:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"model: {config.model.cell}, {count:,} weights", file=sys.stderr)
 
-    rows = len(config.data.tasks) + 1
+    rows = tasks + 1
     train = Programs(
         steps.make_train_step(
             static,

@@ -1,0 +1,113 @@
+"""What a person types, and what they are told when it is wrong."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rmt_jax import command, config
+from rmt_jax.config import Config, ConfigError
+
+ROOT = Path(__file__).parents[1]
+MULTITASK = str(ROOT / "configs" / "multitask.py")
+
+
+def parse(*overrides: str, preset: str = "") -> Config:
+    return command.parse(["--config", MULTITASK + preset, *overrides], "")[0]
+
+
+def test_presets_are_valid():
+    for preset in ("", ":small", ":smoke", ":gpt2"):
+        config.validate(parse(preset=preset))
+
+
+def test_overrides_are_typed():
+    c = parse(
+        "--config.model.layers=3",
+        "--config.data.tasks=qa1,qa2",
+        "--config.curriculum.learning_rate=1",
+        "--config.model.remat=false",
+        "--config.data.babi_dir",
+        "/tmp/x",
+        "--config.seed=7",
+    )
+    assert (c.model.layers, c.data.tasks, c.seed) == (3, ("qa1", "qa2"), 7)
+    assert c.curriculum.learning_rate == (1.0,) and isinstance(c.curriculum.learning_rate[0], float)
+    assert c.model.remat is False and c.data.babi_dir == "/tmp/x"
+
+
+def test_config_survives_json():
+    for preset in ("small", "gpt2"):
+        c = parse(preset=":" + preset)
+        assert config.from_dict(json.loads(json.dumps(config.to_dict(c)))) == c
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["--config.model.layer=3"], "no field 'model.layer'. Did you mean model.layers"),
+        (["--config.model.layers=three"], "model.layers takes a whole number, but got 'three'"),
+        (["--config.model.layers=2.5"], "model.layers takes a whole number, but got 2.5"),
+        (["--config.model.remat=maybe"], "model.remat takes true or false, but got 'maybe'"),
+        (["--config.optimizer.clip=big"], "optimizer.clip takes a number, but got 'big'"),
+        (["--config.curriculum.segments=1,x"], "curriculum.segments takes a whole number"),
+        (["--config.model.heads=3"], "model.width 128 does not divide into model.heads 3"),
+        (["--config.model.memory_tokens=0"], "needs memory tokens"),
+        (["--config.model.cell=lstm"], "must be one of rmt, prmt, armt, none, but got 'lstm'"),
+        (["--config.data.tasks=qa21"], "must be one of qa1"),
+        (["--config.data.tasks=qa1,qa1"], "names a task twice"),
+        (["--config.data.tasks="], "data.tasks is empty"),
+        (["--config.data.weights=1,2"], "has 2 numbers for 5 tasks"),
+        (["--config.data.facts=official"], "needs data.babi_dir"),
+        (["--config.curriculum.batch=0"], "curriculum.batch must be 1 or more, but got 0"),
+        (["--config.curriculum.steps=1,2"], "has 2 entries for"),
+        (["--config.curriculum.background=2"], "is a probability, but got 2"),
+        (["--config.optimizer.accumulate=5"], "does not divide the batches"),
+        (["--config.checkpoint.keep=0"], "checkpoint.keep must be 1 or more"),
+        (["--confg.model.layers=3"], "Unknown argument '--confg.model.layers=3'"),
+        (["--config.model.layers"], "needs a value"),
+    ],
+)
+def test_wrong_settings_get_a_sentence(overrides, sentence):
+    with pytest.raises((ConfigError, command.Usage), match="(?s).+") as caught:
+        parse(*overrides)
+    assert sentence in str(caught.value)
+
+
+def test_positions_that_do_not_fit_are_counted():
+    with pytest.raises(ConfigError) as caught:
+        parse("--config.model.segment_tokens=1000", preset=":gpt2")
+    assert "2·16 memory + 48 prompt + 1,000 segment tokens = 1,080 positions" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([], "--config is missing"),
+        (["--config", "nothere.py"], "There is no config file 'nothere.py'"),
+        (["--config", str(ROOT / "rmt_jax" / "shapes.py")], "has no function get_config()"),
+        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, gpt2, smoke"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
+    done = subprocess.run(
+        [sys.executable, "-m", "rmt_jax.train", *argv], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_is_quick_and_lists_every_field():
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "rmt_jax.train", "--help", "--config", MULTITASK],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert time.monotonic() - start < 2
+    assert all(name in done.stdout for name in config.fields(Config()))
