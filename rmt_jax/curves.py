@@ -1,0 +1,337 @@
+"""Lines: accuracy against length, learning curves, accuracy against the depth of the facts."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmt_jax.figures import (
+    COLOURS,
+    GREY,
+    INK,
+    PALE,
+    canvas,
+    footnote,
+    mean,
+    names,
+    save,
+    short,
+    task_order,
+)  # fmt: skip
+from rmt_jax.scores import Cell, wilson
+
+# Light for short texts, dark for long ones.
+DEPTHS = ("#BFD9E6", "#8FC1D4", "#5FA6C0", "#3587AB", "#1B668E", "#0B4566", "#06283D")
+REFERENCE = ("#9A9A9A", "#C2A26B", "#8FA9C4", "#B58FB5", "#A3B899", "#C99")
+
+
+def lengths(
+    runs: Mapping[str, Sequence[Cell]],
+    path: Path,
+    *,
+    rule: str = "official",
+    title: str = "",
+    references: Sequence[Mapping[str, Any]] = (),
+) -> list[Path]:
+    """Accuracy against tokens read (log axis). One run: a line a task with its Wilson band, mean
+    in black, the memory-reset control and the majority answer dashed. Several runs: one small plot
+    a task and one for the mean, a line a run. `references` are published curves (`reference.py`):
+    drawn thin behind ours, each labelled with its own metric."""
+    if len(runs) > 1 or references:
+        return _lengths_compared(runs, path, rule, title, references)
+    cells = next(iter(runs.values()))
+    tasks, _ = names(cells)
+    figure, axes = canvas(7.2, 4.4)
+    ends = []
+    for i, task in enumerate(tasks):
+        x, y, band = _curve([c for c in cells if c.task == task], rule)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.fill_between(x, band[0], band[1], color=colour, alpha=0.10, lw=0)
+        axes.plot(x, y, "o-", color=colour, lw=1.8, ms=4, zorder=3)
+        ends.append((y[-1], task.upper(), colour))
+    x, y = _means(cells, tasks, lambda c: c.accuracy(rule))
+    if len(tasks) > 1 and x:
+        axes.plot(x, y, "-", color=INK, lw=3, zorder=4)
+        ends.append((y[-1], "mean", INK))
+    for name, style, pick in (
+        ("memory reset at each segment (mean)", (0, (1, 1.5)), lambda c: c.reset_accuracy(rule)),
+        ("majority answer (mean)", (0, (5, 3)), lambda c: c.majority),
+    ):
+        x, y = _means(cells, tasks, pick)
+        if x:
+            axes.plot(x, y, color=GREY, lw=1.6, ls=style, label=name, zorder=2)
+    _shade_trained(axes, cells)
+    _length_axis(axes, cells)
+    _label_ends(axes, ends)
+    axes.set_title(title or "Accuracy against length")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", fontsize=8, handlelength=2.6)
+    figure.supxlabel(footnote(cells, rule), fontsize=7, color="#6B6B6B")
+    return save(figure, path, pdf=True)
+
+
+def _curve(cells: Sequence[Cell], rule: str) -> tuple[list, list, tuple[list, list]]:
+    cells = sorted(cells, key=lambda c: c.tokens)
+    intervals = [c.interval(rule) for c in cells]
+    x = [max(1.0, c.tokens) for c in cells]
+    y = [100 * c.accuracy(rule) for c in cells]
+    return x, y, ([100 * low for low, _ in intervals], [100 * high for _, high in intervals])
+
+
+def _means(cells: Sequence[Cell], tasks: Sequence[str], pick: Any) -> tuple[list, list]:
+    """Means over tasks, in per cent, at the lengths where each task has a value."""
+    points = []
+    for length in names(cells)[1]:
+        here = [c for c in cells if c.length == length]
+        values = [pick(c) for c in here]
+        if len(here) == len(tasks) and all(v is not None for v in values):
+            points.append((max(1.0, mean([c.tokens for c in here])), 100 * mean(values)))
+    points.sort()
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def _shade_trained(axes: Any, cells: Sequence[Cell]) -> None:
+    trained = [c.tokens for c in cells if c.trained and c.tokens]
+    if trained and max(trained) < max(c.tokens for c in cells):
+        low = min(c.tokens for c in cells) / 1.15
+        axes.axvspan(low, max(trained) * 1.15, color="#F3F6F4", zorder=0, lw=0)
+        axes.text(
+            max(trained) * 1.12, 101, "trained lengths", ha="right", va="bottom", fontsize=8,
+            color=GREY,
+        )  # fmt: skip
+
+
+def _length_axis(axes: Any, cells: Sequence[Cell]) -> None:
+    ticks = sorted({n: mean([c.tokens for c in cells if c.length == n]) for n in names(cells)[1]}
+                   .items(), key=lambda p: p[1])  # fmt: skip
+    places = [max(1.0, p[1]) for p in ticks]
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{n}\n{short(t)}" for n, t in ticks], fontsize=8.5)
+    axes.minorticks_off()
+    if len(places) > 1:
+        axes.set_xlim(places[0] / 1.15, places[-1] * 1.15)
+    else:
+        axes.set_xlim(places[0] / 2, places[0] * 2)
+    axes.set_ylim(-0.5, 106)
+    axes.set_yticks(range(0, 101, 20))
+    axes.yaxis.grid(True, color=PALE, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("length, and tokens read (log scale)", fontsize=9)
+    axes.set_ylabel("accuracy, %", fontsize=9)
+
+
+def _label_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
+    """Names at the right ends of the curves, pushed apart so that none covers another."""
+    ends.sort()
+    inches = axes.get_position().height * axes.figure.get_figheight()
+    space = 104 * 0.155 / inches  # a line of 9-point text in units of the axis
+    places = [value for value, *_ in ends]
+    for _ in range(200):  # neighbours push each other until all fit between 0 and 103
+        for k in range(len(places) - 1):
+            overlap = space - (places[k + 1] - places[k])
+            if overlap > 0:
+                places[k] -= overlap / 2
+                places[k + 1] += overlap / 2
+        places = [min(103.0, max(0.0, y)) for y in places]
+    right = axes.get_xlim()[1]
+    for (_, name, colour), y in zip(ends, places, strict=True):
+        axes.annotate(
+            name, (right, y), xytext=(6, 0), textcoords="offset points", va="center",
+            fontsize=9, color=colour, fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _lengths_compared(
+    runs: Mapping[str, Sequence[Cell]],
+    path: Path,
+    rule: str,
+    title: str,
+    references: Sequence[Mapping[str, Any]],
+) -> list[Path]:
+    everything = [c for cells in runs.values() for c in cells]
+    tasks, _ = names(everything)
+    panels = [*tasks, "mean"] if len(tasks) > 1 else tasks
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = canvas(3.9 * columns + 0.4, 3.0 * rows + 1.0, rows, columns)
+    flat = grid.ravel() if hasattr(grid, "ravel") else [grid]
+    published = sorted({(r["model"], r["metric"]) for r in references})
+    for axes, task in zip(flat, panels, strict=False):
+        for k, (model, metric) in enumerate(published):
+            points = sorted((r["tokens"], r["accuracy"]) for r in references
+                            if (r["model"], r["metric"], r["task"]) == (model, metric, task)
+                            and r["tokens"] > 0)  # fmt: skip
+            if points:
+                axes.plot(*zip(*points, strict=True), color=REFERENCE[k % len(REFERENCE)],
+                          lw=1.4, ls=(0, (3, 1.2)), marker=".", ms=4, zorder=2,
+                          label=f"{model} ({metric})")  # fmt: skip
+        for k, (name, cells) in enumerate(runs.items()):
+            colour = COLOURS[k % len(COLOURS)]
+            if task == "mean" and len(tasks) > 1:
+                x, y = _means(cells, names(cells)[0], lambda c: c.accuracy(rule))
+            else:
+                mine = [c for c in cells if c.task == task]
+                x, y, band = _curve(mine, rule)
+                axes.fill_between(x, band[0], band[1], color=colour, alpha=0.12, lw=0)
+            axes.plot(x, y, "o-", color=colour, lw=2.2, ms=4, zorder=3, label=f"{name} ({rule})")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda v, _: short(v))
+        axes.set_ylim(-0.5, 106)
+        axes.yaxis.grid(True, color=PALE, lw=0.8)
+        axes.set_title(task.upper() if task != "mean" else "mean")
+    for axes in list(flat)[len(panels) :]:
+        axes.set_visible(False)
+    handles: dict[str, Any] = {}
+    for axes in flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center",
+                  ncols=min(3, len(handles)), fontsize=8.5)  # fmt: skip
+    figure.suptitle(title or "Accuracy against tokens read", fontweight="bold", x=0.01, ha="left")
+    figure.supylabel("accuracy, %", fontsize=9)
+    return save(figure, path, pdf=True)
+
+
+def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
+    """Accuracy per task (top) and loss (bottom) against training steps, from `metrics.jsonl`; the
+    stages of the curriculum as bands; validation as dots. Raises ValueError for a file without a
+    training step."""
+    rows, checks = read_metrics(metrics)
+    tasks = sorted({t for r in rows for t in _tasks(r)}, key=task_order)
+    figure, (top, bottom) = canvas(7.2, 5.2, 2, 1)
+    smooth = max(1, len(rows) // 60)
+    ends = []
+    for i, task in enumerate(tasks):
+        key = f"accuracy/{task}"
+        points = [(r["step"], 100 * r[key]) for r in rows if key in r]
+        dots = [(r["step"], 100 * r[key]) for r in checks if key in r]
+        x, y = [p[0] for p in points], [p[1] for p in points]
+        colour = COLOURS[i % len(COLOURS)]
+        if smooth > 1:
+            top.plot(x, y, color=colour, lw=0.6, alpha=0.25)
+        y = _running(y, smooth)
+        top.plot(x, y, color=colour, lw=1.8)
+        top.plot([p[0] for p in dots], [p[1] for p in dots], "D", color=colour, ms=4.5, mec="white")
+        ends.append((y[-1], task.upper(), colour))
+    loss = [(r["step"], r["loss"]) for r in rows]
+    if smooth > 1:
+        bottom.plot(*zip(*loss, strict=True), color=INK, lw=0.6, alpha=0.25)
+    bottom.plot([p[0] for p in loss], _running([p[1] for p in loss], smooth), color=INK, lw=1.6)
+    if min(p[1] for p in loss) > 0:
+        bottom.set_yscale("log")
+    steps = [r["step"] for r in rows]
+    for axes in (top, bottom):
+        axes.set_xlim(0, max(steps) * 1.005 + 1)
+        axes.yaxis.grid(True, color=PALE, lw=0.8)
+        axes.set_axisbelow(True)
+    top.set_ylim(-0.5, 104)
+    _label_ends(top, ends)
+    _bands((top, bottom), rows)
+    top.set_ylabel("accuracy in training, %", fontsize=9)
+    bottom.set_ylabel("loss (nats a token)", fontsize=9)
+    bottom.set_xlabel("training step", fontsize=9)
+    top.set_title(title or "Learning curves", pad=18)
+    return save(figure, path, pdf=True)
+
+
+def read_metrics(metrics: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training lines, validation lines) of a run's `metrics.jsonl` in order of steps: flat
+    dictionaries with "step", "stage", "loss", "accuracy/qa1", …. After a resume the later line of a
+    step counts; a last line cut short by a kill is left out."""
+    found: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "validation": {}}
+    for line in Path(metrics).read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        split = row.get("split", "train")
+        if "step" in row and "loss" in row and split in found:
+            found[split][int(row["step"])] = row
+    if not found["train"]:
+        raise ValueError(f"{metrics} holds no training step yet: nothing to draw.")
+    return tuple([rows[step] for step in sorted(rows)] for rows in found.values())  # type: ignore
+
+
+def _tasks(row: Mapping[str, Any]) -> list[str]:
+    """The tasks that a line has an accuracy of (auxiliary questions are none)."""
+    found = (k.removeprefix("accuracy/") for k in row if k.startswith("accuracy/"))
+    return [t for t in found if not t.startswith("aux")]
+
+
+def _running(values: Sequence[float], width: int) -> list[float]:
+    """Mean over the last `width` values."""
+    return [mean(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
+
+
+def _bands(plots: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """One band a stage; its segments written above the top plot."""
+    starts: list[tuple[int, str]] = []
+    for row in rows:
+        key = f"{row.get('stage', '')}/{row.get('segments', '')}"
+        if not starts or starts[-1][1] != key:
+            starts.append((row["step"], key))
+    last = rows[-1]["step"]
+    for k, (step, key) in enumerate(starts):
+        end = starts[k + 1][0] if k + 1 < len(starts) else last
+        begin = 0 if k == 0 else step
+        segments = key.split("/")[1]
+        if k % 2 == 0:
+            for axes in plots:
+                axes.axvspan(begin, end, color="#F4F6F8", lw=0, zorder=0)
+        if segments and segments != "None" and end - begin > 0.035 * last:
+            plots[0].text((begin + end) / 2, 105, f"{segments} seg", ha="center", va="bottom",
+                          fontsize=7.5, color=GREY)  # fmt: skip
+
+
+def depths(
+    cells: Sequence[Cell], path: Path, *, bins: int = 5, rule: str = "official", title: str = ""
+) -> list[Path]:
+    """Accuracy against where in the text the last supporting fact stands (0 the start, 1 the end):
+    one small plot a task, a line a length, Wilson bars. Cells without depths are left out; returns
+    no file when none has any."""
+    known = [c for c in cells if c.depths]
+    if not known:
+        return []
+    tasks, order = names(known)
+    columns = min(3, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    figure, grid = canvas(3.6 * columns + 0.6, 2.8 * rows + 0.9, rows, columns)
+    flat = list(grid.ravel()) if hasattr(grid, "ravel") else [grid]
+    for axes, task in zip(flat, tasks, strict=False):
+        for k, length in enumerate(order):
+            for c in known:
+                if (c.task, c.length) != (task, length):
+                    continue
+                points = depth_bins(c.depths, bins)
+                colour = DEPTHS[round((len(DEPTHS) - 1) * (k + 1) / len(order))]
+                x = [p[0] + (k - len(order) / 2) * 0.06 / bins for p in points]
+                y = [100 * p[1] for p in points]
+                bars = [[max(0.0, 100 * (p[1] - p[2])) for p in points],
+                        [max(0.0, 100 * (p[3] - p[1])) for p in points]]  # fmt: skip
+                axes.errorbar(x, y, yerr=bars, fmt="o-", ms=3.5, lw=1.6, elinewidth=0.8,
+                              color=colour, label=length)  # fmt: skip
+        axes.set_title(task.upper())
+        axes.set_xlabel("depth (0: start of the text, 1: its end)", fontsize=8)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.5, 106)
+        axes.yaxis.grid(True, color=PALE, lw=0.8)
+    for axes in flat[len(tasks) :]:
+        axes.set_visible(False)
+    handles, labels = flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)),
+                  fontsize=8.5, title="length", title_fontsize=8.5)  # fmt: skip
+    figure.suptitle(title or "Accuracy against depth of the last supporting fact",
+                    fontweight="bold", x=0.01, ha="left")  # fmt: skip
+    figure.supylabel("accuracy, %", fontsize=9)
+    return save(figure, path, pdf=True)
+
+
+def depth_bins(
+    points: Sequence[tuple[float, bool]], bins: int
+) -> list[tuple[float, float, float, float]]:
+    """(middle of the bin, accuracy, Wilson low, Wilson high) of each bin that holds a sample."""
+    held: list[list[bool]] = [[] for _ in range(bins)]
+    for depth, right in points:
+        held[min(bins - 1, int(depth * bins))].append(right)
+    return [((b + 0.5) / bins, mean(h), *wilson(sum(h), len(h))) for b, h in enumerate(held) if h]

@@ -1,0 +1,167 @@
+"""The look of our pictures, and the heat map (tasks × lengths); `curves.py` draws the lines.
+
+Every function takes plain numbers and writes PNG and PDF files. matplotlib is imported inside, with
+its file-only backend: no display is needed, and training does not pay for the import.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmt_jax.scores import Cell
+
+# Okabe and Ito's colours, which the colour-blind tell apart, in an order that reads well on white.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#6A3D9A",
+    "#1B9E77", "#A6761D",
+)  # fmt: skip
+INK, GREY, PALE = "#222222", "#8A8A8A", "#E6E6E6"
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of our look, in inches: (figure, axes)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11,
+            "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
+            "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+            "axes.grid": False, "figure.facecolor": "white", "pdf.fonttype": 42,
+            "legend.frameon": False, "lines.solid_capstyle": "round",
+        }
+    )  # fmt: skip
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+    return figure, axes
+
+
+def save(figure: Any, path: Path, *, pdf: bool = False) -> list[Path]:
+    """Write `path` as PNG, and as PDF beside it; close the figure."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths = [path.with_suffix(".png")] + ([path.with_suffix(".pdf")] if pdf else [])
+    for each in paths:
+        # No date inside: the same numbers give the same file.
+        metadata = {"CreationDate": None} if each.suffix == ".pdf" else {"Software": None}
+        figure.savefig(each, dpi=200, metadata=metadata)
+    plt.close(figure)
+    return paths
+
+
+def names(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """Tasks in order of their number, lengths in order of the tokens read."""
+    tasks = sorted({c.task for c in cells}, key=task_order)
+    tokens: dict[str, list[float]] = {}
+    for c in cells:
+        tokens.setdefault(c.length, []).append(c.tokens)
+    return tasks, sorted(tokens, key=lambda n: sum(tokens[n]) / len(tokens[n]))
+
+
+def task_order(task: str) -> tuple[int, str]:
+    digits = "".join(c for c in task if c.isdigit())
+    return (int(digits) if digits else 10**6, task)
+
+
+def short(tokens: float) -> str:
+    """1,234,567 -> 1.2M: for axes."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if tokens >= size * 0.9995:
+            text = f"{tokens / size:.3g}"
+            return text + unit
+    return f"{tokens:.0f}"
+
+
+def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title: str = "") -> list:
+    """Tasks × lengths, accuracy in per cent in each square, the majority answer's below it; the
+    mean over tasks in a row of its own; a line after the longest trained length."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    tasks, lengths = names(cells)
+    at = {(c.task, c.length): c for c in cells}
+    rows = [*tasks, "mean"] if len(tasks) > 1 else tasks
+    values = np.full((len(rows), len(lengths)), np.nan)
+    for i, task in enumerate(tasks):
+        for j, length in enumerate(lengths):
+            if (task, length) in at:
+                values[i, j] = 100 * at[task, length].accuracy(rule)
+    if len(tasks) > 1:
+        full = ~np.isnan(values[:-1]).any(axis=0)  # a mean over other tasks would mislead
+        values[-1, full] = values[:-1, full].mean(axis=0)
+    colours = LinearSegmentedColormap.from_list(
+        "accuracy", ["#FBE3D6", "#FBF3DC", "#CFE8DF", "#6FB7B0", "#1F7A8C", "#0B4F6C"]
+    )
+    gap = 0.14  # the mean stands apart
+    width = max(4.6, 1.6 + 0.82 * len(lengths))
+    figure, axes = canvas(width, 1.75 + 0.56 * len(rows))
+    for i, row in enumerate(rows):
+        y = i + (gap if row == "mean" and len(tasks) > 1 else 0)
+        for j, length in enumerate(lengths):
+            v = values[i, j]
+            if np.isnan(v):
+                axes.add_patch(_square(j, y, "white", PALE))
+                continue
+            axes.add_patch(_square(j, y, colours(v / 100), "white"))
+            dark = v > 62
+            cell = at.get((row, length))
+            axes.text(
+                j, y - (0.1 if cell else 0), f"{v:.0f}", ha="center", va="center",
+                fontsize=12, fontweight="bold", color="white" if dark else INK,
+            )  # fmt: skip
+            if cell:
+                axes.text(
+                    j, y + 0.27, f"maj {100 * cell.majority:.0f}", ha="center", va="center",
+                    fontsize=6.5, color="#DCECEF" if dark else "#6B6B6B",
+                )  # fmt: skip
+    trained = [j for j, n in enumerate(lengths) if any(c.trained and c.length == n for c in cells)]
+    bottom = len(rows) - 0.5 + (gap if len(tasks) > 1 else 0)
+    if trained and trained[-1] + 1 < len(lengths):
+        axes.plot([trained[-1] + 0.5] * 2, [-0.5, bottom], color="#D55E00", lw=2)
+        axes.text(
+            trained[-1] + 0.46, -0.56, "trained to here", ha="right", va="bottom", fontsize=7.5,
+            color="#D55E00",
+        )  # fmt: skip
+    means = {n: mean([c.tokens for c in cells if c.length == n]) for n in lengths}
+    axes.set_xticks(
+        range(len(lengths)),
+        [f"{n}\n{short(means[n])} tok" if means[n] else n for n in lengths],
+    )
+    ticks = [i + (gap if r == "mean" and len(tasks) > 1 else 0) for i, r in enumerate(rows)]
+    axes.set_yticks(ticks, [r.upper() if r != "mean" else "mean" for r in rows])
+    axes.set_xlim(-0.5, len(lengths) - 0.5)
+    axes.set_ylim(bottom, -0.5)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_title(title or "Accuracy, task × length", pad=18)
+    axes.set_xlabel(footnote(cells, rule), fontsize=7.5, color="#6B6B6B", labelpad=8)
+    return save(figure, path, pdf=True)
+
+
+def _square(x: float, y: float, face: Any, edge: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor=edge, linewidth=1.5)
+
+
+def footnote(cells: Sequence[Cell], rule: str) -> str:
+    """What is counted, how and by whom, in one line: it stands under every picture and table."""
+    counts = sorted({c.samples for c in cells})
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+    parts = [f"score: {rule}, per cent", f"{many} questions a cell"]
+    parts += [f"{d} decoding" for d in sorted({c.decoding for c in cells})]
+    tokenizers = sorted({c.tokenizer for c in cells if c.tokenizer})
+    if tokenizers:
+        rates = [c.characters / c.tokens for c in cells if c.tokens and c.characters]
+        each = f" ({mean(rates):.1f} characters each)" if rates else ""
+        parts.append(f"tokens of {', '.join(tokenizers)}{each}")
+    return " · ".join(parts)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
