@@ -10,10 +10,12 @@ from typing import Any
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax.models.cells import CELLS, Memory, Plain
-from rmt_jax.models.sizes import check
+from rmt_jax.models.cells import RMT, Memory, Plain
+from rmt_jax.models.layerwise import ARMT, PRMT
 
-__all__ = ["Memory", "build", "check", "merge", "split"]
+CELLS: dict[str, type[Plain]] = {"none": Plain, "rmt": RMT, "prmt": PRMT, "armt": ARMT}
+
+__all__ = ["Memory", "build", "merge", "split"]
 
 
 def build(
@@ -23,7 +25,7 @@ def build(
 
     Raises ConfigError when the sizes don't fit together.
     """
-    check(config, prompt)
+    settings.validate(settings.Config(model=config, prompt=prompt))
     return CELLS[config.cell](config, prompt, vocab, tasks, rngs)
 
 

@@ -76,20 +76,19 @@ class Plain(nnx.Module):
     ) -> tuple[jax.Array, View]:
         """The input of the first layer: [read memory; prompt; text; write memory], as many as
         the cell has (no write memory while decoding)."""
-        table = self.backbone.dtype
         text = Part(self.backbone.embed(segment.tokens), jnp.asarray(segment.mask), True)
         told = self.prompt(self.backbone, prompt, memory.started)
         parts = [text] if told is None else [Part(*told, True), text]
+        reads = writes = 0
         tokens = self._memory_tokens(memory)
         if tokens is not None:
-            tokens = Part(tokens.astype(table), jnp.ones(tokens.shape[:2], bool))
-        reads = self.reading and tokens is not None
-        writes = self.writing and tokens is not None and not decoding
-        if reads:
-            parts = [tokens, *parts]
-        if writes:
-            parts = [*parts, tokens._replace(rows=self._write_rows())]
-        return self._join(parts, reads * self.memory_tokens, writes * self.memory_tokens)
+            mask = jnp.ones(tokens.shape[:2], bool)
+            held = Part(tokens.astype(self.backbone.dtype), mask)
+            reads = self.memory_tokens if self.reading else 0
+            writes = self.memory_tokens if self.writing and not decoding else 0
+            parts = [held] * bool(reads) + parts
+            parts = parts + [held._replace(rows=self._write_rows())] * bool(writes)
+        return self._join(parts, reads, writes)
 
     def layers(self, x: jax.Array, memory: Memory, view: View):
         """All layers over [B, N, D]; the new state of layer-wise cells comes back beside it."""
@@ -132,6 +131,17 @@ class Plain(nnx.Module):
         state = jax.tree.map(keep, new, memory.state)
         return self.backbone.ln_f(text), Memory(state, memory.started | moved)
 
+    def layer_weights(self) -> Any:
+        """Arrays of all layers, layer first: what `layer` takes slices of."""
+        return {name: nnx.split(module)[1] for name, module in self._stacked().items()}
+
+    def _layer_module(self, weights: Any) -> dict[str, Any]:
+        modules = self._stacked().items()
+        return {name: nnx.merge(nnx.split(module)[0], weights[name]) for name, module in modules}
+
+    def _stacked(self) -> dict[str, nnx.Module]:
+        return {"block": self.backbone.blocks, **self._own_modules()}
+
     def _join(self, parts: list[Part], reads: int, writes: int) -> tuple[jax.Array, View]:
         mask = jnp.concatenate([part.mask for part in parts], axis=1)
         positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
@@ -157,13 +167,9 @@ class Plain(nnx.Module):
 
     # What a cell may say differently.
 
-    def layer_weights(self) -> Any:
-        """Arrays of all layers, layer first."""
-        return {"block": nnx.split(self.backbone.blocks)[1]}
-
-    def _layer_module(self, weights: Any) -> dict[str, Any]:
-        graphs = {"block": nnx.split(self.backbone.blocks)[0]}
-        return {name: nnx.merge(graphs[name], weights[name]) for name in graphs}
+    def _own_modules(self) -> dict[str, nnx.Module]:
+        """Stacked modules of the cell's own, one slice a layer."""
+        return {}
 
     def _initial_state(self, batch: int) -> Any:
         return ()
@@ -205,6 +211,3 @@ class RMT(Plain):
 
     def _carry(self, state, x, view: View):
         return self.backbone.ln_f(x[:, -view.writes :])
-
-
-CELLS: dict[str, type[Plain]] = {"none": Plain, "rmt": RMT}

@@ -1,4 +1,4 @@
-"""GPT-2's block, exactly, when `positions` is `learned` and `conv_width` is 0 (Radford et al. 2019).
+"""GPT-2 (Radford et al. 2019), exactly, when `positions` is `learned` and `conv_width` is 0.
 
 Every weight of the blocks is stored with the layer as its first axis, whether the layers run as one
 compiled loop or unrolled: one layout for checkpoints, sharding and the diagonal schedule.

@@ -1,0 +1,145 @@
+"""Cells whose layers each keep a memory of their own: PRMT and ARMT.
+
+Nothing passes from the top of one segment to the bottom of the next, so segment s of layer l needs
+only segment s of layer l - 1 and segment s - 1 of layer l: these two also run on the diagonal
+schedule.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rmt_jax import config as settings
+from rmt_jax.models.cells import Memory, Plain
+from rmt_jax.models.gpt2 import View
+
+EPSILON = 1e-5  # beside every division by a normaliser (SPEC 2)
+
+
+class PRMT(Plain):
+    """Each layer owns M memory vectors; a layer's last M outputs are its state, which overwrites
+    the first and last M places of its next input."""
+
+    reading = writing = True
+    batch_axis = 1
+
+    def __init__(self, config, prompt, vocab, tasks, rngs):
+        super().__init__(config, prompt, vocab, tasks, rngs)
+        shape = (config.layers, config.memory_tokens, config.width)
+        self.memory = nnx.Param(jax.random.normal(rngs.params(), shape))
+
+    def _initial_state(self, batch: int):
+        layers, tokens, width = self.memory.shape
+        return jnp.broadcast_to(self.memory[...][:, None], (layers, batch, tokens, width))
+
+    def _memory_tokens(self, memory: Memory):
+        return jnp.zeros_like(memory.state[0])  # each layer overwrites these places
+
+    def _layer_state(self, memory: Memory):
+        return memory.state
+
+    def _before(self, module: Any, x: jax.Array, state: jax.Array, view: View):
+        if view.reads:
+            x = x.at[:, : view.reads].set(state.astype(x.dtype))
+        if view.writes:
+            x = x.at[:, -view.writes :].set(state.astype(x.dtype))
+        return x
+
+    def _after(self, module: Any, x: jax.Array, state: jax.Array, started, view: View):
+        return x[:, -view.writes :].astype(state.dtype) if view.writes else state
+
+
+class Associations(NamedTuple):
+    """The associative memory of every layer (first axis; absent inside a layer)."""
+
+    matrix: jax.Array  # f32[layers, B, K, D]  A: sum of key ⊗ value
+    norm: jax.Array  # f32[layers, B, K]  z: sum of keys
+
+
+class Associative(nnx.Module):
+    """The maps around a layer's associative memory, stacked; weights drawn as torch's Linear."""
+
+    def __init__(self, config: settings.Model, rngs: nnx.Rngs):
+        layers, width, keys = config.layers, config.width, config.d_mem
+        bound = width**-0.5
+
+        def uniform(*shape):
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+        self.nu = config.nu
+        self.query = uniform(layers, width, keys)
+        self.key = uniform(layers, width, keys)
+        self.value = nnx.Param(jnp.zeros((layers, width, width)))
+        self.beta = uniform(layers, width, 1)
+        self.beta_bias = uniform(layers, 1)
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """DPFP-nu (Schlag et al. 2021), f32[..., 2 d nu] of [..., d]: products of rolled halves."""
+        x = x.astype(jnp.float32)
+        r = jnp.concatenate([jax.nn.relu(x), jax.nn.relu(-x)], axis=-1)
+        rolled = [r * jnp.roll(r, j, axis=-1) for j in range(1, self.nu + 1)]
+        return jnp.concatenate(rolled, axis=-1)
+
+
+class ARMT(Plain):
+    """Associative matrices per layer (Rodkin et al. 2024): memory tokens stand at the end only,
+    the same in every segment, and write what they have gathered into the layer's matrix."""
+
+    writing = True
+    batch_axis = 1
+
+    def __init__(self, config, prompt, vocab, tasks, rngs):
+        super().__init__(config, prompt, vocab, tasks, rngs)
+        self.rows = 2 * config.nu * config.d_mem
+        noise = jax.random.normal(rngs.params(), (config.memory_tokens, config.width))
+        self.memory = nnx.Param(self.backbone.wte[...].std() * noise)
+        self.associative = Associative(config, rngs)
+
+    def _initial_state(self, batch: int):
+        layers, width = self.associative.value.shape[:2]
+        shape = (layers, batch, self.rows)
+        return Associations(jnp.zeros((*shape, width)), jnp.zeros(shape))
+
+    def _memory_tokens(self, memory: Memory):
+        batch = memory.started.shape[0]
+        return jnp.broadcast_to(self.memory[...], (batch, *self.memory.shape))
+
+    def _layer_state(self, memory: Memory):
+        return memory.state
+
+    def _own_modules(self):
+        return {"associative": self.associative}
+
+    def _before(self, module: Any, x: jax.Array, state: Associations, view: View):
+        maps = module["associative"]
+        query = maps.features(x @ maps.query[...].astype(x.dtype))
+        return x + _recall(state, query).astype(x.dtype)
+
+    def _after(self, module: Any, x: jax.Array, state: Associations, started, view: View):
+        """All M tokens write against the old matrix and the old norm."""
+        if not view.writes:
+            return state
+        maps = module["associative"]
+        tokens = x[:, -view.writes :]
+        key = maps.features(tokens @ maps.key[...].astype(x.dtype))
+        value = (tokens @ maps.value[...].astype(x.dtype)).astype(jnp.float32)
+        strength = tokens.astype(jnp.float32) @ maps.beta[...] + maps.beta_bias[...]
+        known = started[:, None]
+        old = jnp.where(known[:, :, None], _recall(state, key), 0)
+        overlap = jnp.einsum("bk,bmk->bm", state.norm, key) + EPSILON
+        news = 1 - overlap / (jnp.square(key).sum(axis=-1) + EPSILON)
+        gamma = jax.lax.stop_gradient(jnp.where(known, jnp.clip(news, 0, 1), 1))
+        written = jax.nn.sigmoid(strength) * (value - old)
+        return Associations(
+            state.matrix + jnp.einsum("bmk,bmd->bkd", key, written),
+            state.norm + jnp.einsum("bm,bmk->bk", gamma, key),
+        )
+
+
+def _recall(state: Associations, query: jax.Array) -> jax.Array:
+    """(q A) / (z q + 1e-5): f32[B, n, D] of query f32[B, n, K]. Zero while nothing is stored."""
+    found = jnp.einsum("bnk,bkd->bnd", query, state.matrix)
+    weight = jnp.einsum("bnk,bk->bn", query, state.norm) + EPSILON
+    return found / weight[..., None]

@@ -1,0 +1,210 @@
+"""Weights that others made: GPT-2 and the authors' RMT and ARMT checkpoints, without torch.
+
+A source is a local folder or a name on the hub. Its sizes come from a `config.json` beside the
+weights (ours, HF's, or the form with `num_mem_tokens` and `segment_size`), else from the tensors.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmt_jax import config as settings
+from rmt_jax.models import names, torch_file, weights
+from rmt_jax.models.weights import WeightsError
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "tokenizer*"]
+SEGMENT, HEAD_WIDTH = 512, 64  # where nothing says otherwise: the authors' and GPT-2's
+MEMORY_TOKENS, NU = 16, 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found in a folder."""
+
+    folder: Path
+    config: settings.Config
+    params: dict[str, Any]  # nested, numpy, in the dtypes of the file
+    end: int | None  # id that ends a text, where a config.json names one
+    guessed: tuple[str, ...]  # sizes that nothing in the folder says outright
+
+
+def open_source(name: str | Path, revision: str | None = None) -> Source:
+    """Reads a folder or hub name. Raises WeightsError with what was found and what was expected."""
+    folder = resolve(name, revision)
+    flat = names.to_ours(read_tensors(folder), str(folder))
+    said = _read_config(folder)
+    config, guessed = infer(flat, said, str(folder))
+    end = said.get("eos_token_id")
+    return Source(folder, config, weights.unflatten(flat), end, guessed)
+
+
+def resolve(name: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is; anything else is downloaded from the hub (weights and json only)."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+        found = "a file" if folder.is_file() else "not there"
+        raise WeightsError(
+            f"{name} is {found}; give the folder that holds {' or '.join(SINGLE)}, or a name on "
+            "the hub such as gpt2 or booydar/rmt-gpt2-babilong-qa1."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=PATTERNS))
+    except Exception as error:  # the hub's errors have no common parent below Exception
+        raise WeightsError(
+            f"There is no folder {name} here, and the hub gave nothing under that name "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Check "
+            "the spelling and the network, or download it elsewhere and give the folder."
+        ) from error
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder: one file, or the files that an index names."""
+    for name in SINGLE:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+        if index.is_file():
+            return _read_sharded(index)
+    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    raise WeightsError(
+        f"{folder} holds no weights: expected {', '.join(SINGLE)} or their .index.json, found: "
+        f"{inside}."
+    )
+
+
+def infer(
+    flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
+) -> tuple[settings.Config, tuple[str, ...]]:
+    """Config of weights under our names, and the sizes that had to be guessed."""
+    if "rmt_jax" in said:
+        return settings.from_dict(said["rmt_jax"]), ()
+    _refuse_other_shapes(said, what)
+    guessed = []
+
+    def size(key: str, default: int, why: str) -> int:
+        if said.get(key) is None:
+            guessed.append(f"{key} {default} ({why})")
+        return int(said.get(key) or default)
+
+    layers = flat["backbone/blocks/qkv/bias"].shape[0]
+    width = flat["backbone/wte"].shape[1]
+    if said.get("n_head") is None and width % HEAD_WIDTH:
+        raise WeightsError(
+            f"{what} says nothing about heads, and width {width} is no multiple of {HEAD_WIDTH}; "
+            'put a config.json with "n_head" beside the weights.'
+        )
+    heads = size("n_head", max(1, width // HEAD_WIDTH), f"width {width} / {HEAD_WIDTH}")
+    cell = "none"
+    if "memory" in flat:
+        cell = "armt" if "associative/query" in flat else "rmt"
+        cell = "prmt" if flat["memory"].ndim == 3 else cell
+    model = settings.Model(cell=cell, layers=layers, width=width, heads=heads)
+    model = replace(model, tied_head="backbone/head" not in flat)
+    if "backbone/wpe" not in flat:
+        raise WeightsError(f"{what} has no position table transformer.wpe.weight; GPT-2 has one.")
+    rows = flat["backbone/wpe"].shape[0]
+    if cell == "none":
+        segment = min(int(said.get("segment_size") or rows), rows)
+        model = replace(model, max_positions=rows, memory_tokens=0, segment_tokens=segment)
+    else:
+        memory = flat["memory"].shape[-2]
+        segment = size("segment_size", SEGMENT, "the authors'")
+        copies = 1 if cell == "armt" else 2
+        layout, base = _layout(rows, copies * memory, said)
+        model = replace(
+            model,
+            memory_tokens=memory,
+            segment_tokens=segment,
+            position_layout=layout,
+            max_positions=base,
+        )
+    if cell == "armt":
+        d_mem = flat["associative/query"].shape[-1]
+        model = replace(model, d_mem=d_mem, nu=size("nu", NU, "the authors'"))
+    prompt = settings.Prompt(source="none", tokens=0)
+    return settings.Config(model=model, prompt=prompt), tuple(guessed)
+
+
+def _layout(rows: int, grown: int, said: Mapping[str, Any]) -> tuple[str, int]:
+    """Has the position table grown by the memory's rows? GPT-2's own tables are powers of two."""
+    told = said.get("n_positions")
+    if said.get("wrap_pos") is not None:
+        wrapped = bool(said["wrap_pos"])
+    elif told is not None and told in (rows, rows - grown):
+        wrapped = rows != told
+    else:
+        wrapped = _power_of_two(rows - grown) and not _power_of_two(rows)
+    return ("wrap_pos", rows - grown) if wrapped else ("plain", rows)
+
+
+def _power_of_two(n: int) -> bool:
+    return n > 0 and n & (n - 1) == 0
+
+
+def _refuse_other_shapes(said: Mapping[str, Any], what: str) -> None:
+    """GPT-2 variants in HF's config.json that compute something else."""
+    wanted = {
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "layer_norm_epsilon": 1e-5,
+    }
+    for key, value in wanted.items():
+        if said.get(key, value) != value:
+            raise WeightsError(
+                f"{what}/config.json says {key} = {said[key]!r}, but only {value!r} can be loaded: "
+                "this backbone is GPT-2."
+            )
+    width, inner = said.get("n_embd"), said.get("n_inner")
+    if width and inner and inner != 4 * width:
+        raise WeightsError(
+            f"{what}/config.json says n_inner = {inner}; GPT-2's is 4·{width} = {4 * width}."
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(said, dict):
+        raise WeightsError(f"{file} should hold an object with sizes, not a {type(said).__name__}.")
+    # The two names that the field has for the same thing.
+    said.setdefault("segment_size", said.get("segment_tokens"))
+    return said
+
+
+def _read_file(file: Path) -> dict[str, np.ndarray]:
+    return torch_file.read(file) if file.suffix == ".bin" else weights.read_safetensors(file)
+
+
+def _read_sharded(index: Path) -> dict[str, np.ndarray]:
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(table.values()))
+        inside = all(Path(name).name == name for name in files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is not an index of weight files: {error!r}.") from error
+    if not inside:
+        raise WeightsError(f"{index} names files outside its own folder; it was not followed.")
+    tensors: dict[str, np.ndarray] = {}
+    for name in files:
+        tensors |= _read_file(index.parent / name)
+    missing = sorted(table.keys() - tensors.keys())
+    if missing:
+        raise WeightsError(f"{index} promises {missing[0]} and {len(missing) - 1} more not found.")
+    return tensors
