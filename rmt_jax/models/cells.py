@@ -68,7 +68,7 @@ class Plain(nnx.Module):
     def step(self, memory: Memory, segment: Segment, prompt: Prompt | None = None):
         """Reads one segment. Returns hidden [B, L, D] after the final LayerNorm, and `Memory`."""
         x, view = self.enter(memory, segment, prompt)
-        x, state = self.layers(x, memory, view)
+        x, state, _ = self.layers(x, memory, view)
         return self.leave(memory, segment, x, state, view)
 
     def enter(
@@ -90,16 +90,25 @@ class Plain(nnx.Module):
             parts = parts + [held._replace(rows=self._write_rows())] * bool(writes)
         return self._join(parts, reads, writes)
 
-    def layers(self, x: jax.Array, memory: Memory, view: View):
-        """All layers over [B, N, D]; the new state of layer-wise cells comes back beside it."""
+    def layers(
+        self,
+        x: jax.Array,
+        memory: Memory,
+        view: View,
+        past: Past | None = None,
+        keep: bool = False,
+    ) -> tuple[jax.Array, Any, Past | None]:
+        """All layers over x [B, N, D]: x, the new state of layer-wise cells and, with `keep`, the
+        `Past` of these places. Everything that a layer owns has the layer as its first axis."""
 
         def body(x, inputs):
-            weights, state = inputs
-            x, state, _ = self.layer(weights, x, state, memory.started, view)
-            return x, state
+            weights, state, past = inputs
+            x, state, seen = self.layer(weights, x, state, memory.started, view, past)
+            return x, (state, seen if keep else None)
 
-        inputs = (self.layer_weights(), self._layer_state(memory))
-        return jax.lax.scan(body, x, inputs, unroll=self.backbone.unroll)
+        inputs = (self.layer_weights(), self._layer_state(memory), past)
+        x, (state, seen) = jax.lax.scan(body, x, inputs, unroll=self.backbone.unroll)
+        return x, state, seen
 
     def layer(
         self,

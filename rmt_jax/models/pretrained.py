@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from rmt_jax import config as settings
+from rmt_jax import models
 from rmt_jax.models import names, torch_file, weights
 from rmt_jax.models.weights import WeightsError
 
@@ -36,11 +38,105 @@ class Source:
 def open_source(name: str | Path, revision: str | None = None) -> Source:
     """Reads a folder or hub name. Raises WeightsError with what was found and what was expected."""
     folder = resolve(name, revision)
+    if (folder / weights.FILE).is_file():
+        return _open_run(folder)
     flat = names.to_ours(read_tensors(folder), str(folder))
     said = _read_config(folder)
     config, guessed = infer(flat, said, str(folder))
     end = said.get("eos_token_id")
     return Source(folder, config, weights.unflatten(flat), end, guessed)
+
+
+def _open_run(folder: Path) -> Source:
+    """A run's workdir: its config, and the weights that training chose."""
+    said = _read_config(folder)
+    if not said:
+        raise WeightsError(
+            f"{folder} holds {weights.FILE} but no config.json of the run beside it."
+        )
+    said.pop("segment_size")
+    return Source(folder, settings.from_dict(said), weights.load(folder), None, ())
+
+
+def fit(
+    config: settings.Config, params: Mapping[str, Any], what: str
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """The static part of the model that `config` describes, and `params` checked against it.
+
+    Nothing is allocated. Raises WeightsError by name, ConfigError for sizes that can't be.
+    """
+    flat = weights.flatten(params)
+    if "backbone/wte" not in flat:
+        raise WeightsError(f"{what} has no embedding table backbone/wte: no weights of ours.")
+    vocab = flat["backbone/wte"].shape[0]
+    tasks = flat["prompt/table"].shape[0] if "prompt/table" in flat else 1
+    graph, wanted = models.split(
+        nnx.eval_shape(lambda: models.build(config.model, config.prompt, vocab, tasks, nnx.Rngs(0)))
+    )
+    return graph, weights.adopt(wanted, params, what)
+
+
+def initialise(params: Mapping[str, Any], config: settings.Config, source: str) -> dict[str, Any]:
+    """Fresh `params` with everything that `source` holds put in: where a training starts.
+
+    The backbone must fit by name and shape; memory and prompt are taken where the source has them.
+    What it lacks stays as drawn (a zero convolution is no convolution), except memory tokens, which
+    are scaled to the source's embeddings. The table of positions may be longer there than here.
+    `source`: folder, hub name, or "backbone" for the one in the package. Raises WeightsError.
+    """
+    folder = Path(__file__).parents[1] / "assets" / "backbone" if source == "backbone" else source
+    opened = open_source(folder)
+    found, fresh = weights.flatten(opened.params), weights.flatten(params)
+    if "backbone/head" in fresh:
+        found.setdefault("backbone/head", found["backbone/wte"])
+    optional = ("memory", "prompt/", "associative/", "backbone/blocks/conv")
+    missing = [n for n in fresh if n not in found and not n.startswith(optional)]
+    extra = [n for n in found if n not in fresh and n not in ("memory", "prompt/table")]
+    extra = [n for n in extra if not n.startswith("associative/")]
+    if missing or extra:
+        raise WeightsError(
+            f"Training can't start from {source}: it lacks {', '.join(missing) or 'nothing'} and "
+            f"has {', '.join(extra) or 'nothing'} too many for this config; compare its config "
+            f"({opened.config.model}) with yours."
+        )
+    same_cell = opened.config.model.cell == config.model.cell
+    result = {}
+    for name, value in fresh.items():
+        value = np.asarray(value)
+        start = found.get(name)
+        if name == "backbone/wpe":
+            value = _positions(value, found[name], config, opened.config, source)
+        elif start is not None and (name.startswith("backbone/") or same_cell):
+            if start.shape != value.shape:
+                raise WeightsError(
+                    f"Training can't start from {source}: {name} is {list(start.shape)} there and "
+                    f"{list(value.shape)} with this config."
+                )
+            value = start
+        elif name == "memory" and config.model.cell != "prmt":
+            scale = found["backbone/wte"].astype(np.float32).std()
+            value = value * (scale / np.asarray(fresh["backbone/wte"]).std())
+        result[name] = np.asarray(value, np.float32)
+    return weights.unflatten(result)
+
+
+def _positions(
+    fresh: np.ndarray,
+    found: np.ndarray,
+    config: settings.Config,
+    theirs: settings.Config,
+    source: str,
+) -> np.ndarray:
+    """The source's rows of text positions; rows of the memory's own where both have them."""
+    rows = config.model.max_positions
+    if theirs.model.max_positions < rows or found.shape[1] != fresh.shape[1]:
+        raise WeightsError(
+            f"Training can't start from {source}: its position table is {list(found.shape)} and "
+            f"this config wants {rows:,} rows of width {fresh.shape[1]}; lower model.max_positions."
+        )
+    own = found[theirs.model.max_positions :]
+    own = own if own.shape == fresh[rows:].shape else fresh[rows:]
+    return np.concatenate([found[:rows], own])
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:

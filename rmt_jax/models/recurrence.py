@@ -27,6 +27,27 @@ def read(
     return jax.lax.scan(_checkpointed(body, remat), memory, _segments(tokens, mask))[0]
 
 
+def read_some(
+    model: Plain,
+    memory: Memory,
+    tokens: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt | None,
+    count: jax.Array,
+) -> Memory:
+    """Like `read`, but only the first `count` (i32[]) of the S segments: one program for any count.
+
+    Without gradient: the loop's length is known only when it runs.
+    """
+    segments = _segments(tokens, mask)
+
+    def body(index, memory: Memory):
+        segment = jax.tree.map(lambda x: x[index], segments)
+        return model.step(memory, segment, prompt)[1]
+
+    return jax.lax.fori_loop(0, count, body, memory)
+
+
 def all_logits(
     model: Plain,
     memory: Memory,

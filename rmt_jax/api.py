@@ -1,0 +1,304 @@
+"""`rmt_jax.load`: a trained model to read texts of any length with, and to ask.
+
+    import rmt_jax
+    model = rmt_jax.load("FOLDER_OR_HUB_NAME")
+    memory = model.initial_memory(batch_size=2)
+    memory = model.read(memory, tokens)
+    logits, memory = model.forward(tokens)
+    tokens = model.generate(tokens, max_new_tokens=8)
+
+Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
+"""
+
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmt_jax import config as settings
+from rmt_jax import decoding, models
+from rmt_jax.models import pretrained, recurrence
+from rmt_jax.models.cells import Memory
+from rmt_jax.shapes import Array, Prompt, Segment
+
+BLOCK = 64  # segments that one call of the compiled reader takes at most
+
+
+class InputError(ValueError):
+    """Tokens, masks or a memory that this model can't take; the message is a sentence."""
+
+
+def load(name: str | Path, *, revision: str | None = None, dtype: str | None = None) -> "Model":
+    """A model from a run's workdir, an exported folder, GPT-2 or an authors' checkpoint.
+
+    Args:
+      name: a local folder, or a name on the hub.
+      revision: of a hub name: a branch, tag or commit to pin.
+      dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
+
+    Raises:
+      WeightsError: with what was found, what was expected and what to do.
+    """
+    source = pretrained.open_source(name, revision)
+    if source.guessed:
+        print(f"{name}: not said there, so taken as {'; '.join(source.guessed)}", file=sys.stderr)
+    return from_source(source, dtype)
+
+
+def from_source(source: pretrained.Source, dtype: str | None = None) -> "Model":
+    """The same from what `pretrained.open_source` found."""
+    config = source.config
+    if dtype:
+        config = settings.update(config, {"model.dtype": dtype})
+    return Model(config, source.params, source.folder, source.end)
+
+
+class Model:
+    """Weights with their compiled functions. Thread-safe: nothing in it changes.
+
+    Attributes:
+      config: the typed tree that the model was made with.
+      params: nested dicts of float32 arrays on the device.
+      segment_tokens: L. vocab: V. prompt_tokens: P, room for the task prompt (0: none).
+    """
+
+    def __init__(
+        self,
+        config: settings.Config,
+        params: Any,
+        folder: Path | None = None,
+        end: int | None = None,
+    ):
+        """`params` as from `models.split`, or numpy; checked against what `config` makes."""
+        self.config, self.folder = config, folder
+        self.graph, params = pretrained.fit(config, params, str(folder or "These params"))
+        self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        self.vocab = self.params["backbone"]["wte"].shape[0]
+        self.segment_tokens = config.model.segment_tokens
+        self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
+        self._end = end
+        self._read = jax.jit(self._merged(recurrence.read_some))
+        self._logits = jax.jit(self._merged(recurrence.all_logits))
+        self._initial = jax.jit(
+            self._merged(lambda model, batch: model.initial(batch)), static_argnums=1
+        )
+        self._greedy = jax.jit(
+            self._merged(decoding.greedy), static_argnames=("max_new_tokens", "end")
+        )
+
+    def _merged(self, function: Any) -> Any:
+        return lambda params, *args, **named: function(
+            models.merge(self.graph, params), *args, **named
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights. Raises InputError when there is none."""
+        from rmt_jax.data import tokenizer
+
+        for folder in (self.folder and self.folder / "tokenizer", self.folder):
+            if folder and any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json")):
+                return tokenizer.load(str(folder))
+        raise InputError(
+            f"{self.folder or 'This model'} holds no tokenizer (tokenizer/tokenizer.json, or "
+            "vocab.json and merges.txt), so that only token ids can be used with it."
+        )
+
+    @property
+    def end(self) -> int | None:
+        """The id that ends an answer: a config.json's `eos_token_id`, else the tokenizer's."""
+        if self._end is None and self.folder is not None:
+            try:
+                return self.tokenizer.end
+            except InputError:
+                return None
+        return self._end
+
+    def initial_memory(self, batch_size: int = 1) -> Memory:
+        """The memory before any text, for `batch_size` texts side by side."""
+        return self._initial(self.params, batch_size)
+
+    def read(
+        self,
+        memory: Memory,
+        tokens: Array,
+        mask: Array | None = None,
+        prompt: Prompt | None = None,
+    ) -> Memory:
+        """The memory after reading whole segments; compiled once a batch size, whatever the length.
+
+        Args:
+          memory: where earlier text left it, for B texts.
+          tokens: i32[B, n] with n a multiple of the segment length L, or i32[B, S, L].
+          mask: bool of the same shape; a segment without tokens leaves its text's memory as it is.
+          prompt: task prompt, the same shapes at every call.
+        """
+        tokens, mask = self._checked(tokens, mask)
+        batch, length = len(tokens), self.segment_tokens
+        if tokens.shape[1] % length:
+            raise InputError(
+                f"read takes whole segments: {tokens.shape[1]:,} tokens are no multiple of "
+                f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
+            )
+        if memory.started.shape != (batch,):
+            raise InputError(
+                f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."
+            )
+        prompt = self._prompt(prompt, batch)
+        tokens, mask = (x.reshape(batch, -1, length) for x in (tokens, mask))
+        for start in range(0, tokens.shape[1], BLOCK):
+            part = tokens[:, start : start + BLOCK]
+            rest = ((0, 0), (0, BLOCK - part.shape[1]), (0, 0))
+            memory = self._read(
+                self.params,
+                memory,
+                np.pad(part, rest),
+                np.pad(mask[:, start : start + BLOCK], rest),
+                prompt,
+                np.int32(part.shape[1]),
+            )
+        return memory
+
+    def forward(
+        self, tokens: Array, mask: Array | None = None, prompt: Prompt | None = None
+    ) -> tuple[jax.Array, Memory]:
+        """Logits f32[B, n, V] of a whole text of any n, and the memory after it.
+
+        For small inputs (tests, inspection): compiled for each number of segments, and all logits
+        are kept.
+        """
+        tokens, mask = self._checked(tokens, mask)
+        batch, places = tokens.shape
+        rest = ((0, 0), (0, -places % self.segment_tokens))
+        tokens, mask = (
+            np.pad(x, rest).reshape(batch, -1, self.segment_tokens) for x in (tokens, mask)
+        )
+        memory, prompt = self.initial_memory(batch), self._prompt(prompt, batch)
+        logits, memory = self._logits(self.params, memory, tokens, mask, prompt)
+        return logits.reshape(batch, -1, self.vocab)[:, :places], memory
+
+    def generate(
+        self,
+        tokens: Array,
+        max_new_tokens: int = 8,
+        mask: Array | None = None,
+        prompt: Prompt | None = None,
+        memory: Memory | None = None,
+        end: int | None = None,
+    ) -> np.ndarray:
+        """Greedy continuation: all segments but the last are read, the last one is decoded from.
+
+        Args:
+          tokens: i32[B, n], any n; at least one token a row.
+          max_new_tokens: how many to make.
+          mask: bool[B, n]; rows may have different lengths, padded at either side.
+          prompt: task prompt. memory: where to start, instead of `initial_memory`.
+          end: id that ends a row (default: `self.end`).
+
+        Returns:
+          i32[B, max_new_tokens], the new tokens only; `end` fills a row that has ended.
+        """
+        tokens, mask = self._checked(tokens, mask)
+        batch, length = len(tokens), self.segment_tokens
+        order = np.argsort(~mask, axis=1, kind="stable")  # to the left, in their order
+        tokens = np.take_along_axis(tokens, order, axis=1)
+        counts = mask.sum(axis=1)
+        if not counts.all():
+            raise InputError(f"Text {int(np.argmin(counts))} is empty; give at least one token.")
+        heads = (counts - 1) // length * length
+        tokens = np.pad(tokens, ((0, 0), (0, length)))  # so that every tail can be cut out
+        whole = int(heads.max())
+        memory = memory or self.initial_memory(batch)
+        if whole:
+            known = np.arange(whole) < heads[:, None]
+            memory = self.read(memory, tokens[:, :whole], known, prompt)
+        places = heads[:, None] + np.arange(length)
+        tail, known = np.take_along_axis(tokens, places, axis=1), places < counts[:, None]
+        return self.generate_from(memory, tail, known, prompt, max_new_tokens, end)
+
+    def generate_from(
+        self,
+        memory: Memory,
+        tail_tokens: Array,
+        tail_mask: Array | None = None,
+        prompt: Prompt | None = None,
+        max_new_tokens: int = 8,
+        end: int | None = None,
+    ) -> np.ndarray:
+        """Greedy continuation of a tail, i32[B, n] with n at most L, after what `memory` has read.
+
+        One compilation for each batch size, n and `max_new_tokens`: keep n fixed and use the mask.
+        Returns i32[B, max_new_tokens] as `generate` does.
+        """
+        tokens, mask = self._checked(tail_tokens, tail_mask)
+        batch, places = tokens.shape
+        if places > self.segment_tokens:
+            raise InputError(
+                f"The last segment holds {places:,} tokens, but a segment is "
+                f"{self.segment_tokens:,}; read whole segments first, or use generate."
+            )
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
+        if not mask.any(axis=1).all():
+            raise InputError("Every text needs at least one token in its last segment.")
+        self._room(int(mask.sum(axis=1).max()), max_new_tokens)
+        return np.asarray(
+            self._greedy(
+                self.params,
+                memory,
+                Segment(tokens, mask),
+                self._prompt(prompt, batch),
+                max_new_tokens=max_new_tokens,
+                end=self.end if end is None else end,
+            )
+        )
+
+    def _room(self, tail: int, new: int) -> None:
+        """The position table must reach to the last token that is decoded."""
+        model = self.config.model
+        if model.positions != "learned":
+            return
+        front = model.memory_tokens if model.cell in ("rmt", "prmt") else 0
+        needed = front + self.prompt_tokens + tail + new - 1
+        if needed > model.max_positions:
+            raise InputError(
+                f"{front} memory + {self.prompt_tokens} prompt + {tail:,} tokens + {new - 1} new "
+                f"= {needed:,} positions, but the backbone has {model.max_positions:,}; lower "
+                "max_new_tokens."
+            )
+
+    def _prompt(self, prompt: Prompt | None, batch: int) -> Prompt | None:
+        if prompt is None or self.config.prompt.source == "none":
+            return None
+        prompt = Prompt(np.asarray(prompt.tokens), np.asarray(prompt.mask), np.asarray(prompt.task))
+        if len(prompt.tokens) != batch:
+            raise InputError(
+                f"The task prompt is for {len(prompt.tokens)} texts, but tokens hold {batch}."
+            )
+        return prompt
+
+    def _checked(self, tokens: Array, mask: Array | None) -> tuple[np.ndarray, np.ndarray]:
+        """i32[B, n] and bool[B, n] on the host."""
+        ids = np.asarray(tokens)
+        if ids.ndim not in (2, 3) or ids.dtype.kind not in "iu":
+            raise InputError(
+                f"Tokens are whole numbers in [texts, tokens], but this is {ids.dtype}"
+                f"{list(ids.shape)}; one text is [1, n]."
+            )
+        ids = ids.reshape(len(ids), -1)
+        known = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
+        known = known.reshape(len(known), -1)
+        if known.shape != ids.shape:
+            raise InputError(f"The mask is {list(known.shape)}, but tokens are {list(ids.shape)}.")
+        if not ids.size:
+            raise InputError("There are no tokens to read.")
+        if ids.min() < 0 or ids.max() >= self.vocab:
+            raise InputError(
+                f"Token ids run from {ids.min()} to {ids.max()}, but the vocabulary has "
+                f"{self.vocab:,}; another model's tokenizer?"
+            )
+        return ids.astype(np.int32), known
