@@ -48,7 +48,7 @@ def small() -> Config:
             batch=(32,),
             learning_rate=(1e-2,),
             background=(0.5, 0.8, 1.0),
-            questions=(1.0,),
+            questions=("1 .5 .2",),
         ),
         evaluation=Evaluation(lengths=("1s", "2s", "4s", "8s", "16s"), samples=100),
     )
@@ -73,7 +73,7 @@ def smoke() -> Config:
             batch=(16,),
             learning_rate=(1e-2,),
             background=(0.5, 1.0),
-            questions=(1.0,),
+            questions=("1 .5 .2",),
         ),
         evaluation=Evaluation(lengths=("1s", "2s", "4s"), samples=10, batch=10),
         checkpoint=Checkpoint(every=10),

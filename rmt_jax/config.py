@@ -68,9 +68,11 @@ class Curriculum:
     steps: tuple[int, ...] = (15000, 10000, 10000, 10000, 10000, 10000, 10000)
     batch: tuple[int, ...] = (64, 64, 64, 64, 64, 64, 64)
     learning_rate: tuple[float, ...] = (1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5)
+    tasks: tuple[str, ...] = ("",)  # task weights, "qa1:1 qa2:3"; "": data.weights
+    facts: tuple[str, ...] = ("",)  # facts a story, "2-6"; "": as the official files
     background: tuple[float, ...] = (1.0,)  # probability that a sample is hidden in background text
-    questions: tuple[float, ...] = (0.0,)  # auxiliary questions per fact inside the text (dense
-    # supervision); 0: one question at the end only
+    questions: tuple[str, ...] = ("0",)  # chance of a question after each fact (dense supervision);
+    # several, "1 .5 0": one is drawn a sample. 0: one question at the end only
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,11 @@ def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def rows_of(name: str) -> list[str]:
+    """The patterns of the table that match a weight's whole name: one, if the table is right."""
+    return [pattern for pattern, _ in TABLE if re.fullmatch(pattern, name)]
+
+
 def weight_spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
     """Where the weight `name` of this shape lives.
 
@@ -63,10 +68,11 @@ def weight_spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P
       KeyError: no row of the table, or more than one, matches.
       ConfigError: an axis of the mesh does not divide the weight's.
     """
-    rows = [spec for pattern, spec in TABLE if re.fullmatch(pattern, name)]
+    rows = rows_of(name)
     if len(rows) != 1:
         raise KeyError(f"{len(rows)} rows of sharding.TABLE match the weight '{name}'.")
-    spec = P(*([None] * (len(shape) - len(rows[0])) + list(rows[0])))
+    row = dict(TABLE)[rows[0]]
+    spec = P(*([None] * (len(shape) - len(row)) + list(row)))
     for size, axis in zip(shape, spec, strict=True):
         axes = () if axis is None else (axis,) if isinstance(axis, str) else axis
         ways = int(np.prod([mesh.shape[a] for a in axes]))

@@ -1,0 +1,170 @@
+"""The train step: pure, the same on one device and on eight, whole batch or microbatches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rmt_jax import metrics, models, optimizer, sharding, steps
+from rmt_jax.config import Config, ConfigError, Curriculum, Mesh, Model, Optimizer, Prompt
+from rmt_jax.losses import answer_sums
+from rmt_jax.shapes import Batch
+
+VOCAB, TASKS = 32, 2
+
+
+def config(**sections) -> Config:
+    base = Config(
+        model=Model(
+            layers=1,
+            width=16,
+            heads=4,
+            segment_tokens=8,
+            memory_tokens=4,
+            positions="alibi",
+            conv_width=3,
+            scan_layers=True,
+        ),
+        prompt=Prompt(tokens=4),
+        curriculum=Curriculum(segments=(2,), steps=(20,), batch=(8,), learning_rate=(1e-2,)),
+        optimizer=Optimizer(name="adamw", clip=0.0, warmup=0.0),
+    )
+    return base.replace(**sections)
+
+
+def batch(rows: int = 8, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(3, VOCAB, (rows, 2, 8)).astype(np.int32)
+    at = rng.integers(0, 5, (rows, 2, 1)).astype(np.int32)
+    weight = (rng.random((rows, 2, 1, 2)) < 0.8).astype(np.float32)
+    return Batch(
+        tokens=ids,
+        mask=np.ones(ids.shape, bool),
+        prompt=rng.integers(3, VOCAB, (rows, 4)).astype(np.int32),
+        prompt_mask=np.ones((rows, 4), bool),
+        task=(np.arange(rows) % TASKS).astype(np.int32),
+        at=at,
+        answer=rng.integers(3, VOCAB, (rows, 2, 1, 2)).astype(np.int32),
+        weight=weight,
+        row=rng.integers(0, TASKS + 1, (rows, 2, 1)).astype(np.int32),
+    )
+
+
+def make(c: Config):
+    model = models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0))
+    static, params = models.split(model)
+    tx = optimizer.build(c)
+    step = steps.make_train_step(
+        static, tx, TASKS + 1, bptt=0, remat=True, accumulate=c.optimizer.accumulate
+    )
+    return step, steps.init_state(params, tx)
+
+
+@functools.cache
+def curve(c: Config, mesh: Mesh | None, count: int = 20, batches: int = 4) -> list[float]:
+    """The loss of every step, on one device (None) or on a mesh of eight."""
+    step, state = make(c)
+    devices = jax.devices() if mesh else jax.devices()[:1]
+    grid = sharding.make_mesh(mesh or Mesh(), devices)
+    place = sharding.place_state(state, state.params, grid)
+    state = jax.device_put(state, place)
+    program = jax.jit(step, out_shardings=(place, None))
+    losses = []
+    for i in range(count):
+        state, sums = program(state, sharding.put_batch(batch(seed=i % batches), grid))
+        losses.append(metrics.means(sums, ("qa1", "qa2"))["loss"])
+    return losses
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [Mesh(data=8), Mesh(fsdp=8, data=1), Mesh(tensor=4, data=2), Mesh(data=2, fsdp=2, tensor=2)],
+    ids=["data", "fsdp", "tensor", "mixed"],
+)
+def test_eight_devices_give_the_curve_of_one(mesh):
+    np.testing.assert_allclose(curve(config(), mesh), curve(config(), None), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_learns(name):
+    o = Optimizer(name=name, adam_learning_rate=3e-2, decay="constant", warmup=0.0)
+    c = Curriculum(segments=(2,), steps=(20,), batch=(8,), learning_rate=(3e-2,))
+    losses = curve(config(optimizer=o, curriculum=c), None, batches=1)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_microbatches_equal_the_whole_batch():
+    whole, state = make(config())
+    parts, _ = make(config(optimizer=Optimizer(accumulate=4)))
+    a, sums_a = jax.jit(whole)(state, batch())
+    b, sums_b = jax.jit(parts)(state, batch())
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a.params, b.params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), sums_a, sums_b)
+
+
+def test_every_weight_has_one_row_and_every_row_a_weight():
+    used = set()
+    for cell in ("rmt", "prmt", "armt", "none"):
+        for prompt in (Prompt(tokens=4), Prompt(source="learned", tokens=4)):
+            c = config().model
+            m = Model(
+                **{**vars(c), "cell": cell, "positions": "learned", "tied_head": False, "d_mem": 4}
+            )
+            _, params = models.split(models.build(m, prompt, VOCAB, TASKS, nnx.Rngs(0)))
+            for name in sharding.named(params):
+                rows = sharding.rows_of(name)
+                assert len(rows) == 1, (name, rows)
+                used |= set(rows)
+    assert used == {pattern for pattern, _ in sharding.TABLE}
+
+
+def test_moments_live_where_their_weight_lives():
+    _, state = make(config())
+    mesh = sharding.make_mesh(Mesh(fsdp=8, data=1))
+    place = sharding.place_state(state, state.params, mesh)
+    kernel = place.params["backbone"]["blocks"]["up"]["kernel"].spec
+    moments = [
+        s.spec for name, s in sharding.named(place.opt).items() if name.endswith("up/kernel")
+    ]
+    assert "fsdp" in str(kernel) and moments == [kernel, kernel]
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 1), (4, 1, 1), (-1, 3, 1)])
+def test_a_mesh_that_does_not_fit_is_a_sentence(sizes):
+    with pytest.raises(ConfigError, match="mesh"):
+        sharding.make_mesh(Mesh(*sizes))
+
+
+def test_an_axis_that_does_not_divide_names_the_weight():
+    with pytest.raises(ConfigError, match="'backbone/wte'"):
+        mesh = sharding.make_mesh(Mesh(tensor=8, data=1))
+        sharding.weight_spec("backbone/wte", (32, 12), mesh)
+
+
+def test_sums_count_whole_answers():
+    """Two answers of two tokens: one wholly right, one with one wrong token; one empty place."""
+    logits = np.full((1, 1, 3, 2, 5), -10.0, np.float32)
+    for q, tokens in enumerate([(1, 2), (3, 4), (0, 0)]):
+        for t, token in enumerate(tokens):
+            logits[0, 0, q, t, token] = 10.0
+    b = batch(1)._replace(
+        answer=np.array([[[[1, 2], [3, 3], [0, 0]]]], np.int32),
+        weight=np.array([[[[1, 1], [1, 1], [0, 0]]]], np.float32),
+        row=np.array([[[0, 1, 0]]], np.int32),
+    )
+    loss, sums = answer_sums(jnp.asarray(logits), b, 3)
+    assert sums.right.tolist() == [1, 0, 0] and sums.count.tolist() == [1, 1, 0]
+    assert sums.weight.tolist() == [2, 2, 0]
+    assert float(loss) == pytest.approx(20.0, abs=1e-3)  # the one wrong token costs 20 nats
+
+
+def test_learning_rate_over_stages():
+    c = Curriculum(segments=(1, 2), steps=(10, 20), batch=(4,), learning_rate=(1.0, 0.5))
+    rate = optimizer.schedule(c, Optimizer(warmup=0.2, decay="linear"))
+    assert float(rate(0)) == pytest.approx(0.5)
+    assert float(rate(2)) == pytest.approx(1.0)
+    assert float(rate(9)) == pytest.approx(1 / 8)
+    assert float(rate(10)) == pytest.approx(0.125) and float(rate(14)) == pytest.approx(0.5)
