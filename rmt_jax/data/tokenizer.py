@@ -1,0 +1,135 @@
+"""Tokenizers: the small one in the package, and any Hugging Face one by name or folder.
+
+All are byte-level, so every text survives a round trip. Besides words a model needs three ids: PAD,
+ANSWER (after it an answer begins) and END (after it an answer has ended).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUILTIN = ASSETS / "tokenizer"
+SIDE_FILE = "rmt_tokens.json"  # names of the three special tokens, beside tokenizer.json
+
+
+class Tokenizer:
+    """`encode` and `decode` over a `tokenizers.Tokenizer`, and the ids that training needs."""
+
+    def __init__(self, inner, name: str, *, pad: str, answer: str, end: str):
+        self._inner = inner
+        self.name = name
+        self._special = {"pad": pad, "answer": answer, "end": end}
+        ids = {role: inner.token_to_id(token) for role, token in self._special.items()}
+        missing = [f"{self._special[role]!r} ({role})" for role, n in ids.items() if n is None]
+        if missing:
+            raise ValueError(f"Tokenizer {name!r} lacks the tokens {', '.join(missing)}.")
+        self.pad, self.answer, self.end = ids["pad"], ids["answer"], ids["end"]
+        self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
+        self._memo: dict[str, tuple[int, ...]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, in parallel and in Rust."""
+        found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [one.ids for one in found]
+
+    def sentence(self, text: str) -> tuple[int, ...]:
+        """Ids of ' ' + text, remembered: facts and questions come from a closed set."""
+        ids = self._memo.get(text)
+        if ids is None:
+            if len(self._memo) > 200_000:
+                self._memo.clear()
+            ids = self._memo[text] = tuple(self.encode(" " + text))
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._inner.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def fingerprint(self) -> str:
+        """A short hash of everything that decides the ids; caches are keyed by it."""
+        import hashlib
+
+        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes tokenizer.json and the names of the special tokens; `load(folder)` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._inner.save(str(folder / "tokenizer.json"))
+        side = {"name": self.name, **self._special}
+        (folder / SIDE_FILE).write_text(json.dumps(side, indent=1), encoding="utf-8")
+        return folder
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name!r}, {self.vocab_size:,} entries)"
+
+    # Worker processes get a copy of the tokenizer: by its text.
+    def __getstate__(self):
+        return {"text": self._inner.to_str(), "name": self.name, "special": self._special}
+
+    def __setstate__(self, state):
+        from tokenizers import Tokenizer as Inner
+
+        self.__init__(Inner.from_str(state["text"]), state["name"], **state["special"])
+
+
+def load(name: str | Path = "builtin") -> Tokenizer:
+    """'builtin', a folder (tokenizer.json, or GPT-2's vocab.json and merges.txt), or a name on the
+    hub. ValueError with the way out when there is none."""
+    from tokenizers import Tokenizer as Inner
+
+    if str(name) == "builtin":
+        return _from_folder(BUILTIN, "builtin")
+    folder = Path(name)
+    if folder.is_dir():
+        return _from_folder(folder, folder.name)
+    try:
+        inner = Inner.from_pretrained(str(name))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(
+            f"There is no tokenizer {str(name)!r}: it is no folder here, and the hub says "
+            f"{str(error)[:200]!r}. Give 'builtin', a folder with tokenizer.json (or vocab.json "
+            "and merges.txt), or a name on the Hugging Face hub."
+        ) from None
+    return _foreign(inner, str(name))
+
+
+def _from_folder(folder: Path, name: str) -> Tokenizer:
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, models, pre_tokenizers
+
+    whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.is_file():
+        inner = Inner.from_file(str(whole))
+    elif vocab.is_file() and merges.is_file():
+        inner = Inner(models.BPE.from_file(str(vocab), str(merges)))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+        inner.decoder = decoders.ByteLevel()  # type: ignore
+    else:
+        raise ValueError(
+            f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt."
+        )
+    side = folder / SIDE_FILE
+    if side.is_file():
+        known = json.loads(side.read_text(encoding="utf-8"))
+        return Tokenizer(inner, **known)
+    return _foreign(inner, name)
+
+
+def _foreign(inner, name: str) -> Tokenizer:
+    """A tokenizer not made by us: the authors of RMT use its end-of-text token to end and to pad,
+    and the token 'GEN' before an answer."""
+    ends = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+    end = next((t for t in ends if inner.token_to_id(t) is not None), None)
+    if end is None:
+        raise ValueError(f"Tokenizer {name!r} has no end-of-text token (none of {', '.join(ends)}).")
+    pads = ("<pad>", "<|pad|>", "[PAD]")
+    pad = next((t for t in pads if inner.token_to_id(t) is not None), end)
+    ids = inner.encode("GEN", add_special_tokens=False).ids
+    answer = inner.id_to_token(ids[0]) if len(ids) == 1 else end
+    return Tokenizer(inner, name, pad=pad, answer=answer, end=end)

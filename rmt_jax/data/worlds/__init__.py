@@ -1,0 +1,123 @@
+"""Our own bAbI: a small world that tells stories in the official form, one for each address.
+
+`tell(task, (seed, index))` is a pure function: a story can be made anywhere, in any order, again
+and again. Facts come in pairs and a question is asked as soon as one has an answer whose latest
+supporting fact lies among the last five, five questions a story, as in the official files (that is
+what their statistics say; `tests/test_data_worlds.py` compares). A sample is one of the five.
+"""
+
+from typing import NamedTuple
+
+from rmt_jax.data import tasks
+from rmt_jax.data.dice import Dice
+from rmt_jax.data.story import Ask, Story
+from rmt_jax.data.words import Names, draw, official
+from rmt_jax.data.worlds import moving, relations, statements
+from rmt_jax.data.worlds.question import Question
+
+RECENT = 5  # the latest supporting fact is one of the last five
+QUESTIONS = 5  # a story of the official files
+PATIENCE = {"qa3": 0.6}  # part of the chances to ask that the official files of a task take
+LONGEST = 300  # facts after which a story that has no question is dropped
+
+
+class Manner(NamedTuple):
+    """How stories are told, beyond the official way."""
+
+    facts: tuple[int, int] | None = None  # least and most facts, uniform; None: as official
+    names: tuple[str, ...] = ()  # kinds drawn from the word lists: people, places, objects
+    held_out: bool = False  # draw them from the part of the lists that training never sees
+    asks: float = 0.0  # questions after a fact, on average, at most one a fact (dense supervision)
+    few: int = 0  # stories below this many facts have two persons only, so that chains close
+
+
+OFFICIAL = Manner()
+
+
+def names(task: str, manner: Manner, dice: Dice) -> Names:
+    given = official(task)
+    return draw(given, dice, manner.names, manner.held_out) if manner.names else given
+
+
+def world(task: str, given: Names, dice: Dice):
+    """A fresh world that can tell facts (`fact() -> str`) and ask (`questions() -> [...]`)."""
+    if task == "qa4":
+        return relations.World(given, dice)
+    if task in ("qa9", "qa10"):
+        return statements.World(task, given, dice)
+    if task not in tasks.SIMULATED:
+        tasks.task(task)
+        raise ValueError(
+            f"{task} has no simulator: {', '.join(tasks.SIMULATED)} have. "
+            "Take its facts from the official files: --config.data.facts=official."
+        )
+    return moving.World(task, given, dice)
+
+
+def tell(task: str, address: tuple[int, ...], manner: Manner = OFFICIAL) -> Story:
+    """The story at an address, e.g. (seed, index). Raises ValueError for a task without
+    simulator."""
+    dice = Dice(*address, tasks.number(task))
+    for _ in range(1000):
+        given = names(task, manner, dice)
+        story = _controlled(task, given, dice, manner) if manner.facts else _official(
+            task, given, dice, manner
+        )
+        if story is not None:
+            return story
+    raise ValueError(f"{task} finds no question in stories of {manner.facts} facts: allow more.")
+
+
+def _official(task: str, given: Names, dice: Dice, manner: Manner) -> Story | None:
+    place = world(task, given, dice)
+    wanted = 1 if task == "qa4" else dice.between(1, QUESTIONS)
+    facts: list[str] = []
+    asks: list[Ask] = []
+    while len(facts) < LONGEST:
+        for _ in range(2):
+            facts.append(place.fact())
+            _ask(place, facts, asks, dice, manner)
+        if dice.uniform() >= PATIENCE.get(task, 1.0):
+            continue
+        question = _recent(place, len(facts), dice)
+        if question is not None:
+            wanted -= 1
+            if not wanted:
+                return _story(task, facts, question, asks)
+    return None
+
+
+def _controlled(task: str, given: Names, dice: Dice, manner: Manner) -> Story | None:
+    assert manner.facts is not None
+    low, high = (2, 2) if task == "qa4" else manner.facts
+    count = dice.between(max(2, low), max(2, high))
+    if count < manner.few and task != "qa4":
+        given = given._replace(people=tuple(dice.sample(given.people, 2)))
+    place = world(task, given, dice)
+    facts: list[str] = []
+    asks: list[Ask] = []
+    for _ in range(count):
+        facts.append(place.fact())
+        _ask(place, facts, asks, dice, manner)
+    question = _recent(place, count, dice, RECENT if count <= 20 else count)
+    return None if question is None else _story(task, facts, question, asks)
+
+
+def _recent(place, facts: int, dice: Dice, recent: int = RECENT) -> Question | None:
+    """One of the questions that can be asked now, or None."""
+    found = [q for q in place.questions() if max(q.supporting) >= facts - recent]
+    return place.choose(found) if found else None
+
+
+def _ask(place, facts: list[str], asks: list[Ask], dice: Dice, manner: Manner) -> None:
+    if manner.asks and dice.uniform() < manner.asks:
+        question = place.aside()
+        if question is not None:
+            asks.append(Ask(len(facts) - 1, question.text, question.answer))
+
+
+def _story(task: str, facts: list[str], question: Question, asks: list[Ask]) -> Story:
+    # What would be asked right before the final question is left to the final question.
+    asks = [ask for ask in asks if ask.after < len(facts) - 1]
+    return Story(task, tuple(facts), question.text, question.answer, question.supporting,
+                 tuple(asks))
