@@ -58,8 +58,9 @@ def build(config: Config) -> optax.GradientTransformation:
 
 
 def _is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    """The layers' kernels: [in, out], or [layers, in, out] where layers are stacked."""
-    return path[-1].key == "kernel" and leaf.ndim >= 2
+    """The layers' matrices, [layers, in, out]: what maps a width to a width. Not embeddings,
+    whose rows are used one at a time, nor the gate of the associative memory, a single column."""
+    return path[-1].key in ("kernel", "query", "key", "value") and leaf.ndim == 3
 
 
 def _matrices(params):

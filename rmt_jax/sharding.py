@@ -26,8 +26,8 @@ TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"backbone/blocks/conv", P()),
     (r"backbone/ln_f/(scale|bias)", P()),
     (r"memory|prompt/table", P()),
-    (r"associative/(query|key|value)/kernel", P("fsdp", "tensor")),
-    (r"associative/beta/(kernel|bias)", P()),
+    (r"associative/(query|key|value)", P("fsdp", "tensor")),
+    (r"associative/(beta|beta_bias)", P()),
 )
 
 

@@ -9,18 +9,30 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rmt_jax import metrics, models, optimizer, results, sharding, startup, steps
+from rmt_jax import (
+    api,
+    evaluate,
+    metrics,
+    models,
+    optimizer,
+    report,
+    sharding,
+    startup,
+    steps,
+)
 from rmt_jax.checkpoint import Checkpoints
 from rmt_jax.config import Config, stage_value
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.loader import Loader
-from rmt_jax.models import weights
+from rmt_jax.models import pretrained, weights
 from rmt_jax.progress import Progress
 from rmt_jax.shapes import Batch, Sums
 from rmt_jax.workdir import Workdir
 
 # What schedulers take for 'start me again' (EX_TEMPFAIL of sysexits.h).
 REQUEUE = 75
+# Enough to see a plateau or a collapse; the final table uses evaluation.samples.
+VALIDATION_BATCHES = 8
 
 
 class Stopped(Exception):
@@ -44,7 +56,7 @@ def run(config: Config, path: Path) -> int:
     model = models.build(config.model, config.prompt, tokenizer.vocab_size, tasks, rngs)
     static, params = models.split(model)
     if config.init:
-        params = weights.start_from(config.init, params)
+        params = pretrained.initialise(params, config, config.init)
     opt = optimizer.build(config)
     state = steps.init_state(params, opt)
     place = sharding.place_state(state, params, mesh)
@@ -80,8 +92,26 @@ def run(config: Config, path: Path) -> int:
         checkpoints.close()
     weights.save(path, state.params, config)
     tokenizer.save(path / "tokenizer")
-    results.write(config, path, models.merge(static, state.params), tokenizer)
+    finish(path)
     return 0
+
+
+def finish(path: Path) -> None:
+    """Evaluates the weights of a run on validation stories; writes and prints the results."""
+    # Reloaded from the run's folder: what is measured is what a user will load.
+    model = api.load(path)
+    cells = evaluate.evaluate(model, out=path / "results")
+    written = report.write(cells, path / "results", title=path.name, metrics=path / "metrics.jsonl")
+    print(report.table(cells))
+    print("\nwritten:")
+    for file in (path / "weights.safetensors", *written):
+        print(f"  {file}")
+    print(
+        "\nnext:"
+        f"\n  python -m rmt_jax.ask --workdir {path} --file YOUR_TEXT.txt"
+        f"\n  python -m rmt_jax.evaluate --workdir {path} --lengths 4k,16k --samples 100"
+        f"\n  python -m rmt_jax.convert export --workdir {path} --out FOLDER"
+    )
 
 
 class Programs:
@@ -132,7 +162,12 @@ class Loop:
                 step += 1
                 ends = step == total or self.stages[step] != stage
                 if step % self.config.log_every == 0 or ends:
-                    record = {"step": step, "stage": stage + 1, "rate": float(rate(step - 1))}
+                    record = {
+                        "step": step,
+                        "stage": stage + 1,
+                        "segments": batch.tokens.shape[1],
+                        "learning_rate": float(rate(step - 1)),
+                    }
                     progress.log(record | window.close())
                 every = self.config.evaluation.every
                 scores = None
@@ -155,21 +190,27 @@ class Loop:
         return state
 
     def validate(self, state, validation: Loader, step: int, stage: int, progress) -> dict:
-        """Teacher-forced accuracy on validation stories at the stage's lengths. The score for
-        'the best' puts a later stage first: its texts are longer."""
-        sums = metrics.zeros(len(self.config.data.tasks) + 1)
-        batches = -(-self.config.evaluation.samples * len(self.config.data.tasks) // 64)
-        for batch in validation.batches(stage, batches):
-            batch = sharding.put_batch(batch, self.mesh)
-            sums = metrics.add(sums, self.check(state.params, batch))
-        means = metrics.means(sums, self.config.data.tasks)
-        progress.log({"step": step, "stage": stage + 1, "split": "validation", **means})
-        accuracies = [v for k, v in means.items() if k.startswith("accuracy/") and "aux" not in k]
-        score = float(np.mean(accuracies)) if accuracies else 0.0
-        shown = " ".join(
-            f"{k.removeprefix('accuracy/')} {100 * v:.1f}" for k, v in means.items() if "/" in k
+        """Teacher-forced accuracy on validation stories, at each length of the stage.
+
+        The score for 'the best' puts a later stage first: its texts are longer.
+        """
+        tasks = self.config.data.tasks
+        by_task: dict[str, dict[str, float]] = {task: {} for task in tasks}
+        for segments in validation.buckets(stage):
+            sums = metrics.zeros(len(tasks) + 1)
+            for batch in validation.evaluation_batches(segments, VALIDATION_BATCHES):
+                batch = sharding.put_batch(batch, self.mesh)
+                sums = metrics.add(sums, self.check(state.params, batch))
+            for task, accuracy in metrics.means(sums, tasks)["accuracy"].items():
+                by_task[task][f"{segments}s"] = round(accuracy, 4)
+        progress.log({"step": step, "stage": stage + 1, "validation": by_task})
+        shown = "  ".join(
+            f"{task} " + "/".join(f"{100 * a:.0f}" for a in row.values())
+            for task, row in by_task.items()
         )
-        progress.say(f"step {step:,}, stage {stage + 1}, validation: {shown}")
+        lengths = "/".join(f"{s}s" for s in validation.buckets(stage))
+        progress.say(f"step {step:,}, validation at {lengths}: {shown}")
+        score = float(np.mean([a for row in by_task.values() for a in row.values()] or [0.0]))
         return {"score": stage + score, "accuracy": score}
 
 

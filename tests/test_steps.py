@@ -1,5 +1,6 @@
 """The train step: pure, the same on one device and on eight, whole batch or microbatches."""
 
+import dataclasses
 import functools
 
 import jax
@@ -98,7 +99,8 @@ def test_a_step_learns(name):
 
 def test_microbatches_equal_the_whole_batch():
     whole, state = make(config())
-    parts, _ = make(config(optimizer=Optimizer(accumulate=4)))
+    four = dataclasses.replace(config().optimizer, accumulate=4)
+    parts, _ = make(config(optimizer=four))
     a, sums_a = jax.jit(whole)(state, batch())
     b, sums_b = jax.jit(parts)(state, batch())
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a.params, b.params)
