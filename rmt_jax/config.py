@@ -52,6 +52,7 @@ class Data:
     weights: tuple[float, ...] = ()  # mixture weights, one a task; empty: equal
     facts: str = "simulated"  # simulated | official
     babi_dir: str = ""  # official bAbI text files (facts=official)
+    new_names: float = 0.0  # probability that persons, places and objects bear names of word lists
     background: str = "builtin"  # builtin | none | a folder of .txt files
     tokenizer: str = "builtin"  # builtin | a name on the hub | a folder
     seed: int = 0
