@@ -28,7 +28,7 @@ class Manner(NamedTuple):
     names: tuple[str, ...] = ()  # kinds drawn from the word lists: people, places, objects
     held_out: bool = False  # draw them from the part of the lists that training never sees
     asks: float = 0.0  # questions after a fact, on average, at most one a fact (dense supervision)
-    few: int = 0  # stories below this many facts have two persons only, so that chains close
+    few: int = 6  # half of the stories below this many facts have two persons: chains close
 
 
 OFFICIAL = Manner()
@@ -54,26 +54,34 @@ def world(task: str, given: Names, dice: Dice):
     return moving.World(task, given, dice)
 
 
-def tell(task: str, address: tuple[int, ...], manner: Manner = OFFICIAL) -> Story:
-    """The story at an address, e.g. (seed, index). Raises ValueError for a task without
-    simulator."""
+def tell(
+    task: str, address: tuple[int, ...], manner: Manner = OFFICIAL, most: int = LONGEST
+) -> Story:
+    """The story at an address, e.g. (seed, index), of `most` facts or fewer.
+
+    Raises ValueError for a task without simulator and where no such story can be told.
+    """
     dice = Dice(*address, tasks.number(task))
-    for _ in range(1000):
+    for _ in range(5000):
         given = names(task, manner, dice)
-        story = _controlled(task, given, dice, manner) if manner.facts else _official(
-            task, given, dice, manner
-        )
+        if manner.facts:
+            story = _controlled(task, given, dice, manner, most)
+        else:
+            story = _official(task, given, dice, manner, most)
         if story is not None:
             return story
-    raise ValueError(f"{task} finds no question in stories of {manner.facts} facts: allow more.")
+    raise ValueError(
+        f"{task} finds no question in stories of {manner.facts or 'any number of'} facts, "
+        f"{most} at most: allow more facts."
+    )
 
 
-def _official(task: str, given: Names, dice: Dice, manner: Manner) -> Story | None:
+def _official(task: str, given: Names, dice: Dice, manner: Manner, most: int) -> Story | None:
     place = world(task, given, dice)
     wanted = 1 if task == "qa4" else dice.between(1, QUESTIONS)
     facts: list[str] = []
     asks: list[Ask] = []
-    while len(facts) < LONGEST:
+    while len(facts) + 2 <= min(most, LONGEST):
         for _ in range(2):
             facts.append(place.fact())
             _ask(place, facts, asks, dice, manner)
@@ -87,11 +95,12 @@ def _official(task: str, given: Names, dice: Dice, manner: Manner) -> Story | No
     return None
 
 
-def _controlled(task: str, given: Names, dice: Dice, manner: Manner) -> Story | None:
+def _controlled(task: str, given: Names, dice: Dice, manner: Manner, most: int) -> Story | None:
     assert manner.facts is not None
     low, high = (2, 2) if task == "qa4" else manner.facts
-    count = dice.between(max(2, low), max(2, high))
-    if count < manner.few and task != "qa4":
+    high = max(2, min(high, most))
+    count = dice.between(max(2, min(low, high)), high)
+    if count < manner.few and task != "qa4" and dice.uniform() < 0.5:
         given = given._replace(people=tuple(dice.sample(given.people, 2)))
     place = world(task, given, dice)
     facts: list[str] = []

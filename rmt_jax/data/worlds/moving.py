@@ -32,15 +32,16 @@ _KINDS = {
 }
 KINDS = {task: tuple("_" + k for k, n in w.items() for _ in range(n)) for task, w in _KINDS.items()}
 # What is asked on the way: the task's own question (own), where a person is, where an object is,
-# who has it, where an object was before, where a person was before.
+# who has it, what a person carries, where a person was before.
 ASIDES = {
     "qa1": (("own", 1.0),),
-    "qa2": (("own", 0.5), ("person", 0.2), ("holder", 0.3)),
+    "qa2": (("own", 0.45), ("person", 0.15), ("holder", 0.2), ("carried", 0.2)),
     "qa3": (
-        ("own", 0.45),
+        ("own", 0.4),
         ("object", 0.15),
-        ("person", 0.08),
-        ("holder", 0.12),
+        ("person", 0.05),
+        ("holder", 0.1),
+        ("carried", 0.1),
         ("person_before", 0.2),
     ),
     "qa5": (("own", 0.75), ("person", 0.08), ("holder", 0.12), ("object", 0.05)),
@@ -192,6 +193,8 @@ class World:
             found = self._objects()
         elif kind == "holder":
             found = self._holders()
+        elif kind == "carried":
+            found = self._hands()
         else:
             found = self._before(self.names.people)
         return self.dice.pick(found) if found else None

@@ -1,0 +1,234 @@
+"""A needle in its haystack: one sample as a pure function of (task, length, seed, index).
+
+The authors' rules (SPEC, section 4): the context has an exact budget of tokens; a story with more
+than budget // 8 facts is left out; facts stand in order at gaps between background sentences drawn
+uniformly with replacement; the background is consecutive sentences from a random place, the last
+one cut to fit.
+"""
+
+from typing import NamedTuple, Protocol
+from zlib import crc32
+
+import numpy as np
+
+from rmt_jax import config
+from rmt_jax.data import background, sources, tasks, words, worlds
+from rmt_jax.data.dice import Dice
+from rmt_jax.data.lengths import Length
+from rmt_jax.data.story import Story
+from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.data.worlds import Manner
+
+TOKENS_PER_FACT = 8  # a story may have budget // 8 facts
+ATTEMPTS = 5000  # stories tried for one sample before giving up
+
+
+class Planted(NamedTuple):
+    """A question with its answer inside the context (dense supervision)."""
+
+    at: int  # place of its ANSWER token in the context
+    answer: tuple[int, ...]  # END included
+
+
+class Sample(NamedTuple):
+    task: str
+    context: np.ndarray  # i32[n]
+    question: str
+    answer: str
+    question_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]  # END not included
+    facts: tuple[tuple[int, int], ...]  # place of each fact in the context: first token, end
+    supporting: tuple[int, ...]  # numbers of the facts that the answer rests on
+    questions: tuple[Planted, ...]
+    story: Story
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Where the supporting facts stand: 0 the start of the context, 1 its end."""
+        return tuple(self.facts[i][0] / max(1, len(self.context)) for i in self.supporting)
+
+
+class Facts(Protocol):
+    """A source of stories: simulated or official."""
+
+    def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
+        """The story of an index, of `most` facts or fewer."""
+        ...
+
+
+class Simulated:
+    """Endless stories of our own worlds. A story belongs to the split that its text hashes to, so
+    splits share none, whatever the seeds."""
+
+    def __init__(self, split: str):
+        self.split = split
+
+    def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
+        if most < 2:
+            raise ValueError(f"There is room for {most} facts, but a story has 2 or more.")
+        for attempt in range(ATTEMPTS):
+            story = worlds.tell(task, (seed, index, attempt), manner, most)
+            if story is not None and split_of_story(story.facts) == self.split:
+                return story
+        raise ValueError(
+            f"{task}: no story of {most} facts or fewer in {ATTEMPTS:,} attempts. A longer "
+            "length, or fewer facts (config.curriculum.facts), leaves room for one."
+        )
+
+
+def split_of_story(facts: tuple[str, ...]) -> str:
+    """8:1:1, by a hash of the facts."""
+    return sources.SPLITS[max(0, crc32("\n".join(facts).encode()) % 10 - 7)]
+
+
+def answer_room(names: tuple[str, ...], tokenizer: Tokenizer, renamed: bool = False) -> int:
+    """T: tokens of the longest answer of these tasks, END included. `renamed`: persons, places and
+    objects may bear any name of the word lists."""
+    longest = 1
+    for name in names:
+        labels = [tokenizer.sentence(label) for label in tasks.task(name).labels]
+        most = max(len(ids) for ids in labels)
+        if name == "qa8":
+            most = 3 * most + 2  # a list of three and its commas
+        longest = max(longest, most)
+    if renamed:
+        for kind in ("people", "places", "objects"):
+            every = words.words(kind) + words.words(kind, held_out=True)
+            most = max(len(tokenizer.sentence(word)) for word in every)
+            longest = max(longest, most * 3 + 2 if "qa8" in names and kind == "objects" else most)
+    return longest + 1
+
+
+class Composer:
+    """Samples of one split. `.sample(task, length, seed, index)` is a pure function."""
+
+    def __init__(
+        self,
+        data: config.Data,
+        tokenizer: Tokenizer,
+        split: str = "train",
+        *,
+        segment_tokens: int = 512,
+        facts: Facts | None = None,
+        window: tuple[float, float] = (0.0, 1.0),
+    ):
+        self.tokenizer, self.split, self.segment_tokens = tokenizer, split, segment_tokens
+        self.facts = facts or _facts(data, split)
+        self.window = window
+        self.room = answer_room(data.tasks, tokenizer, data.new_names > 0)
+        self.background = None
+        if data.background != "none":
+            self.background = background.load(data.background, tokenizer, split)
+
+    def sample(
+        self,
+        task: str,
+        length: Length | str,
+        seed: int,
+        index: int,
+        manner: Manner = worlds.OFFICIAL,
+        hidden: bool = True,
+    ) -> Sample:
+        """The sample at (task, length, seed, index); `hidden=False` leaves the background out.
+
+        Raises ValueError for an unknown task or length and where facts or window leave no room.
+        """
+        length = Length.parse(length, self.segment_tokens) if isinstance(length, str) else length
+        # A whole length holds question and answer too: about 20 tokens that facts cannot take.
+        most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
+        for attempt in range(100):
+            address = index if not attempt else index + (attempt << 40)
+            story = self.facts.story(task, seed, address, most, manner)
+            dice = Dice(seed, address, tasks.number(task), length.tokens, 1)
+            made = self._compose(story, length, dice, hidden)
+            if made is not None:
+                return made
+        raise ValueError(
+            f"{task}: no story fits a length of {length.name} ({length.tokens} tokens)."
+        )
+
+    def _compose(self, story: Story, length: Length, dice: Dice, hidden: bool) -> Sample | None:
+        encode = self.tokenizer.sentence
+        question, answer = encode(story.question), encode(story.answer)
+        facts = [encode(fact) for fact in story.facts]
+        size = sum(len(ids) for ids in facts)
+        budget = length.tokens
+        if length.whole:
+            budget -= len(question) + 1 + self.room
+        if length.tokens and size > budget:
+            return None
+        asks = self._asks(story, (budget - size) if length.tokens else 10**6, dice)
+        size += sum(len(ids) for _, ids, _ in asks)
+        hide = hidden and self.background is not None and length.tokens > 0
+        return self._weave(story, facts, asks, budget - size if hide else 0, dice)
+
+    def _asks(self, story: Story, room: int, dice: Dice) -> list[tuple[int, tuple, int]]:
+        """Questions on the way that fit in `room`: (after fact, ids, length of the answer)."""
+        encode, kept = self.tokenizer.sentence, []
+        order = dice.shuffled(story.asks) if len(story.asks) > 1 else story.asks
+        for ask in order:
+            answer = (*encode(ask.answer), self.tokenizer.end)
+            ids = (*encode(ask.question), self.tokenizer.answer, *answer)
+            if len(ids) <= room:
+                room -= len(ids)
+                kept.append((ask.after, ids, len(answer)))
+        return sorted(kept, key=lambda ask: ask[0])
+
+    def _weave(self, story: Story, facts: list, asks: list, fill: int, dice: Dice) -> Sample:
+        """Facts and asks into `fill` tokens of background."""
+        hay, starts = np.zeros(0, np.int32), np.zeros(1, np.int64)
+        gaps = np.zeros(len(facts), np.int64)
+        if fill > 0:
+            assert self.background is not None
+            taken = self.background.take(dice.below(self.background.sentences), fill)
+            hay, starts = taken.tokens, np.append(taken.starts, fill)
+            gaps = self._gaps(starts, fill, len(facts), dice)
+        # Each insert stands at a gap; among those of one gap the order of the story holds.
+        inserts = [(int(gap), i, 0, ids, 0) for i, (gap, ids) in enumerate(zip(gaps, facts,
+                                                                               strict=True))]
+        for after, ids, answer in asks:
+            gap = int(gaps[after])
+            if fill > 0 and dice.uniform() < 0.5:  # some way after its fact: it still holds there
+                gap = dice.between(gap, int(gaps[after + 1]))
+            inserts.append((gap, after, 1, ids, answer))
+        inserts.sort(key=lambda one: one[:3])
+        out = np.empty(fill + sum(len(one[3]) for one in inserts), np.int32)
+        spans, planted, at, done = [], [], 0, 0
+        for gap, _, kind, ids, answer in inserts:
+            upto = int(starts[gap])
+            if upto > done:
+                out[at : at + upto - done] = hay[done:upto]
+                at, done = at + upto - done, upto
+            out[at : at + len(ids)] = ids
+            if kind == 0:
+                spans.append((at, at + len(ids)))
+            else:
+                planted.append(Planted(at + len(ids) - answer - 1, ids[-answer:]))
+            at += len(ids)
+        out[at:] = hay[done:]
+        encode = self.tokenizer.sentence
+        return Sample(
+            story.task, out, story.question, story.answer, encode(story.question),
+            encode(story.answer), tuple(spans), story.supporting, tuple(planted), story,
+        )  # fmt: skip
+
+    def _gaps(self, starts: np.ndarray, fill: int, count: int, dice: Dice) -> np.ndarray:
+        """Numbers of the gaps (0: before the first sentence) where the facts go, sorted."""
+        low, high = 0, len(starts)
+        if self.window != (0.0, 1.0):
+            low = int(np.searchsorted(starts, self.window[0] * fill, "left"))
+            high = int(np.searchsorted(starts, self.window[1] * fill, "right"))
+            if high <= low:
+                raise ValueError(
+                    f"The window {self.window[0]:g} to {self.window[1]:g} of {fill} background "
+                    "tokens holds no gap between two sentences: widen it."
+                )
+        return np.sort(dice.numpy.integers(low, high, count))
+
+
+def _facts(data: config.Data, split: str) -> Facts:
+    if data.facts == "official":
+        from rmt_jax.data.official import Official
+
+        return Official(data.babi_dir, split)
+    return Simulated(split)

@@ -1,0 +1,235 @@
+"""Batches as a function of the step: mixture, curriculum, buckets, hosts.
+
+`batch_at(step)` depends on the config and the step alone, so a resumed run, or one on another number
+of hosts, sees the same data. Shapes are static in a bucket: a batch has 1, 2, 4, ... or all
+segments of its stage, and so few programs are compiled.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rmt_jax.config import Config, ConfigError, stage_value
+from rmt_jax.data.compose import Composer, Sample
+from rmt_jax.data.dice import Dice
+from rmt_jax.data.fold import fold
+from rmt_jax.data.lengths import Length
+from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.data.worlds import Manner
+from rmt_jax.shapes import Batch
+
+NEW_NAMES = ("people", "places", "objects")
+TOKENS_PER_QUESTION = 10  # a fact and its question with answer take more; Q is a bound
+
+
+class Stage:
+    """One stage of the curriculum, its texts parsed."""
+
+    def __init__(self, config: Config, number: int):
+        c = config.curriculum
+
+        def value(name: str):
+            return stage_value(getattr(c, name), number)
+
+        self.number = number
+        self.segments, self.batch = int(value("segments")), int(value("batch"))
+        self.background = float(value("background"))
+        self.tasks, self.weights = _mixture(config, str(value("tasks")))
+        self.facts = _facts(str(value("facts")))
+        self.rates = tuple(float(rate) for rate in str(value("questions")).split()) or (0.0,)
+        self.dense = max(self.rates) > 0
+        self.buckets = buckets(self.segments)
+
+
+def buckets(segments: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `segments` itself: the lengths, in segments, of a stage's batches."""
+    powers = [2**i for i in range(segments.bit_length()) if 2**i < segments]
+    return (*powers, segments)
+
+
+class Loader:
+    """Batches of one split.
+
+    `batch_at(step)` is a pure function. `stream(step)` prefetches them in the background with
+    Grain, this host's rows only. Raises `ConfigError` or ValueError for settings without samples.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, split: str = "train"):
+        self.config, self.tokenizer, self.split = config, tokenizer, split
+        self.composer = Composer(
+            config.data, tokenizer, split, segment_tokens=config.model.segment_tokens
+        )
+        self.stages = [Stage(config, i) for i in range(len(config.curriculum.segments))]
+        steps = [int(stage_value(config.curriculum.steps, i)) for i in range(len(self.stages))]
+        self._ends = np.cumsum(steps)
+        rows = np.array([stage.batch for stage in self.stages]) * steps
+        self._first = np.concatenate([[0], np.cumsum(rows)])  # number of a stage's first sample
+
+    @property
+    def steps(self) -> int:
+        return int(self._ends[-1])
+
+    def stage_at(self, step: int) -> Stage:
+        number = int(np.searchsorted(self._ends, step, "right"))
+        return self.stages[min(number, len(self.stages) - 1)]
+
+    def segments_at(self, step: int) -> int:
+        """S of the batch of a step."""
+        stage = self.stage_at(step)
+        return Dice(self.config.data.seed, step, 2).pick(stage.buckets)
+
+    def tokens_at(self, step: int) -> int:
+        """B * S * L of the batch of a step, without making it."""
+        stage, length = self.stage_at(step), self.config.model.segment_tokens
+        return stage.batch * self.segments_at(step) * length
+
+    def batch_at(self, step: int, host: int = 0, hosts: int = 1) -> Batch:
+        """The batch of a step, or the rows of one of several hosts (equal shares, in order)."""
+        stage = self.stage_at(step)
+        if stage.batch % hosts:
+            raise ConfigError(
+                f"{stage.batch} rows a batch cannot be shared by {hosts} hosts equally: make "
+                "config.curriculum.batch a multiple of the number of hosts."
+            )
+        begin = int(self._ends[stage.number - 1]) if stage.number else 0
+        first = int(self._first[stage.number]) + (step - begin) * stage.batch
+        share = stage.batch // hosts
+        rows = range(first + host * share, first + (host + 1) * share)
+        segments = self.segments_at(step)
+        samples = [self._sample(stage, segments, index) for index in rows]
+        answered = segments if stage.dense else 1
+        questions = 1
+        if stage.dense:
+            questions = max(2, self.config.model.segment_tokens // TOKENS_PER_QUESTION)
+        return self.fold(samples, segments, answered, questions)
+
+    def fold(self, samples: list[Sample], segments: int, answered: int = 1, questions: int = 1):
+        """Samples of this loader's composer as a `Batch`."""
+        return fold(
+            samples,
+            self.tokenizer,
+            segments=segments,
+            segment_tokens=self.config.model.segment_tokens,
+            room=self.composer.room,
+            answered=answered,
+            questions=questions,
+            tasks=self.config.data.tasks,
+            prompt=self.config.prompt,
+            align=self.config.data.align,
+        )
+
+    def _sample(self, stage: Stage, segments: int, index: int) -> Sample:
+        data = self.config.data
+        dice = Dice(data.seed, index, 3)
+        task = dice.weighted(stage.tasks, stage.weights)
+        hidden = dice.uniform() < stage.background
+        rate = dice.pick(stage.rates)
+        names = NEW_NAMES if dice.uniform() < data.new_names else ()
+        manner = Manner(stage.facts, names, asks=rate)
+        return self.composer.sample(task, self._length(segments), data.seed, index, manner, hidden)
+
+    def _length(self, segments: int) -> Length:
+        return Length(f"{segments}s", segments * self.config.model.segment_tokens, True)
+
+    def evaluation_batches(
+        self, segments: int, count: int, batch: int = 64, stage: int | None = None
+    ) -> Iterator[Batch]:
+        """`count` batches of texts of exactly `segments` segments with one question at the end,
+        tasks in turn. With a `stage`, its facts and its share of background; otherwise official
+        numbers of facts, all hidden."""
+        data, chosen = self.config.data, None if stage is None else self.stages[stage]
+        for number in range(count):
+            samples = []
+            for index in range(number * batch, (number + 1) * batch):
+                task = data.tasks[index % len(data.tasks)]
+                hidden, manner = True, Manner()
+                if chosen is not None:
+                    hidden = Dice(self.config.evaluation.seed, index, 4).uniform() < (
+                        chosen.background
+                    )
+                    manner = Manner(chosen.facts)
+                seed = self.config.evaluation.seed
+                length = self._length(segments)
+                samples.append(self.composer.sample(task, length, seed, index, manner, hidden))
+            yield self.fold(samples, segments)
+
+    def batches(self, stage: int, count: int) -> Iterator[Batch]:
+        """`count` batches at the longest length of a stage, its facts and background, one question
+        at the end."""
+        chosen = self.stages[stage]
+        return self.evaluation_batches(chosen.segments, count, stage=stage)
+
+    def stream(self, start: int = 0, host: int | None = None, hosts: int | None = None):
+        """An iterator of `batch_at(start)`, `batch_at(start + 1)`, ...: this host's rows, made ahead
+        of time by Grain in a thread, or in `config.data.workers` processes."""
+        import grain.python as grain
+
+        if host is None or hosts is None:
+            import jax
+
+            host, hosts = jax.process_index(), jax.process_count()
+        steps = grain.MapDataset.range(start, max(start + 1, self.steps))
+        made = steps.map(_Make(self, host, hosts))
+        workers = self.config.data.workers
+        threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+        ahead = made.to_iter_dataset(threads)
+        if workers:
+            _parse_flags()
+            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(ahead)
+
+
+class _Make:
+    """`batch_at` as a transformation that worker processes can unpickle."""
+
+    def __init__(self, loader: Loader, host: int, hosts: int):
+        self.loader, self.host, self.hosts = loader, host, hosts
+
+    def __call__(self, step: int) -> Batch:
+        return self.loader.batch_at(int(step), self.host, self.hosts)
+
+
+def _parse_flags() -> None:
+    """Grain's worker processes want absl's flags parsed."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _mixture(config: Config, text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Task names and weights of a stage: 'qa1:1 qa2:3', or '' for data.weights."""
+    known = config.data.tasks
+    if not text.strip():
+        return known, config.data.weights or (1.0,) * len(known)
+    names, weights = [], []
+    for word in text.split():
+        name, _, weight = word.partition(":")
+        if name not in known:
+            raise ConfigError(
+                f"curriculum.tasks names {name!r}, which data.tasks does not: {', '.join(known)}."
+            )
+        try:
+            weights.append(float(weight or 1))
+        except ValueError:
+            raise ConfigError(
+                f"curriculum.tasks: {word!r} is not a task and its weight, as in 'qa1:1 qa2:3'."
+            ) from None
+        names.append(name)
+    return tuple(names), tuple(weights)
+
+
+def _facts(text: str) -> tuple[int, int] | None:
+    """'2-6' -> (2, 6); '4' -> (4, 4); '' -> None (as the official files)."""
+    if not text.strip():
+        return None
+    low, _, high = text.partition("-")
+    try:
+        found = int(low), int(high or low)
+    except ValueError:
+        raise ConfigError(f"curriculum.facts: {text!r} is no range such as '2-6'.") from None
+    if not 2 <= found[0] <= found[1]:
+        raise ConfigError(f"curriculum.facts: {text!r} must rise from 2 or more, such as '2-6'.")
+    return found
+
+
