@@ -34,7 +34,9 @@ class Dice:
         return low + self.below(high - low + 1)
 
     def pick(self, items: Sequence[Item]) -> Item:
-        return items[int(self.uniform() * len(items))]
+        if not self._block:  # `uniform`, written out: this is where simulators spend their time
+            self._block = self._generator.random(BLOCK).tolist()
+        return items[int(self._block.pop() * len(items))]
 
     def weighted(self, items: Sequence[Item], weights: Sequence[float]) -> Item:
         u = self.uniform() * sum(weights)

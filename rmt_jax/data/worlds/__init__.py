@@ -18,6 +18,7 @@ from rmt_jax.data.worlds.question import Question
 RECENT = 5  # the latest supporting fact is one of the last five
 QUESTIONS = 5  # a story of the official files
 PATIENCE = {"qa3": 0.6}  # part of the chances to ask that the official files of a task take
+LEAST = {"qa3": 4, "qa5": 3}  # facts before which there is hardly anything to ask
 LONGEST = 300  # facts after which a story that has no question is dropped
 
 
@@ -61,55 +62,85 @@ def tell(
 
     Raises ValueError for a task without simulator and where no such story can be told.
     """
-    dice = Dice(*address, tasks.number(task))
-    for _ in range(5000):
-        given = names(task, manner, dice)
-        if manner.facts:
-            story = _controlled(task, given, dice, manner, most)
-        else:
-            story = _official(task, given, dice, manner, most)
+    number, limit = tasks.number(task), min(most, LONGEST)
+    for attempt in range(5000):
+        story = _tell(task, (*address, number, attempt), manner, limit, asks=False)
         if story is not None:
-            return story
+            # Told again with questions on the way, which do not change the story.
+            return _tell(task, (*address, number, attempt), manner, limit, True) or story
     raise ValueError(
         f"{task} finds no question in stories of {manner.facts or 'any number of'} facts, "
         f"{most} at most: allow more facts."
     )
 
 
-def _official(task: str, given: Names, dice: Dice, manner: Manner, most: int) -> Story | None:
+def _tell(task: str, address, manner: Manner, most: int, asks: bool) -> Story | None:
+    """One attempt: None when no question can be asked in the facts allowed."""
+    if asks and not manner.asks:
+        return None
+    dice = Dice(*address)
+    notes = _Notes(Dice(*address, 1), manner.asks) if asks else None
+    given = names(task, manner, dice)
+    tell = _controlled if manner.facts else _official
+    return tell(task, given, dice, manner, most, notes)
+
+
+class _Notes:
+    """Questions on the way, with dice of their own."""
+
+    def __init__(self, dice: Dice, rate: float):
+        self.dice, self.rate = dice, rate
+        self.asks: list[Ask] = []
+
+    def take(self, place, after: int) -> None:
+        if self.dice.uniform() < self.rate:
+            own, place.dice = place.dice, self.dice
+            question = place.aside()
+            place.dice = own
+            if question is not None:
+                self.asks.append(Ask(after, question.text, question.answer))
+
+
+def _official(task, given: Names, dice: Dice, manner: Manner, most: int, notes) -> Story | None:
     place = world(task, given, dice)
     wanted = 1 if task == "qa4" else dice.between(1, QUESTIONS)
     facts: list[str] = []
-    asks: list[Ask] = []
-    while len(facts) + 2 <= min(most, LONGEST):
+    while len(facts) + 2 <= most:
         for _ in range(2):
             facts.append(place.fact())
-            _ask(place, facts, asks, dice, manner)
+            if notes:
+                notes.take(place, len(facts) - 1)
         if dice.uniform() >= PATIENCE.get(task, 1.0):
             continue
         question = _recent(place, len(facts), dice)
         if question is not None:
             wanted -= 1
             if not wanted:
-                return _story(task, facts, question, asks)
+                return _story(task, facts, question, notes)
     return None
 
 
-def _controlled(task: str, given: Names, dice: Dice, manner: Manner, most: int) -> Story | None:
+def _controlled(task, given: Names, dice: Dice, manner: Manner, most: int, notes) -> Story | None:
     assert manner.facts is not None
     low, high = (2, 2) if task == "qa4" else manner.facts
     high = max(2, min(high, most))
-    count = dice.between(max(2, min(low, high)), high)
+    count = dice.between(min(max(low, LEAST.get(task, 2)), high), high)
     if count < manner.few and task != "qa4" and dice.uniform() < 0.5:
-        given = given._replace(people=tuple(dice.sample(given.people, 2)))
-    place = world(task, given, dice)
+        people, objects = dice.sample(given.people, 2), dice.sample(given.objects, 2)
+        place = world(task, Names(tuple(people), given.places, tuple(objects)), dice)
+        place.gather()
+    else:
+        place = world(task, given, dice)
     facts: list[str] = []
-    asks: list[Ask] = []
-    for _ in range(count):
+    while len(facts) < high:  # past `count` only while there is nothing to ask
         facts.append(place.fact())
-        _ask(place, facts, asks, dice, manner)
-    question = _recent(place, count, dice, RECENT if count <= 20 else count)
-    return None if question is None else _story(task, facts, question, asks)
+        if notes:
+            notes.take(place, len(facts) - 1)
+        if len(facts) >= count:
+            question = _recent(place, len(facts), dice, RECENT if count <= 20 else count)
+            if question is not None:
+                return _story(task, facts, question, notes)
+    return None
 
 
 def _recent(place, facts: int, dice: Dice, recent: int = RECENT) -> Question | None:
@@ -118,15 +149,9 @@ def _recent(place, facts: int, dice: Dice, recent: int = RECENT) -> Question | N
     return place.choose(found) if found else None
 
 
-def _ask(place, facts: list[str], asks: list[Ask], dice: Dice, manner: Manner) -> None:
-    if manner.asks and dice.uniform() < manner.asks:
-        question = place.aside()
-        if question is not None:
-            asks.append(Ask(len(facts) - 1, question.text, question.answer))
-
-
-def _story(task: str, facts: list[str], question: Question, asks: list[Ask]) -> Story:
-    # What would be asked right before the final question is left to the final question.
-    asks = [ask for ask in asks if ask.after < len(facts) - 1]
-    return Story(task, tuple(facts), question.text, question.answer, question.supporting,
-                 tuple(asks))
+def _story(task: str, facts: list[str], question: Question, notes) -> Story:
+    # What could be asked right before the final question is left to the final question.
+    asks = [ask for ask in notes.asks if ask.after < len(facts) - 1] if notes else ()
+    return Story(
+        task, tuple(facts), question.text, question.answer, question.supporting, tuple(asks)
+    )
