@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rmt_jax import config as cfg
@@ -53,7 +54,47 @@ def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
             f" {len(devices)} visible devices: choose sizes whose product is {len(devices)}, or set"
             " one to -1."
         )
+    hosts = len({d.process_index for d in devices})
+    if sizes[0] * sizes[1] % hosts:
+        raise ConfigError(
+            f"mesh data={sizes[0]} · fsdp={sizes[1]} is not a multiple of the {hosts} processes:"
+            f" tensor={sizes[2]} would reach across processes, which have {len(devices) // hosts}"
+            " devices each. Lower mesh.tensor."
+        )
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1:
+        return _across_slices(sizes, slices, devices)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _across_slices(sizes: list[int], slices: int, devices: list) -> jax.sharding.Mesh:
+    """Several TPU slices: only `data` crosses the slow network between them."""
+    if sizes[0] % slices:
+        raise ConfigError(
+            f"mesh data={sizes[0]} is not a multiple of the {slices} TPU slices, between which only"
+            " data may be split."
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices=devices
+    )
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batches(config: cfg.Config, mesh: jax.sharding.Mesh) -> None:
+    """Rows of a microbatch must spread evenly over `data` and `fsdp`.
+
+    Raises:
+      ConfigError: with the nearest batch that does.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulate
+    for batch in config.curriculum.batch:
+        if batch % ways:
+            parts = " · ".join(f"{axis}={mesh.shape[axis]}" for axis in AXES[:2])
+            raise ConfigError(
+                f"curriculum.batch {batch} does not divide evenly over mesh {parts}"
+                f" · optimizer.accumulate={config.optimizer.accumulate}: make it a multiple of"
+                f" {ways}, such as {-(-batch // ways) * ways}."
+            )
 
 
 def rows_of(name: str) -> list[str]:
@@ -104,9 +145,31 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """This host's rows as one global array a field."""
+    """This host's rows as one global array a field. (On TPUs the order of rows in the global
+    array may differ from the data's: every use of a batch is a sum over rows.)"""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_whole_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """A batch that every host has made in full, each device taking its rows (or all of them,
+    where they do not divide)."""
+    rows, ways = len(batch.task), mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding = batch_sharding(mesh) if rows % ways == 0 else replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i, x=x: x[i]), batch
+    )
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def on_this_host(tree: Any) -> Any:
+    """Global arrays as whole numpy arrays on every host. All processes must call it."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def named(tree: Any) -> dict[str, Any]:

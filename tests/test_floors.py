@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1] / "rmt_jax"
 FLOORS = {
     0: ("shapes", "config", "command", "workdir", "__init__"),
     1: ("models", "data", "scores"),
-    2: ("losses", "metrics", "optimizer", "sharding", "startup", "progress", "curves", "figures", "report"),
+    2: ("losses", "metrics", "optimizer", "sharding", "startup", "cluster", "progress", "curves", "figures", "report"),
     3: ("steps", "decoding", "checkpoint"),
     4: ("api", "evaluate", "results"),
     5: ("training", "train", "ask", "prepare", "convert", "doctor"),

@@ -1,0 +1,165 @@
+"""The variables that launchers leave, and devices that must not stay idle."""
+
+import pytest
+
+from rmt_jax import cluster, startup
+from rmt_jax.config import ConfigError
+
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+}
+OMPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}
+SKY = {
+    "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5",
+    "SKYPILOT_NODE_RANK": "1",
+    "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+}
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        (
+            {"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"},
+            ("a:1", 2, 1, 0, 1),
+        ),
+        ({"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "1", "PROCESS_ID": "0"}, None),
+        ({"NUM_PROCESSES": "1"}, None),
+        (SKY, ("10.0.0.4:8476", 2, 1, 0, 1)),
+        (SKY | {"SKYPILOT_NODE_IPS": "10.0.0.4", "SKYPILOT_NODE_RANK": "0"}, None),
+        (SLURM, ("gpu007:61441", 8, 5, 1, 4)),
+        (SLURM | {"COORDINATOR_ADDRESS": "ib0:99"}, ("ib0:99", 8, 5, 1, 4)),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, None),
+        (OMPI, ("10.96.0.1:8476", 4, 3, 1, 2)),
+        (
+            OMPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp6://[fe80::1,2620::2]:43370"},
+            ("[fe80::1]:8476", 4, 3, 1, 2),
+        ),
+        (
+            OMPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.1.1.1:34911"},
+            ("10.1.1.1:8476", 4, 3, 1, 2),
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "w0,w1", "TPU_WORKER_ID": "1"}, (None, 1, 0, 0, 1)),
+        ({"TPU_WORKER_HOSTNAMES": "w0,w1", "JAX_PLATFORMS": "cpu"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
+def test_every_launcher_is_read(env, expected):
+    place = cluster.find(env)
+    found = place and (
+        place.address,
+        place.processes,
+        place.process,
+        place.local,
+        place.local_count,
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ({"NUM_PROCESSES": "2"}, "not COORDINATOR_ADDRESS and PROCESS_ID: a run of several"),
+        (
+            {"COORDINATOR_ADDRESS": "a", "NUM_PROCESSES": "2", "PROCESS_ID": "0"},
+            "'a' has no port: write host:port, such as a:8476",
+        ),
+        (
+            {"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "2", "PROCESS_ID": "2"},
+            "process 2 of 2: processes are counted from 0, so the last is 1",
+        ),
+        (
+            {"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "two", "PROCESS_ID": "0"},
+            "NUM_PROCESSES must be a whole number, but is 'two'",
+        ),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}, "SLURM_NTASKS is 8, but this process was not"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,3"}, "unevenly over the nodes ([4, 3])"),
+        (SLURM | {"SLURM_STEP_NODELIST": "[]"}, "'[]' names no host"),
+        (
+            {k: v for k, v in OMPI.items() if "uri" not in k},
+            "mpirun -x COORDINATOR_ADDRESS=HOST:8476",
+        ),
+        (
+            {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"},
+            "number 1 of an indexed Kubernetes job",
+        ),
+        (SKY | {"SKYPILOT_NODE_RANK": ""}, "SKYPILOT_NODE_RANK must be a whole number, but is ''"),
+    ],
+)
+def test_half_a_cluster_gets_a_sentence(env, sentence):
+    with pytest.raises(ConfigError) as caught:
+        cluster.find(env)
+    assert sentence in str(caught.value)
+
+
+def test_gpus_are_dealt_to_the_processes_of_a_host():
+    place = cluster.find(SLURM)
+    assert place is not None
+    assert cluster.gpu_of(place, 4) == (1,)  # one each
+    assert cluster.gpu_of(place, 1) is None  # --gpus-per-task=1: it sees only its own
+    with pytest.raises(ConfigError, match="has 8 GPUs and 4 processes.*--ntasks-per-node=8"):
+        cluster.gpu_of(place, 8)
+    sky = cluster.find(SKY)
+    assert sky is not None and cluster.gpu_of(sky, 8) is None
+    with pytest.raises(ConfigError, match="promises 8 GPUs a node, but this one shows 7"):
+        cluster.gpu_of(sky, 7)
+
+
+def test_gpus_present_are_counted_as_cuda_does(tmp_path, monkeypatch):
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert startup.gpus_present(str(tmp_path)) == 4
+    for text, count in (("0,1", 2), ("", 0), ("-1", 0), ("2,-1,3", 1), ("GPU-8f1,GPU-2aa", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+        assert startup.gpus_present(str(tmp_path)) == count, text
+
+
+def test_falling_back_to_the_cpu_is_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(startup, "gpus_present", lambda: 8)
+    with pytest.raises(ConfigError, match=r"has 8 NVIDIA GPU.* runs on the CPU.*cuda12"):
+        startup._check_devices(None)
+    monkeypatch.setattr(startup, "gpus_present", lambda: 0)
+    monkeypatch.setattr(startup, "tpu_present", lambda: True)
+    with pytest.raises(ConfigError, match=r"has a TPU, but JAX .* pip install -e '.\[tpu\]'"):
+        startup._check_devices(None)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    startup._check_devices(None)
+
+
+def test_fewer_devices_than_the_host_has_is_an_error(monkeypatch):
+    class Gpu:
+        platform = "gpu"
+
+    monkeypatch.setattr(startup, "gpus_present", lambda: 8)
+    monkeypatch.setattr(startup.jax, "local_devices", lambda: [Gpu()])
+    with pytest.raises(ConfigError, match="has 8 GPUs, but the run uses 1 of them"):
+        startup._check_devices(None)
+    monkeypatch.setattr(startup, "gpus_present", lambda: 1)
+    with pytest.raises(ConfigError, match="every process must have equally many"):
+        startup._check_devices(None)  # 8 fake CPU devices are the whole, 1 is ours
+
+
+def test_an_unknown_platform_is_a_sentence(monkeypatch):
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'cuda'\nmore")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(startup.jax, "local_devices", fail)
+    with pytest.raises(ConfigError, match=r"cannot start on 'cuda' \(Unable.*\[cuda12\]"):
+        startup._check_devices(None)
