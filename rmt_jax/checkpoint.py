@@ -28,7 +28,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(settings.keep),
-                    policies.BestN(_score, n=1, keep_checkpoints_without_metrics=False),
+                    policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
                 ]
             ),
             cleanup_tmp_directories=True,

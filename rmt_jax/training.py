@@ -79,6 +79,7 @@ def run(config: Config, path: Path) -> int:
     )
     check = Programs(steps.make_eval_step(static, rows))
 
+    tokenizer.save(path / "tokenizer")
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
     if checkpoints.steps():
         state = checkpoints.restore(state)
@@ -91,7 +92,6 @@ def run(config: Config, path: Path) -> int:
     finally:
         checkpoints.close()
     weights.save(path, state.params, config)
-    tokenizer.save(path / "tokenizer")
     finish(path)
     return 0
 
@@ -176,6 +176,8 @@ class Loop:
                     window = Window(self.config)  # its time is not the training's
                 if ends or scores or step % self.config.checkpoint.every == 0 or self.told_to_stop:
                     self.checkpoints.save(state, scores)
+                    # What `rmt_jax.load` reads: a run can be asked while it trains.
+                    weights.save(self.path, state.params, self.config)
                 if self.told_to_stop and step < total:
                     self.checkpoints.wait()
                     raise Stopped(f"told to stop: saved at step {step:,}")
@@ -196,9 +198,9 @@ class Loop:
         """
         tasks = self.config.data.tasks
         by_task: dict[str, dict[str, float]] = {task: {} for task in tasks}
-        for segments in validation.buckets(stage):
+        for segments in validation.stages[stage].buckets:
             sums = metrics.zeros(len(tasks) + 1)
-            for batch in validation.evaluation_batches(segments, VALIDATION_BATCHES):
+            for batch in validation.evaluation_batches(segments, VALIDATION_BATCHES, stage=stage):
                 batch = sharding.put_batch(batch, self.mesh)
                 sums = metrics.add(sums, self.check(state.params, batch))
             for task, accuracy in metrics.means(sums, tasks)["accuracy"].items():
@@ -208,7 +210,7 @@ class Loop:
             f"{task} " + "/".join(f"{100 * a:.0f}" for a in row.values())
             for task, row in by_task.items()
         )
-        lengths = "/".join(f"{s}s" for s in validation.buckets(stage))
+        lengths = "/".join(f"{s}s" for s in validation.stages[stage].buckets)
         progress.say(f"step {step:,}, validation at {lengths}: {shown}")
         score = float(np.mean([a for row in by_task.values() for a in row.values()] or [0.0]))
         return {"score": stage + score, "accuracy": score}

@@ -19,6 +19,7 @@ from rmt_jax.data.worlds import Manner
 from rmt_jax.shapes import Batch
 
 NEW_NAMES = ("people", "places", "objects")
+SHORT = 7  # facts
 TOKENS_PER_QUESTION = 10  # a fact and its question with answer take more; Q is a bound
 
 
@@ -125,7 +126,10 @@ class Loader:
         hidden = dice.uniform() < stage.background
         rate = dice.pick(stage.rates)
         names = NEW_NAMES if dice.uniform() < data.new_names else ()
-        manner = Manner(stage.facts, names, asks=rate)
+        # Two persons in half of the short stories: with four, a short story seldom comes back to
+        # anybody, and 'the last place mentioned' would be right too often.
+        few = SHORT if stage.facts and dice.uniform() < 0.5 else 0
+        manner = Manner(stage.facts, names, asks=rate, few=few)
         return self.composer.sample(task, self._length(segments), data.seed, index, manner, hidden)
 
     def _length(self, segments: int) -> Length:
