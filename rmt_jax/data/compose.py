@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from rmt_jax import config
-from rmt_jax.data import background, sources, tasks, words, worlds
+from rmt_jax.data import background, perturb, sources, tasks, words, worlds
 from rmt_jax.data.dice import Dice
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.story import Story
@@ -100,7 +100,11 @@ def answer_room(names: tuple[str, ...], tokenizer: Tokenizer, renamed: bool = Fa
 
 
 class Composer:
-    """Samples of one split. `.sample(task, length, seed, index)` is a pure function."""
+    """Samples of one split. `.sample(task, length, seed, index)` is a pure function.
+
+    `window`: the part of the background in which facts may stand. `change`: a perturbation of
+    `data.perturb` (those of the description concern the prompt, not the sample).
+    """
 
     def __init__(
         self,
@@ -111,14 +115,20 @@ class Composer:
         segment_tokens: int = 512,
         facts: Facts | None = None,
         window: tuple[float, float] = (0.0, 1.0),
+        change: str = "",
     ):
         self.tokenizer, self.split, self.segment_tokens = tokenizer, split, segment_tokens
         self.facts = facts or _facts(data, split)
-        self.window = window
-        self.room = answer_room(data.tasks, tokenizer, data.new_names > 0)
+        self.change = perturb.check(change)
+        self.window = perturb.WINDOWS.get(change, window)
+        renamed = data.new_names > 0 or change.startswith("new_")
+        self.room = answer_room(data.tasks, tokenizer, renamed)
+        source = data.background
+        if change == "other_background":
+            source = perturb.other_background(source)
         self.background = None
-        if data.background != "none":
-            self.background = background.load(data.background, tokenizer, split)
+        if source != "none":
+            self.background = background.load(source, tokenizer, split)
 
     def sample(
         self,
@@ -140,6 +150,8 @@ class Composer:
             address = index if not attempt else index + (attempt << 40)
             story = self.facts.story(task, seed, address, most, manner)
             dice = Dice(seed, address, tasks.number(task), length.tokens, 1)
+            if self.change:
+                story = perturb.story(self.change, story, Dice(seed, address, 7))
             made = self._compose(story, length, dice, hidden)
             if made is not None:
                 return made
@@ -149,7 +161,7 @@ class Composer:
 
     def _compose(self, story: Story, length: Length, dice: Dice, hidden: bool) -> Sample | None:
         encode = self.tokenizer.sentence
-        question, answer = encode(story.question), encode(story.answer)
+        question = encode(story.question)
         facts = [encode(fact) for fact in story.facts]
         size = sum(len(ids) for ids in facts)
         budget = length.tokens
@@ -180,12 +192,14 @@ class Composer:
         gaps = np.zeros(len(facts), np.int64)
         if fill > 0:
             assert self.background is not None
-            taken = self.background.take(dice.below(self.background.sentences), fill)
+            stack = perturb.Hay(self.change, self.background, self.tokenizer)
+            taken = stack.take(dice.below(self.background.sentences), fill, dice)
             hay, starts = taken.tokens, np.append(taken.starts, fill)
             gaps = self._gaps(starts, fill, len(facts), dice)
         # Each insert stands at a gap; among those of one gap the order of the story holds.
-        inserts = [(int(gap), i, 0, ids, 0) for i, (gap, ids) in enumerate(zip(gaps, facts,
-                                                                               strict=True))]
+        inserts = [
+            (int(gap), i, 0, ids, 0) for i, (gap, ids) in enumerate(zip(gaps, facts, strict=True))
+        ]
         for after, ids, answer in asks:
             gap = int(gaps[after])
             if fill > 0 and dice.uniform() < 0.5:  # some way after its fact: it still holds there

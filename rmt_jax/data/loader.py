@@ -1,7 +1,7 @@
 """Batches as a function of the step: mixture, curriculum, buckets, hosts.
 
-`batch_at(step)` depends on the config and the step alone, so a resumed run, or one on another number
-of hosts, sees the same data. Shapes are static in a bucket: a batch has 1, 2, 4, ... or all
+`batch_at(step)` depends on the config and the step alone, so a resumed run, or one on another
+number of hosts, sees the same data. Shapes are static in a bucket: a batch has 1, 2, 4, ... or all
 segments of its stage, and so few programs are compiled.
 """
 
@@ -164,8 +164,8 @@ class Loader:
         return self.evaluation_batches(chosen.segments, count, stage=stage)
 
     def stream(self, start: int = 0, host: int | None = None, hosts: int | None = None):
-        """An iterator of `batch_at(start)`, `batch_at(start + 1)`, ...: this host's rows, made ahead
-        of time by Grain in a thread, or in `config.data.workers` processes."""
+        """An iterator of `batch_at(start)`, `batch_at(start + 1)`, ...: this host's rows, made
+        ahead of time by Grain in a thread, or in `config.data.workers` processes."""
         import grain.python as grain
 
         if host is None or hosts is None:
@@ -235,5 +235,3 @@ def _facts(text: str) -> tuple[int, int] | None:
     if not 2 <= found[0] <= found[1]:
         raise ConfigError(f"curriculum.facts: {text!r} must rise from 2 or more, such as '2-6'.")
     return found
-
-

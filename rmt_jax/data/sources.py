@@ -46,8 +46,11 @@ def builtin() -> Iterator[tuple[str, str]]:
         paragraphs = []
         for paragraph in re.split(r"\n\s*\n", text):
             lines = paragraph.splitlines()
-            if "::=" in paragraph or ">>>" in paragraph or re.search(r"^\s*[*=\-~+|^]{3,}", paragraph,
-                                                                      re.M):
+            if (
+                "::=" in paragraph
+                or ">>>" in paragraph
+                or re.search(r"^\s*[*=\-~+|^]{3,}", paragraph, re.M)
+            ):
                 continue
             # Prose is indented by 0, 2 or 3 blanks and has a full stop; code has 3 and symbols.
             flat = " ".join(line.strip() for line in lines)

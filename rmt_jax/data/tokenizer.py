@@ -127,7 +127,9 @@ def _foreign(inner, name: str) -> Tokenizer:
     ends = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
     end = next((t for t in ends if inner.token_to_id(t) is not None), None)
     if end is None:
-        raise ValueError(f"Tokenizer {name!r} has no end-of-text token (none of {', '.join(ends)}).")
+        raise ValueError(
+            f"Tokenizer {name!r} has no end-of-text token (none of {', '.join(ends)})."
+        )
     pads = ("<pad>", "<|pad|>", "[PAD]")
     pad = next((t for t in pads if inner.token_to_id(t) is not None), end)
     ids = inner.encode("GEN", add_special_tokens=False).ids

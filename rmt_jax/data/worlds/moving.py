@@ -11,8 +11,6 @@ from rmt_jax.data.dice import Dice
 from rmt_jax.data.words import Names
 from rmt_jax.data.worlds.question import Question
 
-
-
 MOVES = ("moved to", "went to", "went back to", "journeyed to", "travelled to")
 TAKES = ("picked up", "got", "grabbed", "took")
 DROPS = ("dropped", "left", "put down", "discarded")

@@ -1,0 +1,153 @@
+"""Evaluation data made harder or merely different: one name, one change.
+
+A change is applied to a sample by its address, so that sample number k is always the same.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from rmt_jax.data import tasks, words
+from rmt_jax.data.background import Background, Slice
+from rmt_jax.data.dice import Dice
+from rmt_jax.data.story import Story
+from rmt_jax.data.tokenizer import Tokenizer
+
+WINDOWS = {"facts_start": (0.0, 0.25), "facts_middle": (0.375, 0.625), "facts_end": (0.75, 1.0)}
+DESCRIPTIONS = {
+    "paraphrase": "The task prompt says the same in words that were never trained on.",
+    "missing_description": "The task prompt says nothing.",
+    "wrong_description": "The task prompt describes another task.",
+}
+PERTURBATIONS: dict[str, str] = {
+    "new_people": "Persons bear names that were never trained on.",
+    "new_places": "Places bear names that were never trained on.",
+    "new_objects": "Objects bear names that were never trained on.",
+    "distractors": "As many facts again about persons whom nobody asks for.",
+    "facts_start": "Facts stand in the first quarter of the text.",
+    "facts_middle": "Facts stand in the middle quarter of the text.",
+    "facts_end": "Facts stand in the last quarter of the text.",
+    "shuffled": "Background sentences stand in random order.",
+    "typos": "One word in ten of the background has two letters swapped.",
+    "other_background": "Background text of another kind than in training.",
+    **DESCRIPTIONS,
+}
+TYPO_SHARE = 0.1
+
+
+def check(name: str) -> str:
+    """The name, if there is such a perturbation; ValueError otherwise."""
+    if name and name not in PERTURBATIONS:
+        raise ValueError(
+            f"There is no perturbation {name!r}: there are {', '.join(PERTURBATIONS)}."
+        )
+    return name
+
+
+def description(name: str, task: str, number: int) -> str | None:
+    """What sample `number` is told about its task; None: what the task table says."""
+    if name == "missing_description":
+        return ""
+    if name == "wrong_description":
+        others = [t for t in tasks.TASKS if tasks.TASKS[t].labels != tasks.task(task).labels]
+        return tasks.task(others[number % len(others)]).description
+    if name == "paraphrase":
+        others = tasks.task(task).paraphrases
+        return others[number % len(others)]
+    return None
+
+
+def story(name: str, told: Story, dice: Dice) -> Story:
+    """The story with other names, or with distractors among its facts."""
+    if name.startswith("new_"):
+        return _renamed(told, name.removeprefix("new_"), dice)
+    if name == "distractors":
+        return _distracted(told, dice)
+    return told
+
+
+def _renamed(told: Story, kind: str, dice: Dice) -> Story:
+    known = sorted({word for task in ("qa1", "qa5", "qa10")
+                    for word in getattr(words.official(task), kind)})  # fmt: skip
+    new = dict(zip(known, dice.sample(words.words(kind, held_out=True), len(known)), strict=True))
+    pattern = re.compile(rf"\b({'|'.join(known)})\b")
+
+    def change(text: str) -> str:
+        return pattern.sub(lambda match: new[match[0]], text)
+
+    return told._replace(
+        facts=tuple(change(fact) for fact in told.facts),
+        question=change(told.question),
+        answer=change(told.answer),
+        asks=tuple(a._replace(question=change(a.question), answer=change(a.answer))
+                   for a in told.asks),
+    )  # fmt: skip
+
+
+def _distracted(told: Story, dice: Dice) -> Story:
+    from rmt_jax.data.worlds.moving import MOVES
+
+    # Persons who are in no official file walk between the same places.
+    people = dice.sample(words.words("people", held_out=True), 4)
+    places = words.official(told.task).places
+
+    def walk() -> str:
+        return f"{dice.pick(people)} {dice.pick(MOVES)} the {dice.pick(places)}."
+
+    facts, moved = [], []
+    for fact in told.facts:
+        facts += [walk() for _ in range(dice.below(3))]
+        moved.append(len(facts))
+        facts.append(fact)
+    supporting = tuple(moved[i] for i in told.supporting)
+    asks = tuple(ask._replace(after=moved[ask.after]) for ask in told.asks)
+    return told._replace(facts=tuple(facts), supporting=supporting, asks=asks)
+
+
+class Hay(NamedTuple):
+    """How background is taken: as it stands, shuffled, or with typos."""
+
+    name: str
+    background: Background
+    tokenizer: Tokenizer
+
+    def take(self, first: int, tokens: int, dice: Dice) -> Slice:
+        taken = self.background.take(first, tokens)
+        if self.name not in ("shuffled", "typos") or len(taken.starts) < 2:
+            return taken
+        ends = np.append(taken.starts[1:], tokens)
+        spans = [taken.tokens[a:b] for a, b in zip(taken.starts, ends, strict=True)]
+        if self.name == "shuffled":
+            spans = [spans[i] for i in dice.numpy.permutation(len(spans))]
+        else:
+            wrong = [_typos(self.tokenizer.decode(ids), dice) for ids in spans]
+            spans = [np.asarray(ids, np.int32) for ids in self.tokenizer.encode_many(wrong)]
+            # Typos take more tokens than words, so what is over at the end is cut; the rare text
+            # that got shorter is filled from its beginning.
+            while sum(map(len, spans)) < tokens:
+                spans += spans
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in spans])])
+        kept = int(np.searchsorted(starts, tokens, "left"))
+        return Slice(np.concatenate(spans)[:tokens], starts[:kept].astype(np.int64))
+
+
+def _typos(text: str, dice: Dice) -> str:
+    """Two neighbouring letters swapped in one word of ten."""
+    changed = []
+    for word in text.split(" "):
+        if len(word) > 3 and dice.uniform() < TYPO_SHARE:
+            i = dice.between(1, len(word) - 3)
+            word = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+        changed.append(word)
+    return " ".join(changed)
+
+
+def other_background(source: str) -> str:
+    """Another kind of text than `source`. ValueError where none is at hand."""
+    if source in ("builtin", "none"):
+        raise ValueError(
+            "The model was trained with the built-in background: name a folder of other texts, "
+            "for example with --background FOLDER, instead of the perturbation other_background."
+        )
+    return "builtin"
