@@ -8,9 +8,9 @@ ROOT = Path(__file__).parents[1] / "rmt_jax"
 FLOORS = {
     0: ("shapes", "config", "command", "workdir", "__init__"),
     1: ("models", "data", "scores"),
-    2: ("losses", "metrics", "optimizer", "sharding", "startup", "cluster", "progress", "curves", "figures", "report"),
+    2: ("losses", "metrics", "optimizer", "sharding", "startup", "cluster", "progress", "report"),
     3: ("steps", "decoding", "checkpoint"),
-    4: ("api", "evaluate", "results"),
+    4: ("api", "evaluation", "evaluate", "lmeval"),
     5: ("training", "train", "ask", "prepare", "convert", "doctor"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmt_jax.figures import (
+from rmt_jax.report.figures import (
     COLOURS,
     GREY,
     INK,

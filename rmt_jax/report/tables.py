@@ -1,34 +1,15 @@
-"""What a run leaves behind: tables and pictures of its cells.
+"""Tables of results: CSV, JSON, Markdown, and for the terminal. `read` gives the cells back."""
 
-    python -m rmt_jax.report RUN [RUN …] [--names a,b] [--groups a,a] [--references] [--out DIR]
-
-draws several runs (folders with a `summary.json`) side by side; runs of one group (seeds, say) are
-also averaged, mean ± standard deviation. `write` makes one run's files:
-
-| file                      | holds                                                              |
-|---------------------------|--------------------------------------------------------------------|
-| summary.csv               | a row a task and length: the main score and its baselines          |
-| scores.csv                | the same for each of the four scores, with Wilson intervals        |
-| summary.json              | all of it, machine-readable; `read` gives the cells back           |
-| table.md                  | a Markdown table for a paper or README                             |
-| heatmap, lengths, curves, | pictures, PNG and PDF                                              |
-| depths                    |                                                                    |
-"""
-
-import argparse
 import csv
 import dataclasses
 import io
 import json
 import os
-import statistics
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rmt_jax import curves, figures
+from rmt_jax.report import figures
 from rmt_jax.scores import Cell
 
 SUMMARY = (
@@ -39,53 +20,6 @@ SUMMARY = (
 
 class ReportError(ValueError):
     """Results that cannot be read; the message is a sentence for the user."""
-
-
-def write(
-    cells: Sequence[Cell],
-    folder: Path,
-    *,
-    title: str = "",
-    rule: str = "",
-    metrics: Path | None = None,
-    references: bool = False,
-) -> list[Path]:
-    """Every table and picture of one run into `folder`; returns the files written.
-
-    `rule` is the score of the pictures and of summary.csv (the official one, where every task has
-    labels for it). `metrics` is the run's metrics.jsonl, for the learning curves.
-    Raises ReportError for no cells.
-    """
-    if not cells:
-        raise ReportError(
-            "there is no cell to report: evaluate at least one task and length first."
-        )
-    rule = rule or main_rule(cells)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        "summary.csv": csv_text(cells, [rule]),
-        "scores.csv": csv_text(cells, rules(cells)),
-        "summary.json": json_text(cells, rule),
-        "table.md": markdown(cells, rule),
-    }
-    paths = []
-    for name, text in files.items():
-        replace(folder / name, text)
-        paths.append(folder / name)
-    paths += figures.heatmap(cells, folder / "heatmap.png", rule=rule, title=title)
-    published = reference() if references else []
-    name = title or "this run"
-    paths += curves.lengths({name: cells}, folder / "lengths.png", rule=rule, title=title)
-    if published:
-        path = folder / "published.png"
-        paths += curves.lengths({name: cells}, path, rule=rule, references=published)
-    paths += curves.depths(cells, folder / "depths.png")
-    if metrics is not None and metrics.exists():
-        try:
-            paths += curves.learning(metrics, folder / "curves.png")
-        except ValueError as error:  # evaluated before the first log line
-            print(error, file=sys.stderr)
-    return paths
 
 
 def main_rule(cells: Sequence[Cell]) -> str:
@@ -280,98 +214,8 @@ def table(cells: Sequence[Cell], rule: str = "") -> str:
     return "\n".join(lines)
 
 
-def reference() -> list[dict[str, Any]]:
-    """Published results that the package carries, each with metric and source; nominal tokens."""
-    file = resources.files("rmt_jax") / "assets" / "reference.csv"
-    rows = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))
-    return [
-        dict(r) | {"tokens": float(r["tokens"] or 0), "accuracy": float(r["accuracy"])}
-        for r in rows
-    ]
-
-
-def spread(groups: Mapping[str, Sequence[Sequence[Cell]]], rule: str) -> str:
-    """Markdown: mean ± standard deviation over the runs of each group, a row a group and task."""
-    everything = [c for runs in groups.values() for cells in runs for c in cells]
-    tasks, lengths = figures.names(everything)
-    lines = ["| group | runs | task | " + " | ".join(lengths) + " |"]
-    lines.append("|---" * (len(lengths) + 3) + "|")
-    for group, runs in groups.items():
-        for task in [*tasks, "mean"]:
-            line = []
-            for length in lengths:
-                values = []
-                for cells in runs:
-                    here = [c for c in cells if c.length == length and not c.perturb]
-                    own = here if task == "mean" else [c for c in here if c.task == task]
-                    if len(own) == (len(tasks) if task == "mean" else 1):
-                        values.append(100 * figures.mean([c.accuracy(rule) for c in own]))
-                line.append(_spread(values))
-            lines.append(f"| {group} | {len(runs)} | {task} | " + " | ".join(line) + " |")
-    return (
-        "\n".join(lines)
-        + f"\n\n{figures.footnote(everything, rule)}; ± is the standard deviation.\n"
-    )
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else ""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
 def replace(file: Path, text: str) -> None:
     """Writes whole or not at all: a reader never sees half a file."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m rmt_jax.report", description="Several runs side by side, and their spread."
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders with a summary.json")
-    parser.add_argument("--names", default="", help="a name for each run, with commas between")
-    parser.add_argument("--groups", default="", help="a group for each run: seeds of one setting")
-    parser.add_argument("--references", action="store_true", help="published curves behind ours")
-    parser.add_argument("--score", default="", help="official, corrected, exact or lm_eval")
-    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
-    args = parser.parse_args(argv)
-    try:
-        cells = [read(folder) for folder in args.runs]
-        names = _one_each(args.names, args.runs, "--names")
-        groups = _one_each(args.groups, args.runs, "--groups") if args.groups else names
-    except ReportError as error:
-        print(error, file=sys.stderr)
-        return 2
-    rule = args.score or main_rule([c for run in cells for c in run])
-    grouped: dict[str, list[Sequence[Cell]]] = {}
-    for group, run in zip(groups, cells, strict=True):
-        grouped.setdefault(group, []).append(run)
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = spread(grouped, rule)
-    replace(args.out / "comparison.md", text)
-    published = reference() if args.references else []
-    paths = curves.lengths(
-        dict(zip(names, cells, strict=True)),
-        args.out / "comparison.png",
-        rule=rule,
-        references=published,
-    )
-    print(text)
-    print("written:", ", ".join(str(p) for p in [args.out / "comparison.md", *paths]))
-    return 0
-
-
-def _one_each(text: str, runs: Sequence[Path], option: str) -> list[str]:
-    if not text:
-        return [str(r) for r in runs]
-    names = [n.strip() for n in text.split(",")]
-    if len(names) != len(runs):
-        raise ReportError(f"{option} has {len(names)} names for {len(runs)} runs: give one each.")
-    return names
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Read a text of any size once, answer questions about it.
+
+    python -m rmt_jax.ask --workdir RUN --file book.txt --question 'Where is Mary?'
+    cat book.txt | python -m rmt_jax.ask --workdir RUN --question 'Where is Mary?'
+    python -m rmt_jax.ask --workdir RUN --file book.txt --save_memory book.npz
+    python -m rmt_jax.ask --workdir RUN --load_memory book.npz        (asks interactively)
+
+The memory is all that is kept of the text: a few kilobytes, whatever its size. A model that was
+trained with a task prompt reads the text once for each task asked about: the task is taken from
+`--task` (qa1 … qa20, or a description in your words), else guessed from the question.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rmt_jax.evaluation.texts import TextError, open_text, pieces
+
+
+class AskError(ValueError):
+    """Something that cannot be asked; the message is a sentence for the user."""
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmt_jax.ask",
+        description=(__doc__ or "").split("\n\n")[0],
+        epilog="Without --question, questions are read from the terminal, one a line.",
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, help="a run's folder, or any checkpoint rmt_jax.load takes")
+    add("--file", type=Path, help="a UTF-8 text of any size (default: standard input)")
+    add("--question", action="append", default=[], help="may be given several times")
+    add("--task", default="", help="qa1 … qa20, or a description of the task in your words")
+    add("--save_memory", type=Path, help="keep what was read in this .npz file")
+    add("--load_memory", type=Path, help="start from what an earlier --save_memory kept")
+    add("--tokens", type=int, default=8, help="longest answer, in tokens")
+    add("--quiet", action="store_true", help="answers only")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    # JAX loads only now: --help and wrong arguments answer at once.
+    try:
+        stream, source = open_source(args)
+        from rmt_jax import api
+        from rmt_jax.evaluation import answering, recall
+        from rmt_jax.models.pretrained import WeightsError
+
+        try:
+            model = api.load(args.workdir)
+            session = recall.Session(model, room=args.tokens)
+            return talk(args, session, stream, source)
+        except (
+            WeightsError,
+            api.InputError,
+            answering.AnsweringError,
+            recall.RecallError,
+        ) as error:
+            raise AskError(str(error)) from error
+    except (AskError, TextError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
+    """The text to read, if no memory is loaded, and its name. Raises AskError, TextError."""
+    if args.load_memory and args.file:
+        raise AskError("Give --file or --load_memory, not both: a memory is of one text.")
+    if args.tokens < 1:
+        raise AskError(f"--tokens is {args.tokens}: an answer needs at least 1.")
+    if any(not q.strip() for q in args.question):
+        raise AskError("An empty --question cannot be answered.")
+    if args.load_memory:
+        return None, str(args.load_memory)
+    if args.file:
+        if args.file.is_file() and args.file.stat().st_size == 0:
+            raise AskError(f"{args.file} is empty: there is nothing to read.")
+        return open_text(args.file), str(args.file)
+    if sys.stdin.isatty():
+        raise AskError("Name a text with --file, or pipe one in: cat book.txt | python -m …")
+    if not args.question and not args.save_memory:
+        raise AskError(
+            "A text on standard input leaves no way to type questions: give --question, or keep "
+            "the memory with --save_memory and ask it later."
+        )
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    return sys.stdin, "standard input"
+
+
+def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source: str) -> int:
+    if stream is None:
+        session.load(args.load_memory)
+        say(args, f"memory of {session.tokens:,} tokens from {source}")
+    else:
+        prompts = session.prompts_for(args.question, args.task)
+        size = args.file.stat().st_size if args.file else None
+        start = time.monotonic()
+        with stream:
+            session.read(shown(pieces(stream), size, args.quiet), prompts)
+        seconds = time.monotonic() - start
+        if session.tokens == 0:
+            raise AskError(f"{source} holds no text: there is nothing to read.")
+        say(
+            args,
+            f"read {session.tokens:,} tokens ({session.characters:,} characters) in {seconds:.1f} s"
+            f" ({session.tokens / seconds:,.0f} tokens/s, compiling included)",
+        )
+    if args.save_memory:
+        written = session.save(args.save_memory)
+        say(args, f"kept the memory in {args.save_memory} ({written / 1024:.1f} kB)")
+    questions = args.question or (() if args.save_memory else typed())
+    for question in questions:
+        try:
+            print(session.answer(question, args.task), flush=True)
+        except ValueError as error:
+            if args.question:
+                raise
+            print(error, file=sys.stderr)  # a typed question: the next one may be better
+    return 0
+
+
+def typed() -> Iterator[str]:
+    """Questions from the terminal, until an empty line or the end of the input."""
+    while True:
+        try:
+            question = input("? ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question
+
+
+def shown(parts: Iterator[str], size: int | None, quiet: bool) -> Iterator[str]:
+    """The pieces, with a bar over the file's bytes."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=size,
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=quiet,
+        file=sys.stderr,
+        desc="reading",
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    ) as bar:
+        for part in parts:
+            yield part
+            bar.update(len(part.encode()))
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet:
+        print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Ask a trained model many questions about long texts, score the answers, report.
+
+    python -m rmt_jax.evaluate --workdir RUN [--tasks qa1,qa2] [--lengths 0k,4k,1M] [--samples 100]
+                               [--data generated|official|FOLDER] [--perturb NAME,…] [--out DIR]
+
+A context of any length is read with constant memory; samples are read in batches; each batch size
+is compiled once for all lengths. Finished cells (a task at a length) are kept in OUT/cells, so that
+a stopped evaluation continues where it stopped. Decoding is free-running and greedy;
+`--teacher-forced` is faster and kinder, and every table then says so.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rmt_jax import scores
+from rmt_jax.evaluation import evaluate
+
+__all__ = ["evaluate", "main"]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmt_jax.evaluate",
+        description=(__doc__ or "").split("\n\n")[0],
+        epilog="Lengths: 4s is four segments; 0k, 1k, 4k, 128k, 1M are BABILong's; 0k facts only.",
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, help="a run's folder, or any checkpoint rmt_jax.load takes")
+    add("--tasks", default="", help="qa1,qa2,… (default: the tasks it was trained on)")
+    add("--lengths", default="", help="e.g. 1s,4s or 0k,4k,32k,1M (default: the config's)")
+    add("--samples", type=int, default=0, help="questions a task and length")
+    add("--data", default="generated", help="generated | official | FOLDER (see README)")
+    add("--babi", default="", help="folder of bAbI files for --data official")
+    add("--lengths_by", default="", help="tokenizer that counts the lengths, e.g. GPT-2's folder")
+    add("--background", default="", help="builtin | none | a folder of books (default: config's)")
+    add("--split", default="validation", choices=("train", "validation", "test"))
+    add("--perturb", default="", help="new_people,new_places,new_objects,paraphrase: some of them")
+    add("--suite", default="", choices=("", "paper"), help="everything a paper's table needs")
+    add("--inspect", action="store_true", help="draw memory and attention for one sample")
+    add("--teacher-forced", action="store_true", help="faster, kinder; named in every table")
+    add("--no-reset", action="store_true", help="leave out the memory-reset control")
+    add("--score", default="", choices=("", *scores.RULES), help="of summary.csv and pictures")
+    add("--references", action="store_true", help="published curves behind ours")
+    add("--batch", type=int, default=0, help="texts read together")
+    add("--seed", type=int, default=None)
+    add("--name", default="", help="ORG/MODEL in the prediction files")
+    add("--out", type=Path, default=None, help="default: WORKDIR/evaluation")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    # JAX loads only now: --help answers at once.
+    from rmt_jax.evaluation import suite
+
+    return suite.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Ask a model many questions about long texts, and score the answers: a `Cell` a task and length.
+
+A context of any length is read with constant memory; samples are read in batches; each batch size
+is compiled once for all lengths. Finished cells are kept in OUT/cells, so that a stopped evaluation
+continues where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmt_jax import scores
+from rmt_jax.evaluation import answering, questions
+from rmt_jax.report import predictions, tables
+from rmt_jax.scores import Cell
+
+# Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
+# tokens take no more memory than thirty thousand.
+HELD = 4_000_000
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be run; the message is a sentence for the user."""
+
+
+def evaluate(
+    model: Any,
+    *,
+    tasks: Sequence[str] = (),
+    lengths: Sequence[str] = (),
+    samples: int = 0,
+    split: str = "validation",
+    batch: int = 0,
+    seed: int | None = None,
+    reset: bool = True,
+    decoding: str = "greedy",
+    perturb: Sequence[str] = ("",),
+    source: Any = None,
+    out: Path | None = None,
+    name: str = "",
+    progress: bool = True,
+) -> list[Cell]:
+    """Accuracy of `model` (an `rmt_jax.api.Model`), a cell a perturbation, task and length.
+
+    What is left out comes from the model's config (`config.evaluation`, `config.data.tasks`).
+    `source` hands out the questions (`questions.Generated` by default, made from the config's facts
+    and background of `split`). `reset` also measures the control with the memory reset at each
+    segment. `decoding` is 'greedy' (free-running) or 'teacher-forced'. With `out`, finished cells
+    and per-sample predictions are kept there and not made twice.
+
+    Raises EvaluationError, `questions.QuestionError` or `answering.AnsweringError`: sentences.
+    """
+    config = model.config
+    tasks = questions.chosen(tasks or config.data.tasks)
+    lengths = tuple(lengths) or tuple(config.evaluation.lengths)
+    samples = samples or config.evaluation.samples
+    batch = batch or config.evaluation.batch
+    seed = config.evaluation.seed if seed is None else seed
+    if decoding not in ("greedy", "teacher-forced"):
+        raise EvaluationError(f"decoding is 'greedy' or 'teacher-forced', not '{decoding}'.")
+    if samples < 1 or batch < 1:
+        raise EvaluationError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
+    source = source or questions.Generated(model, split=split, seed=seed)
+    jobs = [
+        Job(task, length, source.count(task, length, samples), how, decoding)
+        for how in perturb
+        for length in lengths
+        for task in tasks
+    ]
+    key = fingerprint(model, source, seed, reset)
+    cells, bar = [], Bar(jobs, source, progress)
+    with bar:
+        for job in jobs:
+            cell = kept(out, job, key)
+            if cell is None:
+                cell, rows = measure(model, source, job, batch, reset, bar)
+                keep(out, job, key, cell)
+                if out is not None:
+                    predictions.write(
+                        out / "predictions", name or "rmt_jax/model", job, rows, model
+                    )
+            else:
+                bar.skip(job)
+            cells.append(cell)
+            bar.done(cell)
+    return cells
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A cell to measure."""
+
+    task: str
+    length: str
+    samples: int
+    perturb: str = ""
+    decoding: str = "greedy"
+
+    @property
+    def stem(self) -> str:
+        parts = [self.task, self.length, self.perturb, self.decoding.replace("greedy", "")]
+        return "_".join(p for p in parts if p)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One question and what was answered: a line of the prediction files."""
+
+    question: str
+    target: str
+    output: str
+    control: str = ""  # with the memory reset
+
+
+def measure(
+    model: Any, source: Any, job: Job, batch: int, reset: bool, bar: "Bar"
+) -> tuple[Cell, list[Row]]:
+    """One cell: asks in batches, each of which is composed only when its turn comes."""
+    start, rows, depths, items = time.monotonic(), [], [], 0
+    tokens = characters = gpt2 = 0.0
+    size = batch_size(batch, job.samples, source.tokens(job.length))
+    room = source.room(job.task, job.perturb)
+    for first in range(0, job.samples, size):
+        some = source.ask(
+            job.task, job.length, range(first, min(first + size, job.samples)), job.perturb
+        )
+        asked = [q.asked for q in some]
+        if job.decoding == "greedy":
+            said, control = answering.answer(
+                model, asked, room=room, batch=size, reset=reset, tick=bar.tick
+            )
+        else:
+            answers = [q.answer for q in some]
+            said, control = answering.forced(
+                model, asked, answers, room=room, batch=size, reset=reset, tick=bar.tick
+            )
+        for k, q in enumerate(some):
+            rows.append(Row(q.question, q.target, said[k], control[k] if control else ""))
+            depths.append(q.depth)
+            tokens += len(q.asked.context) + len(q.asked.tail)
+            characters += q.characters
+            gpt2 += q.gpt2_tokens
+            items += 1
+        bar.show(job, rows)
+    rules = scores.RULES if known_answers(job.task, rows) else ("exact", "lm_eval")
+    main = [scores.score(next(iter(rules)), job.task, r.question, r.target, r.output) for r in rows]
+    targets = [r.target for r in rows]
+    cell = Cell(
+        task=job.task,
+        length=job.length,
+        samples=items,
+        right=count_right(rules, job.task, rows, [r.output for r in rows]),
+        majority=scores.majority(targets),
+        chance=scores.chance(job.task, targets),
+        tokens=tokens / items,
+        characters=characters / items,
+        gpt2_tokens=gpt2 / items,
+        tokenizer=model.tokenizer.name,
+        decoding=job.decoding,
+        reset=count_right(rules, job.task, rows, [r.control for r in rows]) if reset else None,
+        perturb=job.perturb,
+        trained=trained(model.config, job, tokens / items),
+        seconds=round(time.monotonic() - start, 2),
+        depths=tuple(
+            (round(d, 4), bool(r)) for d, r in zip(depths, main, strict=True) if d is not None
+        ),
+    )
+    return cell, rows
+
+
+def known_answers(task: str, rows: Sequence[Row]) -> bool:
+    """Are the targets among the task's labels? The official rule means nothing for other words."""
+    labels = set(scores.LABELS.get(task, ()))
+    return all(r.target in labels or labels.issuperset(r.target.split(",")) for r in rows)
+
+
+def count_right(
+    rules: Iterable[str], task: str, rows: Sequence[Row], outputs: Sequence[str]
+) -> dict[str, int]:
+    return {
+        rule: sum(
+            scores.score(rule, task, r.question, r.target, output)
+            for r, output in zip(rows, outputs, strict=True)
+        )
+        for rule in rules
+    }
+
+
+def batch_size(batch: int, samples: int, tokens: int) -> int:
+    """`batch`, or the power of two below it that keeps the texts held within `HELD` tokens: few
+    sizes, so few compilations."""
+    size = min(batch, samples)
+    if size * tokens > HELD:
+        size = max(1, HELD // max(1, tokens))
+        size = 1 << (size.bit_length() - 1)
+    return size
+
+
+def trained(config: Any, job: Job, tokens: float) -> bool:
+    """Was the task trained, at this length or a longer one, in this world?"""
+    longest = max(config.curriculum.segments) * config.model.segment_tokens
+    return job.task in config.data.tasks and tokens <= longest and not job.perturb
+
+
+def fingerprint(model: Any, source: Any, seed: int, reset: bool) -> str:
+    """Of everything that a cell's numbers depend on: weights, config, questions."""
+    parts = (answering.mark(model), source.describe(), seed, reset, model.tokenizer.name)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def kept(out: Path | None, job: Job, key: str) -> Cell | None:
+    """The cell of an earlier, stopped or repeated evaluation, if it is the same evaluation."""
+    if out is None:
+        return None
+    try:
+        tree = json.loads((out / "cells" / f"{job.stem}.json").read_text(encoding="utf-8"))
+        if tree["key"] == key and tree["cell"]["samples"] == job.samples:
+            return tables.cell_from(tree["cell"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # never written, or half a file of an older version: measure it
+    return None
+
+
+def keep(out: Path | None, job: Job, key: str, cell: Cell) -> None:
+    if out is None:
+        return
+    folder = out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"key": key, "cell": dataclasses.asdict(cell)})
+    tables.replace(folder / f"{job.stem}.json", text)
+
+
+class Bar:
+    """Progress in tokens over all cells: speed and time left are tqdm's."""
+
+    def __init__(self, jobs: Sequence[Job], source: Any, shown: bool):
+        self.tokens = {job: job.samples * source.tokens(job.length) for job in jobs}
+        self.shown = shown
+        self.bar: Any = None
+        self.before = 0
+
+    def __enter__(self) -> "Bar":
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=sum(self.tokens.values()),
+            unit="tok",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not self.shown,
+            file=sys.stderr,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            bar_format="{percentage:3.0f}% |{bar:16}| {desc}[{elapsed}<{remaining}, {rate_fmt}]",
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def tick(self, tokens: int) -> None:
+        self.bar.update(tokens)
+
+    def skip(self, job: Job) -> None:
+        self.bar.total -= self.tokens[job]
+
+    def show(self, job: Job, rows: Sequence[Row]) -> None:
+        right = sum(r.output == r.target for r in rows)
+        self.bar.set_description_str(f"{job.stem}: {right} of {len(rows)} right ", refresh=False)
+
+    def done(self, cell: Cell) -> None:
+        """Lengths are nominal: after a cell, what was really read counts."""
+        rule = tables.main_rule([cell])
+        self.bar.set_description_str(
+            f"{cell.task} {cell.length}: {100 * cell.accuracy(rule):.0f} % ", refresh=False
+        )

@@ -1,0 +1,339 @@
+"""Where questions come from: the model's own world, bAbI's files, BABILong's files.
+
+A source hands out `Question`s in a fixed order: number k of a task at a length is always the same.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmt_jax.data import compose, prompts, tasks, worlds
+from rmt_jax.data.lengths import Length
+from rmt_jax.evaluation import texts
+from rmt_jax.evaluation.answering import Asked
+
+PERTURBATIONS = {
+    "new_people": "Persons bear names that were never trained on.",
+    "new_places": "Places bear names that were never trained on.",
+    "new_objects": "Objects bear names that were never trained on.",
+    "paraphrase": "The task prompt says the same in words that were never trained on.",
+}
+
+
+class QuestionError(ValueError):
+    """Questions that cannot be had; the message is a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Question:
+    question: str
+    target: str
+    asked: Asked
+    answer: np.ndarray  # ids of the target, END not included
+    characters: int  # of context and question
+    gpt2_tokens: float = 0.0  # of the same, where known
+    depth: float | None = None  # of the last supporting fact: 0 start, 1 end
+    facts: tuple[tuple[int, int], ...] = ()  # places in the context
+    supporting: tuple[int, ...] = ()
+
+
+def prompt_ids(config: Any, tokenizer: Any, task: str, question: str) -> np.ndarray:
+    """i32[n] of the task prompt, without padding; `task` is a name of the table or a description in
+    words. `config` is the Prompt section. Raises QuestionError if it is too long."""
+    known = task in tasks.TASKS
+    try:
+        ids, mask = prompts.ids(
+            config, tokenizer, task if known else "qa1", question, None if known else task
+        )
+    except ValueError as error:
+        raise QuestionError(str(error)) from error
+    return ids[mask]
+
+
+def tail_ids(tokenizer: Any, question: str) -> np.ndarray:
+    """i32[m]: the question and the ANSWER token."""
+    return np.asarray([*tokenizer.sentence(" ".join(question.split())), tokenizer.answer], np.int32)
+
+
+def context_text(text: str) -> str:
+    """A text as contexts are written in training: single spaces, one in front."""
+    return " " + " ".join(text.split())
+
+
+def ask(model: Any, task: str, question: str, told: str | None = None) -> Asked:
+    """A question without its context; `told` replaces the task's description."""
+    config, learned = model.config, 0
+    if config.prompt.source == "learned":
+        if task not in config.data.tasks:
+            raise QuestionError(
+                f"This model has learned prompts for {', '.join(config.data.tasks)}, not {task}."
+            )
+        learned = config.data.tasks.index(task)
+    ids = prompt_ids(config.prompt, model.tokenizer, told or task, question)
+    return Asked(np.zeros(0, np.int32), tail_ids(model.tokenizer, question), ids, learned)
+
+
+class Generated:
+    """Stories hidden in background, as in training, of a split that training never saw.
+
+    lengths_by: a tokenizer (GPT-2's, to stand beside published figures) that counts lengths; the
+    model then reads the same text in its own tokens. Raises QuestionError.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        split: str = "validation",
+        seed: int | None = None,
+        data: Any = None,
+        lengths_by: Any = None,
+    ):
+        self.model, self.split = model, split
+        self.seed = model.config.evaluation.seed if seed is None else seed
+        self.data = data or model.config.data
+        self.counter = lengths_by or model.tokenizer
+        self.own = lengths_by is None
+        size = model.segment_tokens
+        self.composer = _sentence(
+            compose.Composer, self.data, self.counter, split, segment_tokens=size
+        )
+
+    def describe(self) -> str:
+        return repr((self.data, self.split, self.seed, self.counter.name))
+
+    def tasks(self) -> list[str]:
+        return list(tasks.SIMULATED) if self.data.facts == "simulated" else list(tasks.TASKS)
+
+    def perturbations(self) -> list[str]:
+        fixed = self.model.config.prompt.source not in ("description", "both")
+        renamed = self.data.facts == "simulated"
+        return [
+            name
+            for name in PERTURBATIONS
+            if (renamed or not name.startswith("new_")) and not (fixed and name == "paraphrase")
+        ]
+
+    def tokens(self, length: str) -> int:
+        """About how many a text has, for progress and for the size of batches."""
+        return _length(length, self.model.segment_tokens).tokens or 100
+
+    def room(self, task: str, perturb: str = "") -> int:
+        """Tokens for an answer, END included: the room of training, or more where needed."""
+        renamed = perturb.startswith("new_") or self.data.new_names > 0
+        names = tuple(dict.fromkeys((*self.model.config.data.tasks, task)))
+        return _sentence(compose.answer_room, names, self.model.tokenizer, renamed)
+
+    def count(self, task: str, length: str, samples: int) -> int:
+        _sentence(tasks.task, task)
+        _length(length, self.model.segment_tokens)
+        return samples
+
+    def ask(self, task: str, length: str, which: range, perturb: str = "") -> list[Question]:
+        if perturb and perturb not in PERTURBATIONS:
+            raise QuestionError(
+                f"There is no perturbation '{perturb}': there are {', '.join(PERTURBATIONS)}."
+            )
+        if perturb and perturb not in self.perturbations():
+            raise QuestionError(
+                f"'{perturb}' does not apply: new names need simulated facts, and a paraphrase "
+                "needs a model that is told its task in words."
+            )
+        manner = worlds.OFFICIAL
+        if perturb.startswith("new_"):
+            manner = worlds.Manner(names=(perturb.removeprefix("new_"),), held_out=True)
+        return [self._one(task, length, k, manner, perturb) for k in which]
+
+    def _one(self, task: str, length: str, k: int, manner: Any, perturb: str) -> Question:
+        s = _sentence(self.composer.sample, task, length, self.seed, k, manner)
+        told = None
+        if perturb == "paraphrase":
+            others = tasks.task(task).paraphrases
+            told = others[k % len(others)]
+        asked = ask(self.model, task, s.question, told)
+        facts, context = s.facts, s.context
+        text = self.counter.decode(s.context)
+        if not self.own:
+            context, facts = texts.encode(self.model.tokenizer, text), ()
+        tail = len(s.question) + 1
+        gpt2 = len(s.context) + len(s.question_ids) if "gpt2" in self.counter.name else 0
+        return Question(
+            s.question,
+            s.answer,
+            dataclasses.replace(asked, context=context),
+            np.asarray(self.model.tokenizer.sentence(s.answer), np.int32),
+            len(text) + tail,
+            gpt2,
+            max(s.depths) if s.depths else None,
+            facts,
+            s.supporting,
+        )
+
+
+class Files:
+    """BABILong's published evaluation sets, or files like them: in FOLDER, for task qa1 at 4k,
+    `[data/]qa1/4k.json` (a list, or an object a line, with input, question, target) or
+    `[data/]4k/qa1-*.parquet`. Records are read one at a time."""
+
+    def __init__(self, model: Any, folder: Path):
+        self.model, self.folder = model, folder
+        self.open: dict[tuple[str, str], tuple[int, Iterator[dict[str, Any]]]] = {}
+
+    def describe(self) -> str:
+        return str(self.folder.resolve())
+
+    def tasks(self) -> list[str]:
+        names = {p.name for p in self.folder.glob("**/qa*") if p.is_dir()}
+        return sorted(names & set(tasks.TASKS), key=tasks.number)
+
+    def perturbations(self) -> list[str]:
+        told = self.model.config.prompt.source in ("description", "both")
+        return ["paraphrase"] if told else []
+
+    def tokens(self, length: str) -> int:
+        return _length(length, self.model.segment_tokens).tokens or 100
+
+    def room(self, task: str, perturb: str = "") -> int:
+        config = self.model.config.data
+        names = tuple(dict.fromkeys((*config.tasks, task)))
+        return _sentence(compose.answer_room, names, self.model.tokenizer, config.new_names > 0)
+
+    def path(self, task: str, length: str) -> Path:
+        """Raises QuestionError naming what was looked for."""
+        for base in (self.folder, self.folder / "data"):
+            found = [p for kind in ("json", "jsonl") for p in [base / task / f"{length}.{kind}"]]
+            found += sorted((base / length).glob(f"{task}-*.parquet"))
+            for path in found:
+                if path.is_file():
+                    return path
+        raise QuestionError(
+            f"{self.folder} holds neither {task}/{length}.json nor {length}/{task}-*.parquet: "
+            "download RMT-team/babilong there, or name tasks and lengths that it has."
+        )
+
+    def records(self, task: str, length: str) -> Iterator[dict[str, Any]]:
+        path = self.path(task, length)
+        if path.suffix != ".parquet":
+            return texts.records(path)
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise QuestionError(
+                f"{path.name} needs pyarrow to be read: pip install pyarrow, or use the JSON files."
+            ) from error
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=1)
+        return (row for batch in batches for row in batch.to_pylist())
+
+    def count(self, task: str, length: str, samples: int) -> int:
+        have = sum(1 for _ in zip(self.records(task, length), range(samples), strict=False))
+        if not have:
+            raise QuestionError(f"{self.path(task, length)} holds no question.")
+        return have
+
+    def ask(self, task: str, length: str, which: range, perturb: str = "") -> list[Question]:
+        if perturb and perturb != "paraphrase":
+            raise QuestionError(f"'{perturb}' needs generated facts, not files.")
+        at, rows = self.open.pop((task, length), (0, iter(())))
+        if at != which.start or at == 0:
+            at, rows = 0, self.records(task, length)
+        found = []
+        for row in rows:
+            if at >= which.start:
+                found.append(self._one(task, length, at, row, perturb))
+            at += 1
+            if at == which.stop:
+                break
+        self.open[task, length] = (at, rows)
+        return found
+
+    def _one(self, task: str, length: str, k: int, row: dict[str, Any], perturb: str) -> Question:
+        try:
+            text, question, target = row["input"], row["question"], row["target"]
+        except KeyError as error:
+            raise QuestionError(
+                f"{self.path(task, length)}: record {k} lacks {error}; it needs input, question "
+                "and target."
+            ) from error
+        told = None
+        if perturb:
+            others = tasks.task(task).paraphrases
+            told = others[k % len(others)]
+        asked = ask(self.model, task, question, told)
+        context = texts.encode(self.model.tokenizer, context_text(text))
+        nominal = _length(length, self.model.segment_tokens)
+        return Question(
+            question,
+            target,
+            dataclasses.replace(asked, context=context),
+            np.asarray(self.model.tokenizer.sentence(target), np.int32),
+            len(text) + len(question),
+            float(nominal.tokens) if not nominal.whole else 0.0,
+        )
+
+
+def open_source(
+    data: str,
+    model: Any,
+    *,
+    split: str = "validation",
+    seed: int | None = None,
+    babi: str = "",
+    background: str = "",
+    lengths_by: str = "",
+) -> Any:
+    """The source that `--data` names. Raises QuestionError."""
+    settings = model.config.data
+    if background:
+        settings = dataclasses.replace(settings, background=background)
+    counter = None
+    if lengths_by:
+        from rmt_jax.data import tokenizer
+
+        counter = _sentence(tokenizer.load, lengths_by)
+    if data == "official" or (data != "generated" and _has_babi(Path(data))):
+        folder = babi if data == "official" else data
+        if not (folder or settings.babi_dir):
+            raise QuestionError(
+                "--data official needs bAbI's text files: name their folder with --babi, or give "
+                "a folder of BABILong's own files as --data FOLDER."
+            )
+        settings = dataclasses.replace(
+            settings, facts="official", babi_dir=folder or settings.babi_dir
+        )
+    elif data != "generated":
+        if not Path(data).is_dir():
+            raise QuestionError(
+                f"--data is 'generated', 'official' or a folder; there is no folder {data}."
+            )
+        return Files(model, Path(data))
+    return Generated(model, split=split, seed=seed, data=settings, lengths_by=counter)
+
+
+def _has_babi(folder: Path) -> bool:
+    return any(re.match(r"qa\d+_.*\.txt$", p.name) for p in folder.glob("qa*_*.txt"))
+
+
+def _length(length: str, segment: int) -> Length:
+    return _sentence(Length.parse, length, segment)
+
+
+def _sentence(function: Any, *args: Any, **named: Any) -> Any:
+    """The data room's errors are sentences already: only their name changes."""
+    try:
+        return function(*args, **named)
+    except QuestionError:
+        raise
+    except (ValueError, OSError) as error:
+        raise QuestionError(str(error)) from error
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """Task names, checked. Raises QuestionError for an unknown one."""
+    for name in names:
+        _sentence(tasks.task, name)
+    return tuple(names)

@@ -1,0 +1,205 @@
+"""One text in memory, to be asked: read in a stream, kept in a small file, asked again at once."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmt_jax import models
+from rmt_jax.data.tasks import TASKS
+from rmt_jax.evaluation import answering, questions
+from rmt_jax.evaluation.answering import Asked
+from rmt_jax.evaluation.texts import tokens as encoded
+
+
+class RecallError(ValueError):
+    """A memory or question that does not fit; the message is a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A task prompt that a text is read with; all of it that decides what memory becomes."""
+
+    name: str  # 'qa1', or the user's description
+    row: int  # of the learned prompts
+    ids: tuple[int, ...]
+
+
+class Session:
+    """A text's memory, once for each task prompt that it was read with.
+
+    tokens, characters: read so far. rest: the tokens of the last, unfinished segment: they are read
+    together with a question, as in training.
+    """
+
+    def __init__(self, model: Any, room: int = 8):
+        self.model, self.room = model, room
+        self.tokens = self.characters = 0
+        self.rest = np.zeros(0, np.int32)
+        self.prompts: list[Told] = []
+        self.memory: Any = None
+
+    def told(self, question: str, task: str = "") -> Told:
+        """What the model is told when this question is asked. Raises RecallError where the task is
+        needed and neither given nor to be guessed."""
+        config = self.model.config
+        source = config.prompt.source
+        if source == "none":
+            return Told("", 0, ())
+        name = task or (guess(question, config.data.tasks) if source != "question" else "")
+        if not name and source != "question":
+            raise RecallError(
+                f"Of which task is '{question}'? This model is told its task, and the question has"
+                " none of the forms that it knows. Give --task, one of "
+                f"{', '.join(config.data.tasks)}, or describe it: --task 'Say who carries what.'"
+            )
+        if re.fullmatch(r"qa\d+", name) and name not in TASKS:
+            raise RecallError(f"There is no task {name}: the tasks are qa1 to qa20.")
+        if source == "learned":
+            if name not in config.data.tasks:
+                raise RecallError(
+                    f"This model has learned prompts for {', '.join(config.data.tasks)} only, not "
+                    f"for '{name}'."
+                )
+            return Told(name, config.data.tasks.index(name), ())
+        if source in ("question", "both") and not question:
+            raise RecallError(
+                "This model was trained with the question before the text: give --question, then "
+                "the text is read with it."
+            )
+        ids = questions.prompt_ids(config.prompt, self.model.tokenizer, name, question)
+        return Told(
+            name if source == "description" else f"{name} {question}".strip(), 0, tuple(ids)
+        )
+
+    def prompts_for(self, asked: Sequence[str], task: str = "") -> list[Told]:
+        """The distinct prompts that these questions need; for no question yet, those of `task` or
+        of each task of the model."""
+        config = self.model.config
+        if asked:
+            found = [self.told(q, task) for q in asked]
+        elif config.prompt.source in ("description", "learned") and not task:
+            found = [self.told("", name) for name in config.data.tasks]
+        else:
+            found = [self.told("", task)]
+        return list(dict.fromkeys(found))
+
+    def read(self, pieces: Iterable[str], prompts: Sequence[Told]) -> None:
+        """Reads a text, given in pieces, once for all prompts side by side."""
+        self.prompts = list(prompts)
+        size, many = self.model.segment_tokens, len(self.prompts)
+        batch = answering.prompts(self.model, [self._asked(self.rest, t) for t in prompts])
+        self.memory = self.model.initial_memory(many)
+
+        def counted() -> Iterable[str]:
+            for piece in pieces:
+                self.characters += len(piece)
+                yield questions.context_text(piece) if self.characters == len(piece) else piece
+
+        for some in encoded(self.model.tokenizer, iter(counted())):
+            self.tokens += len(some)
+            held = np.concatenate([self.rest, some])
+            whole = len(held) // size * size
+            if whole:
+                same = np.broadcast_to(held[:whole], (many, whole))
+                self.memory = self.model.read(self.memory, same, None, batch)
+            self.rest = held[whole:].copy()
+
+    def answer(self, question: str, task: str = "") -> str:
+        """Raises RecallError for a question whose prompt the text was not read with."""
+        if not question.strip():
+            raise RecallError("An empty question cannot be answered.")
+        told = self.told(question, task)
+        if told not in self.prompts:
+            known = ", ".join(repr(t.name) for t in self.prompts)
+            raise RecallError(
+                f"The text was read with the prompt {known}, and this question needs "
+                f"'{told.name}': read the text again with it (--file … --question or --task)."
+            )
+        k, model = self.prompts.index(told), self.model
+        asked = self._asked(self.rest, told, questions.tail_ids(model.tokenizer, question))
+        place = answering.layout(len(self.rest), len(asked.tail), self.room, model.segment_tokens)
+        # (A model trained with `align=right` is read from the left all the same: where a streamed
+        # text ends is not known when it begins.)
+        prompt = answering.prompts(model, [asked])
+        memory = self._row(k)
+        memory = answering.read(model, [asked], [place], prompt, memory)
+        tail = answering.tails(model, [asked], [place])
+        return answering.generate(model, memory, *tail, prompt, self.room)[0]
+
+    def _asked(self, context: np.ndarray, told: Told, tail: Any = ()) -> Asked:
+        ids = np.asarray(told.ids, np.int32)
+        return Asked(context, np.asarray(tail, np.int32), ids, told.row)
+
+    def _row(self, k: int) -> Any:
+        """The memory of prompt k alone, a batch of one."""
+        axis = models.merge(self.model.graph, self.model.params).batch_axis
+        state = jax.tree.map(
+            lambda x: jax.lax.slice_in_dim(x, k, k + 1, axis=axis), self.memory.state
+        )
+        return self.memory._replace(state=state, started=self.memory.started[k : k + 1])
+
+    def save(self, path: Path) -> int:
+        """Bytes written to `path` (.npz): memory, unfinished segment, prompts, whose weights."""
+        leaves = jax.tree.leaves(self.memory)
+        about = {
+            "weights": answering.mark(self.model),
+            "tokens": self.tokens,
+            "characters": self.characters,
+            "prompts": [[t.name, t.row, list(t.ids)] for t in self.prompts],
+        }
+        arrays = {f"memory{i}": np.asarray(x) for i, x in enumerate(leaves)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            np.savez_compressed(file, about=np.array(json.dumps(about)), rest=self.rest, **arrays)  # type: ignore[arg-type]
+        return path.stat().st_size
+
+    def load(self, path: Path) -> None:
+        """Takes up what `save` kept. Raises RecallError for another file or other weights."""
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                about = json.loads(str(kept["about"]))
+                rest, leaves = kept["rest"], []
+                while f"memory{len(leaves)}" in kept:
+                    leaves.append(kept[f"memory{len(leaves)}"])
+        except FileNotFoundError as error:
+            raise RecallError(f"There is no file {path}.") from error
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RecallError(f"{path} is no memory that --save_memory wrote ({error}).") from error
+        if about["weights"] != answering.mark(self.model):
+            raise RecallError(
+                f"{path} was read by another model: a memory means something only to the weights "
+                "that made it. Read the text again with this one."
+            )
+        self.tokens, self.characters = about["tokens"], about["characters"]
+        self.prompts = [Told(name, row, tuple(ids)) for name, row, ids in about["prompts"]]
+        self.rest = rest.astype(np.int32)
+        empty = self.model.initial_memory(len(self.prompts))
+        self.memory = jax.tree.unflatten(jax.tree.structure(empty), leaves)
+
+
+def guess(question: str, known: Sequence[str]) -> str:
+    """The task whose official questions have this form: of the model's tasks first; '' if none."""
+    others = [t for t in TASKS if t not in known]
+    for name in (*known, *others):
+        if any(_form(form).fullmatch(question.strip()) for form in TASKS[name].questions):
+            return name
+    return ""
+
+
+def _form(form: str) -> re.Pattern[str]:
+    """'Where is P?' as a pattern: P a name, L and O a word or a few, D a direction."""
+    parts = {
+        "P": r"(?!(?:the|The)\b)\w+",
+        "L": r"\w+(?: \w+)?",
+        "O": r"\w+(?: \w+){0,2}",
+        "D": r"(?:north|south|east|west)",
+    }
+    pattern = "".join(parts.get(w, re.escape(w)) for w in re.split(r"\b([PLOD])\b", form))
+    return re.compile(pattern.replace(r"\?", r" ?\?"))

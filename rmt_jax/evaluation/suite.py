@@ -1,0 +1,150 @@
+"""What `python -m rmt_jax.evaluate` does: settle the questions, evaluate, report.
+
+`--suite paper` asks for all that a paper's table needs and writes one report with the pictures
+inside: trained lengths, longer ones, tasks never trained on (described by their prompt), and the
+perturbations.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmt_jax import report
+from rmt_jax.api import InputError, Model, load
+from rmt_jax.config import ConfigError
+from rmt_jax.evaluation import cells as evaluation
+from rmt_jax.evaluation import inspection, questions
+from rmt_jax.evaluation.answering import AnsweringError
+from rmt_jax.evaluation.cells import EvaluationError
+from rmt_jax.evaluation.questions import QuestionError
+from rmt_jax.evaluation.texts import TextError
+from rmt_jax.models.pretrained import WeightsError
+from rmt_jax.report import page
+from rmt_jax.scores import Cell
+
+SENTENCES = (
+    WeightsError, InputError, QuestionError, AnsweringError, EvaluationError, ConfigError,
+    TextError, report.ReportError,
+)  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code: 0, or 2 after a sentence on what is wrong."""
+    try:
+        return _run(args)
+    except SENTENCES as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished cells are kept: the same command continues", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    model = load(args.workdir)
+    out = args.out or default_out(args.workdir)
+    source = questions.open_source(
+        args.data,
+        model,
+        split=args.split,
+        seed=args.seed,
+        babi=args.babi,
+        background=args.background,
+        lengths_by=args.lengths_by,
+    )
+    tasks, lengths = words(args.tasks), words(args.lengths)
+    if args.inspect:
+        paths = inspection.inspect(model, source, tasks, lengths, out / "inspect")
+        print("written:", ", ".join(str(p) for p in paths))
+        return 0
+    settings = {
+        "samples": args.samples,
+        "split": args.split,
+        "batch": args.batch,
+        "seed": args.seed,
+        "reset": not args.no_reset,
+        "decoding": "teacher-forced" if args.teacher_forced else "greedy",
+        "out": out,
+        "name": args.name or f"rmt_jax/{Path(args.workdir).resolve().name}",
+    }
+    if args.suite == "paper":
+        return paper(args, model, source, tasks, lengths, settings)
+    perturb = ["", *words(args.perturb)] if args.perturb else [""]
+    cells = evaluation.evaluate(
+        model, tasks=tasks, lengths=lengths, perturb=perturb, source=source, **settings
+    )
+    paths = report.write(
+        [c for c in cells if not c.perturb],
+        out,
+        rule=args.score,
+        metrics=Path(args.workdir) / "metrics.jsonl",
+        references=args.references,
+    )
+    for how in perturb[1:]:
+        part = [c for c in cells if c.perturb == how]
+        paths += report.write(part, out / how, rule=args.score, title=f"Perturbed: {how}")
+    print(report.table(cells, args.score))
+    print(f"\nwritten: {out}/ ({', '.join(p.name for p in paths if p.parent == out)})")
+    return 0
+
+
+def paper(
+    args: argparse.Namespace,
+    model: Model,
+    source: Any,
+    tasks: Sequence[str],
+    lengths: Sequence[str],
+    settings: dict[str, Any],
+) -> int:
+    """The whole suite; its parts are written and printed as they are finished."""
+    config, out = model.config, settings["out"]
+    tasks = list(tasks or config.data.tasks)
+    longest = max(config.curriculum.segments)
+    trained = [f"{s}s" for s in sorted({*config.curriculum.segments, longest})]
+    longer = [f"{longest * k}s" for k in (2, 4, 8, 16)]
+    parts: list[tuple[str, str, list[Cell]]] = []
+
+    def part(title: str, text: str, **what: Any) -> None:
+        cells = evaluation.evaluate(model, source=source, **(settings | what))
+        folder = out / title.lower().replace(" ", "_")
+        report.write(cells, folder, rule=args.score, title=title)
+        print(f"\n{title}\n{report.table(cells, args.score)}")
+        parts.append((title, text, cells))
+
+    part(
+        "Lengths",
+        "Trained lengths, and longer ones than any in training.",
+        tasks=tasks,
+        lengths=lengths or [*trained, *longer],
+    )
+    unseen = [t for t in source.tasks() if t not in config.data.tasks]
+    if unseen and config.prompt.source in ("description", "both", "question"):
+        part(
+            "Unseen tasks",
+            "Tasks never trained on; the model knows of them what their prompt says.",
+            tasks=unseen,
+            lengths=trained[:1],
+        )
+    for how in words(args.perturb) or source.perturbations():
+        part(
+            f"Perturbed {how}",
+            questions.PERTURBATIONS[how],
+            tasks=tasks,
+            lengths=trained[:1] + trained[-1:] if len(trained) > 1 else trained,
+            perturb=[how],
+        )
+    paths = page.write(out, parts, model, rule=args.score)
+    print("\nwritten:", ", ".join(str(p) for p in paths))
+    return 0
+
+
+def words(text: str) -> list[str]:
+    return [w.strip() for w in text.split(",") if w.strip()]
+
+
+def default_out(workdir: str) -> Path:
+    """WORKDIR/evaluation, or a folder here for a checkpoint from the hub."""
+    folder = Path(workdir)
+    return (folder if folder.is_dir() else Path("evaluation") / folder.name) / "evaluation"

@@ -1,0 +1,107 @@
+"""Texts of any size as a stream of tokens, and the records of data files one at a time.
+
+Nothing here holds a whole text twice: what is read is cut in pieces where the tokenizer would cut
+anyway, so that the pieces' tokens joined are the tokens of the whole.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+PIECE = 1 << 16  # characters
+
+# Before a single space between two words, a byte-level tokenizer always cuts.
+_CUT = re.compile(r"(?<=\w) (?=[A-Za-z])")
+
+
+class TextError(ValueError):
+    """A text that cannot be read; the message is a sentence for the user."""
+
+
+def open_text(path: Path) -> IO[str]:
+    """The file as text. Raises TextError for a missing file, a folder, no permission."""
+    try:
+        return open(path, encoding="utf-8", newline="")
+    except FileNotFoundError as error:
+        raise TextError(f"There is no file {path}.") from error
+    except IsADirectoryError as error:
+        raise TextError(f"{path} is a folder: name a text file in it.") from error
+    except OSError as error:
+        raise TextError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
+    """The stream's text in pieces of about `size` characters, cut between words. Raises TextError
+    for bytes that are not UTF-8."""
+    held = ""
+    while True:
+        try:
+            more = stream.read(size)
+        except UnicodeDecodeError as error:
+            name = getattr(stream, "name", "the input")
+            raise TextError(
+                f"{name} is not UTF-8 text (byte {error.object[error.start]:#x} at {error.start:,} "
+                "of a block): convert it first, e.g. with iconv -f LATIN1 -t UTF-8."
+            ) from error
+        held += more
+        if not more:
+            break
+        while len(held) >= 2 * size:
+            cut = next((m.start() for m in _CUT.finditer(held, size)), None)
+            if cut is None:  # not one gap between words yet: go on reading
+                break
+            yield held[:cut]
+            held = held[cut:]
+    if held:
+        yield held
+
+
+def tokens(tokenizer: Any, parts: Iterator[str]) -> Iterator[np.ndarray]:
+    """i32[n] of each piece."""
+    for part in parts:
+        yield np.asarray(tokenizer.encode(part), np.int32)
+
+
+def encode(tokenizer: Any, text: str) -> np.ndarray:
+    """i32[n] of a whole text, encoded in pieces: the tokenizer's own bookkeeping (a hundred bytes a
+    token) never covers more than one."""
+    found, start = [], 0
+    while start < len(text):
+        match = (
+            next(_CUT.finditer(text, start + PIECE), None) if len(text) > start + PIECE else None
+        )
+        stop = match.start() if match else len(text)
+        found.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
+        start = stop
+    return np.concatenate(found) if found else np.zeros(0, np.int32)
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON list, or of a file with one a line, one at a time: a million-token data
+    file is larger than what it is read with. Raises TextError for anything else."""
+    decoder, held, began = json.JSONDecoder(), "", False
+    with open_text(path) as stream:
+        while True:
+            more = stream.read(1 << 20)
+            held += more
+            while True:
+                held = held.lstrip(" \t\r\n,[" if not began else " \t\r\n,]")
+                began = began or bool(held)
+                if not held:
+                    break
+                try:
+                    found, end = decoder.raw_decode(held)
+                except json.JSONDecodeError as error:
+                    if more:
+                        break  # an object cut by the block: read on
+                    raise TextError(f"{path} is not JSON: {error}.") from error
+                if not isinstance(found, dict):
+                    raise TextError(f"{path} holds no list of objects.")
+                yield found
+                held = held[end:]
+            if not more:
+                return

@@ -1,0 +1,92 @@
+"""What a run leaves behind: tables and pictures of its cells.
+
+| file                      | holds                                                              |
+|---------------------------|--------------------------------------------------------------------|
+| summary.csv               | a row a task and length: the main score and its baselines          |
+| scores.csv                | the same for each of the four scores, with Wilson intervals        |
+| summary.json              | all of it, machine-readable; `read` gives the cells back           |
+| table.md                  | a Markdown table for a paper or README                             |
+| heatmap, lengths, curves, | pictures, PNG and PDF                                              |
+| depths                    |                                                                    |
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rmt_jax.report import curves, figures
+from rmt_jax.report.tables import (
+    ReportError,
+    csv_text,
+    json_text,
+    main_rule,
+    markdown,
+    read,
+    replace,
+    rules,
+    table,
+)
+from rmt_jax.scores import Cell
+
+__all__ = ["ReportError", "main_rule", "markdown", "read", "reference", "replace", "table", "write"]
+
+
+def write(
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    title: str = "",
+    rule: str = "",
+    metrics: Path | None = None,
+    references: bool = False,
+) -> list[Path]:
+    """Every table and picture of one run into `folder`; returns the files written.
+
+    `rule` is the score of the pictures and of summary.csv (the official one, where every task has
+    labels for it). `metrics` is the run's metrics.jsonl, for the learning curves.
+    Raises ReportError for no cells.
+    """
+    if not cells:
+        raise ReportError(
+            "there is no cell to report: evaluate at least one task and length first."
+        )
+    rule = rule or main_rule(cells)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "summary.csv": csv_text(cells, [rule]),
+        "scores.csv": csv_text(cells, rules(cells)),
+        "summary.json": json_text(cells, rule),
+        "table.md": markdown(cells, rule),
+    }
+    paths = []
+    for name, text in files.items():
+        replace(folder / name, text)
+        paths.append(folder / name)
+    paths += figures.heatmap(cells, folder / "heatmap.png", rule=rule, title=title)
+    published = reference() if references else []
+    name = title or "this run"
+    paths += curves.lengths({name: cells}, folder / "lengths.png", rule=rule, title=title)
+    if published:
+        path = folder / "published.png"
+        paths += curves.lengths({name: cells}, path, rule=rule, references=published)
+    paths += curves.depths(cells, folder / "depths.png")
+    if metrics is not None and metrics.exists():
+        try:
+            paths += curves.learning(metrics, folder / "curves.png")
+        except ValueError as error:  # evaluated before the first log line
+            print(error, file=sys.stderr)
+    return paths
+
+
+def reference() -> list[dict[str, Any]]:
+    """Published results that the package carries, each with metric and source; nominal tokens."""
+    file = resources.files("rmt_jax") / "assets" / "reference.csv"
+    rows = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))
+    return [
+        dict(r) | {"tokens": float(r["tokens"] or 0), "accuracy": float(r["accuracy"])}
+        for r in rows
+    ]

@@ -1,0 +1,96 @@
+"""Several runs side by side.
+
+    python -m rmt_jax.report RUN [RUN …] [--names a,b] [--groups a,a] [--references] [--out DIR]
+
+RUN is a folder with a `summary.json`. Runs of one group (seeds, say) are also averaged: mean ±
+standard deviation.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rmt_jax.report import ReportError, curves, figures, main_rule, read, reference, replace
+from rmt_jax.scores import Cell
+
+
+def spread(groups: Mapping[str, Sequence[Sequence[Cell]]], rule: str) -> str:
+    """Markdown: mean ± standard deviation over the runs of each group, a row a group and task."""
+    everything = [c for runs in groups.values() for cells in runs for c in cells]
+    tasks, lengths = figures.names(everything)
+    lines = ["| group | runs | task | " + " | ".join(lengths) + " |"]
+    lines.append("|---" * (len(lengths) + 3) + "|")
+    for group, runs in groups.items():
+        for task in [*tasks, "mean"]:
+            line = []
+            for length in lengths:
+                values = []
+                for cells in runs:
+                    here = [c for c in cells if c.length == length and not c.perturb]
+                    own = here if task == "mean" else [c for c in here if c.task == task]
+                    if len(own) == (len(tasks) if task == "mean" else 1):
+                        values.append(100 * figures.mean([c.accuracy(rule) for c in own]))
+                line.append(_spread(values))
+            lines.append(f"| {group} | {len(runs)} | {task} | " + " | ".join(line) + " |")
+    return (
+        "\n".join(lines)
+        + f"\n\n{figures.footnote(everything, rule)}; ± is the standard deviation.\n"
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else ""
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmt_jax.report", description="Several runs side by side, and their spread."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders with a summary.json")
+    parser.add_argument("--names", default="", help="a name for each run, with commas between")
+    parser.add_argument("--groups", default="", help="a group for each run: seeds of one setting")
+    parser.add_argument("--references", action="store_true", help="published curves behind ours")
+    parser.add_argument("--score", default="", help="official, corrected, exact or lm_eval")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
+    args = parser.parse_args(argv)
+    try:
+        cells = [read(folder) for folder in args.runs]
+        names = _one_each(args.names, args.runs, "--names")
+        groups = _one_each(args.groups, args.runs, "--groups") if args.groups else names
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        return 2
+    rule = args.score or main_rule([c for run in cells for c in run])
+    grouped: dict[str, list[Sequence[Cell]]] = {}
+    for group, run in zip(groups, cells, strict=True):
+        grouped.setdefault(group, []).append(run)
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = spread(grouped, rule)
+    replace(args.out / "comparison.md", text)
+    published = reference() if args.references else []
+    paths = curves.lengths(
+        dict(zip(names, cells, strict=True)),
+        args.out / "comparison.png",
+        rule=rule,
+        references=published,
+    )
+    print(text)
+    print("written:", ", ".join(str(p) for p in [args.out / "comparison.md", *paths]))
+    return 0
+
+
+def _one_each(text: str, runs: Sequence[Path], option: str) -> list[str]:
+    if not text:
+        return [str(r) for r in runs]
+    names = [n.strip() for n in text.split(",")]
+    if len(names) != len(runs):
+        raise ReportError(f"{option} has {len(names)} names for {len(runs)} runs: give one each.")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
