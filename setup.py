@@ -28,6 +28,7 @@ setup(
         "tokenizers>=0.22",
         "transformers>=5",
         "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets imports it and does not say so
         "array-record>=0.8",
         "grain>=0.2.18",
         "ml-collections>=1.1",

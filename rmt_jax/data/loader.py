@@ -163,8 +163,10 @@ class Loader:
         chosen = self.stages[stage]
         return self.evaluation_batches(chosen.segments, count, stage=stage)
 
-    def stream(self, start: int = 0, host: int | None = None, hosts: int | None = None):
-        """An iterator of `batch_at(start)`, `batch_at(start + 1)`, ...: this host's rows, made
+    def stream(
+        self, start: int = 0, host: int | None = None, hosts: int | None = None
+    ) -> Iterator[Batch]:
+        """`batch_at(start)`, `batch_at(start + 1)`, ... to the last step: this host's rows, made
         ahead of time by Grain in a thread, or in `config.data.workers` processes."""
         import grain.python as grain
 
@@ -174,13 +176,16 @@ class Loader:
             host, hosts = jax.process_index(), jax.process_count()
         steps = grain.MapDataset.range(start, max(start + 1, self.steps))
         made = steps.map(_Make(self, host, hosts))
-        workers = self.config.data.workers
-        threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-        ahead = made.to_iter_dataset(threads)
-        if workers:
+        ahead = made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
+        if self.config.data.workers:
             _parse_flags()
-            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        return iter(ahead)
+            workers = grain.MultiprocessingOptions(num_workers=self.config.data.workers)
+            ahead = ahead.mp_prefetch(workers)
+        batches = iter(ahead)
+        try:
+            yield from batches
+        finally:  # Grain's threads and processes must not outlive the run
+            batches.close()
 
 
 class _Make:

@@ -237,7 +237,7 @@ class World:
     def _before(self, whose: tuple[str, ...]) -> list[Question]:
         found = []
         for who in whose:
-            path = self.path.get(who, ())
+            path = self.path.get(who, [])
             asked = set()
             # The latest arrival at a place is the one that is meant.
             for visit, earlier in zip(reversed(path[1:]), reversed(path[:-1]), strict=True):

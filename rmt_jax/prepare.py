@@ -1,0 +1,225 @@
+"""Writes BABILong datasets: JSON as the official sets, or a TensorFlow Datasets folder.
+
+    python -m rmt_jax.prepare --out DIR --tasks qa1,qa2 --lengths 0k,4k --samples 1000
+    python -m rmt_jax.prepare --out DIR --format json --babi_dir tasks_1-20_v1-2/en-10k \\
+        --background BOOKS --tokenizer gpt2
+
+Work is cut into parts that are kept: a stopped run goes on where it was, and parts can be made on
+many machines (a SLURM array: --num_shards 32 --shard_index $SLURM_ARRAY_TASK_ID on a shared
+folder). The run that finds all parts there joins them.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rmt_jax.data import tasks
+from rmt_jax.data.lengths import Length
+from rmt_jax.data.samples import (
+    Recipe,
+    available,
+    part_path,
+    part_range,
+    read_parts,
+    records,
+    write_json,
+    write_part,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    try:
+        if args.download:
+            from rmt_jax.data import babi
+
+            print(babi.download(args.download, sha256=args.sha256))
+            return 0
+        if not args.out:
+            raise ValueError("--out DIR says where the data goes.")
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes this machine's parts, then joins what is complete. Raises ValueError."""
+    recipe = Recipe(
+        tasks=tuple(args.tasks.split(",")),
+        samples=args.samples,
+        seed=args.seed,
+        facts="official" if args.babi_dir else "simulated",
+        babi_dir=args.babi_dir,
+        part=args.part,
+        background=args.background,
+        tokenizer=args.tokenizer,
+        split=args.split,
+    )
+    lengths = args.lengths.split(",")
+    for length in lengths:
+        Length.parse(length, 512)
+    for task in recipe.tasks:
+        tasks.task(task)
+    if not 0 <= (args.shard_index or 0) < args.num_shards:
+        raise ValueError(f"--shard_index {args.shard_index} is not below {args.num_shards}.")
+    out = Path(args.out)
+    cells = [(replace(recipe, length=length), task) for length in lengths for task in recipe.tasks]
+    if args.format == "tfds" or args.beam:  # a length is one folder with all its tasks
+        done = _done(out, [(recipe, f"babilong/{recipe.length}") for recipe, _ in cells])
+        cells = [(r, task) for r, task in cells if f"babilong/{r.length}" not in done]
+    else:
+        done = _done(out, [(recipe, f"{task}/{recipe.length}") for recipe, task in cells])
+        cells = [(r, task) for r, task in cells if f"{task}/{r.length}" not in done]
+    for name in sorted(done):
+        print(f"{out / name} is there already.")
+    if args.beam:
+        from rmt_jax.data import tfds_builder
+
+        for one in dict.fromkeys(r for r, _ in cells):
+            tfds_builder.build(one, out, beam=True)
+            _note(out, f"babilong/{one.length}", one)
+    elif cells:
+        shards = range(args.num_shards) if args.shard_index is None else [args.shard_index]
+        _make_parts(cells, out, shards, args.num_shards)
+        _join(cells, out, args)
+
+
+def _told(recipe: Recipe, name: str) -> dict:
+    told = asdict(recipe)
+    if not name.startswith("babilong/"):
+        del told["tasks"]  # a JSON file holds one task
+    return json.loads(json.dumps(told))
+
+
+def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
+    """Names that are finished. ValueError where one was made from another recipe."""
+    found = set()
+    for recipe, name in wanted:
+        note = _note_path(out, name)
+        if not note.is_file():
+            continue
+        known, told = json.loads(note.read_text(encoding="utf-8")), _told(recipe, name)
+        different = [f"{k} {known.get(k)!r}" for k in told if known.get(k) != told[k]]
+        if different:
+            raise ValueError(
+                f"{out / name} was made with {', '.join(different)}: choose another --out, or "
+                "remove it first."
+            )
+        found.add(name)
+    return found
+
+
+def _note_path(out: Path, name: str) -> Path:
+    return out / ".done" / f"{name.replace('/', '-')}.json"
+
+
+def _note(out: Path, name: str, recipe: Recipe) -> None:
+    """Notes that `name` is finished, and from what."""
+    path = _note_path(out, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_suffix(".new")
+    hidden.write_text(json.dumps(_told(recipe, name), indent=1), encoding="utf-8")
+    hidden.replace(path)
+
+
+def _folder(recipe: Recipe, out: Path) -> Path:
+    """Parts of one recipe: another seed, tokenizer or number of samples is another folder."""
+    text = json.dumps({**asdict(recipe), "length": "", "tasks": ""}, sort_keys=True)
+    return out / ".parts" / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _make_parts(cells, out: Path, shards, num_shards: int) -> None:
+    from tqdm import tqdm
+
+    total = sum(
+        len(part_range(available(recipe, task), shard, num_shards))
+        for recipe, task in cells
+        for shard in shards
+    )
+    with tqdm(total=total, unit="sample", disable=None) as bar:
+        for recipe, task in cells:
+            for shard in shards:
+                which = part_range(available(recipe, task), shard, num_shards)
+                folder = _folder(recipe, out)
+                path = part_path(folder, task, recipe.length, shard, num_shards)
+                bar.set_description(f"{task} {recipe.length}")
+                if path.is_file():
+                    bar.update(len(which))
+                    continue
+                write_part(path, _counted(records(recipe, task, which), bar))
+
+
+def _counted(found, bar):
+    for record in found:
+        yield record
+        bar.update(1)
+
+
+def _join(cells, out: Path, args: argparse.Namespace) -> None:
+    missing = [
+        part
+        for recipe, task in cells
+        for shard in range(args.num_shards)
+        if not (
+            part := part_path(_folder(recipe, out), task, recipe.length, shard, args.num_shards)
+        ).is_file()
+    ]
+    if missing:
+        print(f"{len(missing)} parts are still to come from other machines.")
+        return
+    if args.format == "json":
+        for recipe, task in cells:
+            path = out / task / f"{recipe.length}.json"
+            write_json(path, read_parts(_folder(recipe, out), task, recipe.length))
+            _note(out, f"{task}/{recipe.length}", recipe)
+            print(path)
+    else:
+        from rmt_jax.data import tfds_builder
+
+        for recipe in dict.fromkeys(recipe for recipe, _ in cells):
+            builder = tfds_builder.build(recipe, out, parts=_folder(recipe, out))
+            _note(out, f"babilong/{recipe.length}", recipe)
+            print(builder.data_dir)
+    for folder in {_folder(recipe, out) for recipe, _ in cells}:
+        shutil.rmtree(folder)
+    if not any((out / ".parts").iterdir()):
+        (out / ".parts").rmdir()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rmt_jax.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", default="", help="folder to write to")
+    add("--format", choices=("tfds", "json"), default="tfds", help="default tfds (array_record)")
+    add("--tasks", default="qa1,qa2,qa3,qa4,qa5", help="default qa1,qa2,qa3,qa4,qa5")
+    add("--lengths", default="0k,1k,2k,4k", help="default 0k,1k,2k,4k; to 10M")
+    add("--samples", type=int, default=1000, help="a task and length; default 1000")
+    add("--seed", type=int, default=0)
+    add("--split", choices=("train", "validation", "test"), default="test",
+        help="of the background and of simulated stories; default test")  # fmt: skip
+    add("--babi_dir", default="", help="official facts from here, in file order (BABILong's rows)")
+    add("--part", choices=("train", "validation", "test"), default="test",
+        help="which official files; default test")  # fmt: skip
+    add("--background", default="builtin", help="builtin, none, or a folder of .txt files")
+    add("--tokenizer", default="builtin", help="builtin, a folder, or a name on the hub")
+    add("--num_shards", type=int, default=1, help="parts that the work is cut into")
+    add("--shard_index", type=int, default=None, help="make this part only")
+    add("--beam", action="store_true", help="build with Apache Beam, through TFDS")
+    add("--download", default="", metavar="DIR", help="fetch the official bAbI files, and stop")
+    add("--sha256", default="", help="insist on this digest of the download")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
