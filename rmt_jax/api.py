@@ -28,7 +28,7 @@ from rmt_jax.shapes import Array, Prompt, Segment
 BLOCK = 64  # segments that one call of the compiled reader takes at most
 
 
-class InputError(ValueError):
+class InputError(settings.ConfigError):
     """Tokens, masks or a memory that this model can't take; the message is a sentence."""
 
 
@@ -77,7 +77,7 @@ class Model:
         self.config, self.folder = config, folder
         self.graph, params = pretrained.fit(config, params, str(folder or "These params"))
         self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-        self.vocab = self.params["backbone"]["wte"].shape[0]
+        self.vocab: int = self.params["backbone"]["wte"].shape[0]
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._end = end

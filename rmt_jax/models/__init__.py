@@ -7,6 +7,8 @@ puts it together again (inside `jax.jit`).
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax import config as settings
@@ -37,4 +39,4 @@ def split(model: Plain) -> tuple[nnx.GraphDef, dict[str, Any]]:
 
 def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> Plain:
     """The inverse of `split`; cheap, meant for the inside of a jitted function."""
-    return nnx.merge(graph, params)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, params))

@@ -42,6 +42,7 @@ TOP = {
     "lm_head.weight": "backbone/head",
 }
 OURS = {"rmt_jax.prompt.table": "prompt/table"}  # what the authors' layout has no place for
+COPY = "memory_cell.layers."  # where ARMT's saves hold the layers a second time
 LAYER = re.compile(r"transformer\.h\.(\d+)\.(layer\.)?(.+)")
 BUFFER = re.compile(r"(.*\.)?attn\.(masked_)?bias")  # causal masks that older saves hold
 
@@ -60,7 +61,7 @@ def to_ours(theirs: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray
             continue
         short = _short(name)
         match = LAYER.fullmatch(short)
-        if name.startswith("memory_cell.layers."):  # ARMT saves its layers twice
+        if name.startswith(COPY):  # ARMT saves its layers twice
             _same(theirs, name, value, what)
         elif name == "memory_cell.memory":
             flat["memory"] = value
@@ -87,9 +88,13 @@ def to_ours(theirs: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray
 
 
 def to_theirs(flat: Mapping[str, np.ndarray], cell: str) -> dict[str, np.ndarray]:
-    """The inverse of `to_ours`; `lm_head.weight` is always written, as torch's own saves do."""
+    """The inverse of `to_ours`: the authors' names, or for the cell `none` HF's GPT-2.
+
+    What torch saves twice (a tied head, ARMT's layers) is here twice too, for a strict loader.
+    """
     theirs: dict[str, np.ndarray] = {}
-    tops = {ours: f"memory_cell.model.{name}" for name, ours in TOP.items()}
+    wrapper = "" if cell == "none" else "memory_cell.model."
+    tops = {ours: f"{wrapper}{name}" for name, ours in TOP.items()}
     tops |= {ours: name for name, ours in OURS.items()}
     blocks = {f"backbone/blocks/{ours}": name for name, ours in BLOCK.items()}
     maps = {f"associative/{ours}": name for name, ours in ASSOCIATIVE.items()}
@@ -101,14 +106,18 @@ def to_theirs(flat: Mapping[str, np.ndarray], cell: str) -> dict[str, np.ndarray
             theirs[tops[name]] = value
         else:
             for layer, part in enumerate(value):
-                place = f"memory_cell.model.transformer.h.{layer}."
+                place = f"{wrapper}transformer.h.{layer}."
                 if name in blocks:
                     theirs[f"{place}{inner}{blocks[name]}"] = part
                 elif name in maps:
                     theirs[f"{place}{maps[name]}"] = part.T
                 else:
                     theirs[f"{place}{name}"] = part
-    theirs.setdefault("memory_cell.model.lm_head.weight", flat["backbone/wte"])
+    theirs.setdefault(f"{wrapper}lm_head.weight", flat["backbone/wte"])
+    if cell == "armt":
+        first = f"{wrapper}transformer.h."
+        copies = {n.removeprefix(first): v for n, v in theirs.items() if n.startswith(first)}
+        theirs |= {f"{COPY}{name}": value for name, value in copies.items()}
     return theirs
 
 
@@ -120,7 +129,7 @@ def _short(name: str) -> str:
 
 
 def _same(theirs: Mapping[str, np.ndarray], name: str, value: np.ndarray, what: str) -> None:
-    twin = name.replace("memory_cell.layers.", "memory_cell.model.transformer.h.", 1)
+    twin = name.replace(COPY, "memory_cell.model.transformer.h.", 1)
     if twin not in theirs or not np.array_equal(theirs[twin], value):
         raise WeightsError(
             f"{what}: {name} should be a second copy of {twin}, but that is "

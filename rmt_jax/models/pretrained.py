@@ -43,8 +43,9 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     flat = names.to_ours(read_tensors(folder), str(folder))
     said = _read_config(folder)
     config, guessed = infer(flat, said, str(folder))
-    end = said.get("eos_token_id")
-    return Source(folder, config, weights.unflatten(flat), end, guessed)
+    if not config.model.tied_head:  # a head that happens to equal the embedding
+        flat.setdefault("backbone/head", flat["backbone/wte"])
+    return Source(folder, config, weights.unflatten(flat), _end(folder, said), guessed)
 
 
 def _open_run(folder: Path) -> Source:
@@ -55,7 +56,14 @@ def _open_run(folder: Path) -> Source:
             f"{folder} holds {weights.FILE} but no config.json of the run beside it."
         )
     said.pop("segment_size")
-    return Source(folder, settings.from_dict(said), weights.load(folder), None, ())
+    end = _end(folder, {})
+    return Source(folder, settings.from_dict(said), weights.load(folder), end, ())
+
+
+def _end(folder: Path, said: Mapping[str, Any]) -> int | None:
+    if said.get("eos_token_id") is not None:
+        return int(said["eos_token_id"])
+    return _read_config(folder, "generation_config.json").get("eos_token_id")
 
 
 def fit(
@@ -269,8 +277,8 @@ def _refuse_other_shapes(said: Mapping[str, Any], what: str) -> None:
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    file = folder / name
     if not file.is_file():
         return {}
     try:

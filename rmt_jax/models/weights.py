@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.config import Config
+from rmt_jax.config import Config, ConfigError
 
 FILE = "weights.safetensors"
 DTYPES = ("float32", "bfloat16")
 
 
-class WeightsError(ValueError):
+class WeightsError(ConfigError):
     """A weight file that can't be used; the message says what was found and what to do."""
 
 

@@ -1,0 +1,213 @@
+"""Checkpoints in and out: the authors' layout (and GPT-2's) to a workdir of ours, and back.
+
+  python -m rmt_jax.convert import --from FOLDER_OR_HUB_NAME --out WORKDIR
+  python -m rmt_jax.convert export --workdir WORKDIR --out FOLDER
+
+`import` takes GPT-2, or an RMT or ARMT checkpoint (model.safetensors or pytorch_model.bin), without
+torch. `export` writes model.safetensors under the authors' names with config.json,
+generation_config.json, tokenizer files and a model card; importing that gives the same bits again.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rmt_jax import command
+from rmt_jax.command import Usage
+from rmt_jax.config import Config, to_dict
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+def main(argv: list[str]) -> int:
+    parser = command.Parser(
+        prog="python -m rmt_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    way = parser.add_subparsers(dest="way", required=True, parser_class=command.Parser)
+    bring = way.add_parser("import", help="others' weights -> a workdir")
+    bring.add_argument("--from", dest="source", required=True, metavar="FOLDER_OR_HUB_NAME")
+    bring.add_argument("--revision", help="branch, tag or commit of a hub name")
+    bring.add_argument("--out", required=True, metavar="WORKDIR")
+    send = way.add_parser("export", help="a workdir -> the authors' layout")
+    send.add_argument("--workdir", required=True)
+    send.add_argument("--out", required=True, metavar="FOLDER")
+    for one in (bring, send):
+        one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = parser.parse_args(argv)
+    if args.way == "import":
+        import_weights(args.source, Path(args.out), args.dtype, args.revision)
+    else:
+        export_weights(args.workdir, Path(args.out), args.dtype)
+    return 0
+
+
+def import_weights(
+    source: str | Path, out: Path, dtype: str = "float32", revision: str | None = None
+) -> None:
+    """Writes config.json, weights.safetensors and tokenizer/ to the workdir `out`.
+
+    Raises WeightsError for weights that can't be used, Usage when `out` holds something already.
+    """
+    from rmt_jax.models import pretrained, weights
+
+    opened = pretrained.open_source(source, revision)
+    pretrained.fit(opened.config, opened.params, str(source))
+    _free(out)
+    weights.save(out, opened.params, opened.config, dtype)
+    _write_json(out / "config.json", to_dict(opened.config))
+    _write_json(out / "generation_config.json", _generation(opened.end))
+    copied = _copy_tokenizer(opened.folder, out / "tokenizer")
+    print(_sizes(opened.config, weights.flatten(opened.params)))
+    for guess in opened.guessed:
+        print(f"not said by the checkpoint, so taken as: {guess}")
+    if not copied:
+        print(f"no tokenizer in {opened.folder}: put its files into {out / 'tokenizer'}")
+    print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {out}")
+
+
+def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> None:
+    """Writes the weights of `workdir` (or of anything that can be loaded) in the authors' layout.
+
+    Raises WeightsError for weights that can't be used, Usage when `out` holds something already.
+    """
+    import ml_dtypes
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from rmt_jax import api
+    from rmt_jax.models import names, pretrained, weights
+
+    opened = pretrained.open_source(workdir)
+    pretrained.fit(opened.config, opened.params, str(workdir))
+    _free(out)
+    flat = weights.flatten(opened.params)
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    theirs = names.to_theirs(flat, opened.config.model.cell)
+    tensors = {n: np.ascontiguousarray(np.asarray(v).astype(kind)) for n, v in theirs.items()}
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})  # so that PyTorch takes it
+    end = api.from_source(opened).end
+    _write_json(out / "config.json", _their_config(opened.config, flat, end))
+    _write_json(out / "generation_config.json", _generation(end))
+    inside = Path(workdir) / "tokenizer"
+    _copy_tokenizer(inside if inside.is_dir() else opened.folder, out)
+    trained = (Path(workdir) / "metrics.jsonl").is_file()
+    card = _card(opened.config, sum(v.size for v in flat.values()), trained)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    print(f"{_sizes(opened.config, flat)}\nwritten: {out}")
+
+
+def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict[str, Any]:
+    """HF's GPT-2 fields, the authors' two, and our whole tree for an exact way back."""
+    m = config.model
+    vocab, width = flat["backbone/wte"].shape
+    rows = flat["backbone/wpe"].shape[0] if "backbone/wpe" in flat else m.max_positions
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": m.layers,
+        "n_embd": width,
+        "n_head": m.heads,
+        "n_positions": rows,
+        "vocab_size": vocab,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": m.tied_head,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "kind": m.cell,
+        "num_mem_tokens": m.memory_tokens,
+        "segment_size": m.segment_tokens,
+        "d_mem": m.d_mem if m.cell == "armt" else None,
+        "wrap_pos": m.position_layout == "wrap_pos",
+        "rmt_jax": to_dict(config),
+    }
+
+
+def _generation(end: int | None) -> dict[str, Any]:
+    return {"do_sample": False, "eos_token_id": end, "max_new_tokens": 8}
+
+
+def _card(config: Config, count: int, trained: bool) -> str:
+    m, p = config.model, config.prompt
+    tasks = f" Trained on {', '.join(config.data.tasks)} of bAbI." if trained else ""
+    plain = m.positions == "learned" and not m.conv_width
+    differs = "" if plain else (
+        f"\nThe backbone is not plain GPT-2: positions are `{m.positions}`, and a causal depthwise "
+        f"convolution over {m.conv_width} tokens (`attn`'s input, tensors `conv.weight`) is added. "
+        "GPT-2 code of others does not know these; use rmt_jax.\n"
+    )  # fmt: skip
+    told = "" if p.source == "none" else (
+        f"\nEvery text begins with a task prompt (source `{p.source}`, place `{p.place}`, "
+        f"{p.tokens} tokens), between read memory and text.\n"
+    )  # fmt: skip
+    loading = (
+        "model = GPT2LMHeadModel.from_pretrained(FOLDER)\n"
+        if m.cell == "none"
+        else "state = load_file(FOLDER + '/model.safetensors')\n"
+        "memory = state['memory_cell.memory']  # [M, D]\n"
+        "prefix = 'memory_cell.model.'\n"
+        "state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}\n"
+        "model = GPT2LMHeadModel(GPT2Config.from_pretrained(FOLDER))\n"
+        "model.load_state_dict(state)  # RMT's backbone; the authors' wrapper takes all of it\n"
+    )
+    return f"""---
+library_name: rmt_jax
+pipeline_tag: text-generation
+tags: [recurrent-memory-transformer, long-context, babilong]
+---
+# Recurrent memory transformer ({m.cell})
+
+{count:,} weights: {m.layers} layers, width {m.width}, {m.heads} heads; {m.memory_tokens} memory
+tokens, segments of {m.segment_tokens} tokens.{tasks}
+{differs}{told}
+```python
+import rmt_jax
+model = rmt_jax.load("FOLDER")
+```
+
+In PyTorch (`from transformers import GPT2Config, GPT2LMHeadModel`,
+`from safetensors.torch import load_file`):
+
+```python
+{loading}```
+"""
+
+
+def _sizes(config: Config, flat: dict[str, Any]) -> str:
+    m = config.model
+    vocab = flat["backbone/wte"].shape[0]
+    own = f", d_mem {m.d_mem}, nu {m.nu}" if m.cell == "armt" else ""
+    return (
+        f"{m.cell}: {m.layers} layers, width {m.width}, {m.heads} heads, vocabulary {vocab:,}, "
+        f"{m.max_positions:,} positions ({m.position_layout}), {m.memory_tokens} memory tokens, "
+        f"segments of {m.segment_tokens:,}{own}, {'tied' if m.tied_head else 'separate'} head; "
+        f"{sum(v.size for v in flat.values()):,} weights"
+    )
+
+
+def _copy_tokenizer(source: Path, target: Path) -> bool:
+    found = [source / n for n in TOKENIZER_FILES if (source / n).is_file()]
+    found = found or [p for p in (source / "tokenizer").glob("*") if p.name in TOKENIZER_FILES]
+    if found:
+        target.mkdir(parents=True, exist_ok=True)
+    for file in found:
+        shutil.copyfile(file, target / file.name)
+    return bool(found)
+
+
+def _free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Usage(f"--out {out} exists and is not an empty folder: choose another name.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _write_json(file: Path, tree: dict[str, Any]) -> None:
+    file.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command.run(main)

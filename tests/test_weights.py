@@ -1,0 +1,263 @@
+"""Weights in and out: bit for bit, by closed list, and with a sentence for what is no weight."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from rmt_jax import command, convert
+from rmt_jax.config import Config, Prompt
+from rmt_jax.models import names, pretrained, torch_file, weights
+from rmt_jax.models.weights import WeightsError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def workdir(folder: Path, prompt=None, **changes) -> tuple[Path, dict]:
+    """A run's folder as training leaves it."""
+    prompt = prompt or Prompt("none", "every", tiny.WORDS)
+    config = Config(model=tiny.settings(**changes), prompt=prompt)
+    _, params = tiny.model(prompt, **changes)
+    weights.save(folder, params, config)
+    (folder / "config.json").write_text(json.dumps(convert.to_dict(config)))
+    return folder, weights.flatten(params)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cell": "none"},
+        {"cell": "rmt", "position_layout": "wrap_pos", "tied_head": False},
+        {"cell": "prmt", "positions": "rotary"},
+        {"cell": "armt", "position_layout": "wrap_pos"},
+        {"cell": "armt", "positions": "alibi", "conv_width": 3},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_export_and_import_give_the_same_bits(tmp_path, changes):
+    prompt = Prompt("learned", "every", tiny.WORDS) if "conv_width" in changes else None
+    run, before = workdir(tmp_path / "run", prompt, **changes)
+    (run / "tokenizer").mkdir()
+    (run / "tokenizer" / "tokenizer.json").write_text("{}")
+    (run / "generation_config.json").write_text('{"eos_token_id": 5}')
+    convert.export_weights(run, tmp_path / "out")
+    inside = {path.name for path in (tmp_path / "out").iterdir()}
+    assert inside == {
+        "model.safetensors", "config.json", "generation_config.json", "README.md", "tokenizer.json",
+    }  # fmt: skip
+    convert.import_weights(tmp_path / "out", tmp_path / "back")
+    after = weights.flatten(weights.load(tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads(
+        (run / "config.json").read_text()
+    )
+    assert (tmp_path / "back" / "tokenizer" / "tokenizer.json").is_file()
+    assert pretrained.open_source(tmp_path / "back").end == 5
+
+
+@pytest.mark.parametrize("kind", ("rmt", "armt"))
+def test_the_authors_checkpoint_survives_the_round_trip(tmp_path, kind, capsys):
+    convert.main(["import", "--from", str(GOLDEN / kind), "--out", str(tmp_path / "run")])
+    assert "4 memory tokens, segments of 12" in capsys.readouterr().out
+    convert.main(["export", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    wanted = torch_file.read(GOLDEN / kind / "pytorch_model.bin")
+    found = weights.read_safetensors(tmp_path / "out" / "model.safetensors")
+    assert wanted.keys() == found.keys()
+    assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    "kind, rows, layout, base",
+    [
+        ("rmt", 64, "plain", 64),
+        ("rmt", 64 + 2 * 4, "wrap_pos", 64),
+        ("armt", 64 + 4, "wrap_pos", 64),
+        ("rmt", 100, "plain", 100),
+    ],
+)
+def test_sizes_without_a_config(kind, rows, layout, base):
+    theirs = torch_file.read(GOLDEN / kind / "pytorch_model.bin")
+    flat = names.to_ours(theirs, kind)
+    wide = {name: np.zeros(1) for name in ()} | flat
+    wide["backbone/wpe"] = np.zeros((rows, 64), np.float32)
+    wide["backbone/wte"] = np.zeros((211, 64), np.float32)
+    config, guessed = pretrained.infer(wide, {}, kind)
+    m = config.model
+    assert (m.position_layout, m.max_positions) == (layout, base)
+    assert (m.cell, m.layers, m.heads, m.memory_tokens, m.segment_tokens) == (kind, 3, 1, 4, 512)
+    assert m.d_mem == (8 if kind == "armt" else 64)
+    assert any("segment_size 512" in guess for guess in guessed)
+    with pytest.raises(WeightsError, match='"n_head"'):
+        pretrained.infer(flat, {}, kind)  # width 48 is no multiple of 64
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch HOSTILE",)
+
+
+def torch_zip(content: bytes, extra: dict[str, bytes] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        for name, data in (extra or {}).items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def golden_bytes() -> bytes:
+    return (GOLDEN / "rmt" / "pytorch_model.bin").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (torch_zip(pickle.dumps(Evil())), "asks to run .*system, which no weight file needs"),
+        (torch_zip(b"cbuiltins\neval\n."), "builtins.eval"),
+        (torch_zip(b"ctorch\nload\n."), "torch.load"),
+        (torch_zip(pickle.dumps({"a": 1})), "plain table of tensors"),
+        (torch_zip(b"garbage"), "can't be read as a torch file"),
+        (torch_zip(b""), "can't be read as a torch file"),
+        (b"not a zip", "is not a zip"),
+        (b"", "is not a zip"),
+    ],
+)
+def test_hostile_and_broken_torch_files(tmp_path, monkeypatch, content, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(WeightsError, match=sentence):
+        pretrained.open_source(tmp_path)
+    assert not (tmp_path / "HOSTILE").exists()
+
+
+def test_truncated_and_damaged_torch_files(tmp_path):
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(golden_bytes()[:-2000])
+    with pytest.raises(WeightsError, match="is not a zip"):
+        torch_file.read(file)
+    data = bytearray(golden_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+    with pytest.raises(WeightsError, match="is damaged at"):
+        torch_file.read(file)
+
+
+def test_a_tensor_may_not_reach_beyond_its_storage():
+    storage = np.arange(6, dtype=np.float32)
+    window = torch_file._tensor(storage, 1, (2, 2), (1, 2))
+    assert window.tolist() == [[1, 3], [2, 4]]
+    for offset, shape, strides in [
+        (5, (2,), (1,)),
+        (0, (7,), (0,)),
+        (-1, (1,), (1,)),
+        (0, (2,), (-1,)),
+    ]:
+        with pytest.raises(WeightsError, match="beyond its storage"):
+            torch_file._tensor(storage, offset, shape, strides)
+
+
+def write(folder: Path, tensors: dict, config: dict | None = None) -> Path:
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    save_file(
+        {n: np.ascontiguousarray(v) for n, v in tensors.items()}, folder / "model.safetensors"
+    )
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_wrong_folders_and_architectures(tmp_path):
+    good = torch_file.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
+    llama = {"model.embed_tokens.weight": np.zeros((4, 4)), "model.norm.weight": np.zeros(4)}
+    less = {n: v for n, v in good.items() if "h.1.mlp.c_fc.bias" not in n}
+    more = good | {"memory_cell.model.transformer.h.0.gate.weight": np.zeros(3)}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    cases = [
+        (tmp_path / "nowhere", "is not there; give the folder"),
+        (tmp_path / "empty", "holds no weights: expected model.safetensors"),
+        (tmp_path / "cut", "can't be read as safetensors"),
+        (write(tmp_path / "llama", llama), "not a GPT-2 .*model.embed_tokens.weight"),
+        (write(tmp_path / "less", less, said), "up/bias is missing for layer 1"),
+        (write(tmp_path / "more", more, said), "gate.weight"),
+        (write(tmp_path / "neo", good, {"model_type": "gpt_neo"}), "model_type = 'gpt_neo'"),
+        (write(tmp_path / "relu", good, {"activation_function": "relu"}), "only 'gelu_new'"),
+    ]
+    for folder, sentence in cases:
+        with pytest.raises(WeightsError, match=sentence):
+            pretrained.open_source(folder)
+    (tmp_path / "relu" / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match="is not JSON"):
+        pretrained.open_source(tmp_path / "relu")
+
+
+def test_an_index_may_not_lead_outside(tmp_path):
+    index = {"weight_map": {"wte.weight": "../secret.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match="outside its own folder"):
+        pretrained.open_source(tmp_path)
+
+
+def test_segments_that_do_not_fit_the_positions(tmp_path):
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text()) | {"segment_size": 60}
+    folder = write(tmp_path / "long", torch_file.read(GOLDEN / "rmt" / "pytorch_model.bin"), said)
+    opened = pretrained.open_source(folder)
+    with pytest.raises(ValueError, match="= 68 positions, but the backbone has 64"):
+        pretrained.fit(opened.config, opened.params, "long")
+
+
+def test_a_run_with_another_config_is_refused(tmp_path):
+    run, _ = workdir(tmp_path / "run")
+    other = Config(model=tiny.settings(cell="armt"), prompt=Prompt("none"))
+    (run / "config.json").write_text(json.dumps(convert.to_dict(other)))
+    opened = pretrained.open_source(run)
+    with pytest.raises(WeightsError, match="Missing: associative/beta"):
+        pretrained.fit(opened.config, opened.params, str(run))
+
+
+def test_convert_does_not_write_over_anything(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    argv = ["import", "--from", str(GOLDEN / "rmt"), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        command.run(convert.main, argv)
+    assert stop.value.code == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+
+
+def test_half_the_size_in_bfloat16(tmp_path):
+    _, params = tiny.model()
+    file = weights.save(tmp_path, params, Config(), dtype="bfloat16")
+    again = weights.flatten(weights.load(file))
+    for name, value in weights.flatten(params).items():
+        np.testing.assert_allclose(again[name], value, rtol=2**-8)
+
+
+def test_a_training_starts_from_a_backbone(tmp_path):
+    run, source = workdir(tmp_path / "run", cell="none", max_positions=40)
+    config = Config(model=tiny.settings(), prompt=Prompt("learned", "every", tiny.WORDS))
+    _, fresh = tiny.model(config.prompt)
+    started = weights.flatten(pretrained.initialise(fresh, config, str(run)))
+    assert np.array_equal(started["backbone/wte"], source["backbone/wte"])
+    assert np.array_equal(started["backbone/wpe"], source["backbone/wpe"][:32])
+    assert np.array_equal(started["prompt/table"], fresh["prompt"]["table"])
+    scale = source["backbone/wte"].std() / fresh["backbone"]["wte"].std()
+    np.testing.assert_allclose(started["memory"], fresh["memory"] * scale, rtol=1e-5)
+
+    alibi = Config(model=tiny.settings(positions="alibi"), prompt=Prompt("none"))
+    with pytest.raises(WeightsError, match="has backbone/wpe too many"):
+        pretrained.initialise(tiny.model(positions="alibi")[1], alibi, str(run))
+    wide = Config(model=tiny.settings(layers=1), prompt=Prompt("none"))
+    with pytest.raises(WeightsError, match="this config"):
+        pretrained.initialise(tiny.model(layers=1)[1], wide, str(run))
