@@ -54,7 +54,7 @@ def test_config_survives_json():
         (["--config.model.remat=maybe"], "model.remat takes true or false, but got 'maybe'"),
         (["--config.optimizer.clip=big"], "optimizer.clip takes a number, but got 'big'"),
         (["--config.curriculum.segments=1,x"], "curriculum.segments takes a whole number"),
-        (["--config.model.heads=3"], "model.width 128 does not divide into model.heads 3"),
+        (["--config.model.heads=3"], "model.width 64 does not divide into model.heads 3"),
         (["--config.model.memory_tokens=0"], "needs memory tokens"),
         (["--config.model.cell=lstm"], "must be one of rmt, prmt, armt, none, but got 'lstm'"),
         (["--config.data.tasks=qa21"], "must be one of qa1"),
