@@ -1,0 +1,124 @@
+"""`rmt_jax.load` and its model: reading in blocks, decoding with a cache, and wrong input."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from rmt_jax import api
+from rmt_jax.config import Config, Prompt
+
+FORMS = [
+    {"cell": "none"},
+    {"cell": "rmt", "positions": "alibi", "conv_width": 3},
+    {"cell": "prmt", "positions": "rotary"},
+    {"cell": "armt", "conv_width": 2},
+]
+
+
+def model(form, prompt=None):
+    prompt = prompt or Prompt("none", "every", tiny.WORDS)
+    config = Config(model=tiny.settings(**form), prompt=prompt)
+    return api.Model(config, tiny.model(prompt, **form)[1])
+
+
+def by_rereading(model, ids, prompt, new):
+    """Greedy continuation without a cache: the whole text again for every token."""
+    for _ in range(new):
+        # What follows a full segment is decoded inside it, as in `generate`.
+        whole = (ids.shape[1] - 1) // model.segment_tokens * model.segment_tokens
+        assert whole == 0, "the check covers one segment"
+        logits, _ = model.forward(ids, prompt=prompt)
+        ids = np.concatenate([ids, np.asarray(logits[:, -1].argmax(-1))[:, None]], axis=1)
+    return ids[:, -new:]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form["cell"])
+def test_cached_decoding_is_reading_again(form):
+    asked = Prompt("question", "every", tiny.WORDS)
+    reader, told = model(form, asked), tiny.prompt()
+    ids = np.random.default_rng(3).integers(0, tiny.VOCAB, (2, 4))
+    wanted = by_rereading(reader, ids, told, 4)
+    assert np.array_equal(reader.generate(ids, 4, prompt=told), wanted)
+    # The same at the end of a longer tail with padding at either side.
+    wide = np.pad(ids, ((0, 0), (1, 3)))
+    known = np.pad(np.ones_like(ids, bool), ((0, 0), (1, 3)))
+    memory = reader.initial_memory(2)
+    assert np.array_equal(reader.generate_from(memory, wide, known, told, 4), wanted)
+
+
+def test_texts_of_different_lengths_side_by_side():
+    reader = model({"cell": "armt"})
+    rng = np.random.default_rng(0)
+    counts = np.array([[19], [8], [17]])  # tails of 3, 8 and 1 tokens
+    ids = rng.integers(0, tiny.VOCAB, (3, 20))
+    together = reader.generate(ids, 3, mask=np.arange(20) < counts)
+    alone = [reader.generate(ids[i : i + 1, : counts[i, 0]], 3)[0] for i in range(3)]
+    assert np.array_equal(together, alone)
+
+
+def test_a_row_ends_at_the_end_token():
+    reader = model({"cell": "rmt"})
+    ids = np.random.default_rng(0).integers(0, tiny.VOCAB, (2, 5))
+    free = reader.generate(ids, 4)
+    end = int(free[0, 1])
+    stopped = reader.generate(ids, 4, end=end)
+    for row, full in zip(stopped, free, strict=True):
+        place = list(full).index(end) if end in full else 4
+        assert np.array_equal(row[: place + 1], full[: place + 1]) and (row[place:] == end).all()
+
+
+def test_reading_in_parts_and_one_program_for_all_lengths(monkeypatch):
+    monkeypatch.setattr(api, "BLOCK", 3)
+    reader = model({"cell": "rmt"})
+    tokens, mask = tiny.text(segments=8)
+    at_once = reader.read(reader.initial_memory(2), tokens, mask)
+    parts = reader.initial_memory(2)
+    for few in (slice(0, 1), slice(1, 6), slice(6, 8)):
+        parts = reader.read(parts, tokens[:, few].reshape(2, -1), mask[:, few])
+    for a, b in zip(jax.tree.leaves(at_once), jax.tree.leaves(parts), strict=True):
+        assert np.array_equal(a, b)
+    assert reader._read._cache_size() == 1
+    _, memory = reader.forward(tokens[1:].reshape(1, -1))
+    np.testing.assert_allclose(memory.state[0], at_once.state[1], atol=1e-5)
+
+
+def test_forward_takes_a_ragged_text():
+    reader = model({"cell": "rmt"})
+    ids = np.random.default_rng(0).integers(0, tiny.VOCAB, (1, 11))
+    logits, memory = reader.forward(ids)
+    assert logits.shape == (1, 11, tiny.VOCAB) and memory.started.all()
+
+
+def test_wrong_input_gets_a_sentence():
+    reader = model({"cell": "rmt"})
+    memory = reader.initial_memory(2)
+    ids = np.zeros((2, 8), int)
+    cases = [
+        (lambda: reader.read(memory, ids[:, :7]), "7 tokens are no multiple of 8"),
+        (lambda: reader.read(memory, ids[:1]), "memory is for 2 texts, but tokens hold 1"),
+        (lambda: reader.read(memory, ids + 37), "vocabulary has 37"),
+        (lambda: reader.read(memory, ids * 1.0), "whole numbers"),
+        (lambda: reader.read(memory, ids, np.ones((2, 7))), "mask is"),
+        (lambda: reader.forward(ids[:, :0]), "no tokens to read"),
+        (lambda: reader.generate(ids, mask=np.zeros((2, 8))), "Text 0 is empty"),
+        (lambda: reader.generate_from(memory, np.zeros((2, 9), int)), "a segment is 8"),
+        (lambda: reader.generate_from(memory, ids, max_new_tokens=0), "at least 1"),
+        (
+            lambda: reader.generate(ids, max_new_tokens=30),
+            "= 39 positions, but the backbone has 32",
+        ),
+        (lambda: reader.tokenizer, "holds no tokenizer"),
+    ]
+    for call, sentence in cases:
+        with pytest.raises(api.InputError, match=sentence):
+            call()
+
+
+def test_importing_the_package_does_not_import_jax():
+    code = "import rmt_jax, sys; assert 'jax' not in sys.modules; rmt_jax.load; rmt_jax.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "has no attribute 'nothing'" in done.stderr

@@ -1,0 +1,137 @@
+"""The recurrence: scan equals a loop, the cut is real, memory stays flat."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from rmt_jax import config, models
+from rmt_jax.models import recurrence, weights
+from rmt_jax.shapes import Prompt, Segment
+
+ASKED = config.Prompt("question", "start", tiny.WORDS)
+
+
+def loss_of(logits, batch):
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.answer[..., None], axis=-1)
+    return -(picked[..., 0] * batch.weight).sum()
+
+
+def by_loop(model, batch):
+    """What the recurrence should compute, written as a Python loop."""
+    prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
+    memory, out = model.initial(len(batch.tokens)), []
+    answered = batch.at.shape[1]
+    for s in range(batch.tokens.shape[1]):
+        segment = Segment(jnp.asarray(batch.tokens[:, s]), jnp.asarray(batch.mask[:, s]))
+        hidden, memory = model.step(memory, segment, prompt)
+        r = s - (batch.tokens.shape[1] - answered)
+        if r >= 0:
+            rows = [
+                [[hidden[b, at + t] for t in range(2)] for at in batch.at[b, r]]
+                for b in range(len(hidden))
+            ]
+            out.append(model.backbone.logits(jnp.asarray(rows)))
+    return jnp.stack(out, axis=1)
+
+
+@pytest.mark.parametrize("cell", tiny.CELLS)
+def test_scan_equals_loop_in_values_and_gradients(cell):
+    graph, params = tiny.model(ASKED, cell=cell, positions="alibi", conv_width=2, layers=1)
+    batch = tiny.batch(segments=3, answered=2)
+
+    def value(function):
+        def loss(params):
+            return loss_of(function(models.merge(graph, params), batch), batch)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    looped = value(by_loop)
+    scanned = value(recurrence.answer_logits)
+    for a, b in zip(jax.tree.leaves(looped), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_rematerialising_changes_nothing():
+    graph, params = tiny.model(ASKED, layers=1)
+    batch = tiny.batch(segments=2, answered=2)
+
+    def loss(params, remat):
+        model = models.merge(graph, params)
+        return loss_of(recurrence.answer_logits(model, batch, remat=remat), batch)
+
+    kept, again = (jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in (False, True))
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ("rmt", "armt"))
+def test_no_gradient_crosses_the_cut(cell):
+    """Words that stand in one segment only get a gradient just if it lies behind the cut."""
+    graph, params = tiny.model(ASKED, cell=cell, tied_head=False)
+    batch = tiny.batch(segments=4)
+    tokens = np.arange(4)[None, :, None] * 4 + batch.tokens % 4  # segment s: words 4s to 4s + 3
+    prompt = np.full_like(batch.prompt, 30)
+    batch = batch._replace(tokens=tokens.astype(np.int32), prompt=prompt)
+
+    def gradient(bptt):
+        def loss(params):
+            model = models.merge(graph, params)
+            return loss_of(recurrence.answer_logits(model, batch, bptt=bptt), batch)
+
+        return weights.flatten(jax.jit(jax.grad(loss))(params))
+
+    cut = gradient(2)
+    seen = np.abs(cut["backbone/wte"][:16].reshape(4, 4, -1)).sum(axis=(1, 2))
+    assert not seen[:2].any() and seen[2:].all()
+    if cell == "rmt":  # the learned memory stands before the first segment only
+        assert not cut["memory"].any()
+        full = gradient(0)
+        assert full["memory"].any() and np.abs(full["backbone/wte"][:8]).sum() > 0
+
+
+def test_a_cut_before_the_first_segment_is_no_cut():
+    """The very same program, so the same numbers."""
+    graph, params = tiny.model(ASKED)
+    batch = tiny.batch(segments=4)
+
+    def program(bptt):
+        def loss(params):
+            model = models.merge(graph, params)
+            return loss_of(recurrence.answer_logits(model, batch, bptt=bptt), batch)
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    assert program(0) == program(4) == program(9) != program(3)
+
+
+def test_values_do_not_depend_on_the_cut():
+    graph, params = tiny.model(ASKED)
+    batch = tiny.batch(segments=4, answered=2)
+    model = models.merge(graph, params)
+    full, cut = (recurrence.answer_logits(model, batch, bptt=k) for k in (0, 1))
+    np.testing.assert_allclose(full, cut, atol=1e-5)
+
+
+def test_memory_of_the_compiled_step_is_flat_in_segments():
+    """Beyond the ids and one carry a segment; and not even that before a cut."""
+    graph, params = tiny.model(width=32, memory_tokens=2, layers=1)
+
+    def temporaries(segments, bptt):
+        batch = tiny.batch(segments=segments, texts=4)
+
+        def loss(params, batch):
+            model = models.merge(graph, params)
+            return loss_of(recurrence.answer_logits(model, batch, bptt=bptt), batch)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, batch).compile()
+        ids = batch.tokens.nbytes + batch.mask.nbytes
+        carry = 4 * 2 * 32 * 4 + 4
+        return compiled.memory_analysis().temp_size_in_bytes, ids, carry
+
+    for bptt, carries in ((0, 56), (2, 0)):  # carries that the backward pass needs more
+        (few, ids_few, _), (many, ids_many, carry) = temporaries(8, bptt), temporaries(64, bptt)
+        # The scan reads its ids segment first: one transposed copy.
+        allowed = 1.1 * few + (ids_many - ids_few) + carries * carry
+        assert many <= allowed, f"{few:,} -> {many:,} bytes with bptt {bptt}"
