@@ -1,0 +1,146 @@
+"""The official parser: every question, and errors that name file and line."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rmt_jax.data import babi, official
+from rmt_jax.data.worlds import OFFICIAL
+
+SHARED = os.environ.get("RMT_JAX_SHARED")
+BABI = Path(SHARED or "/", "data", "babi", "en-10k")
+needs_files = pytest.mark.skipif(not SHARED, reason="RMT_JAX_SHARED is not set")
+
+TEXT = """1 Mary moved to the bathroom.
+2 John went to the hallway.
+3 Where is Mary? \tbathroom\t1
+4 Daniel went back to the hallway.
+5 Where is Daniel?\thallway\t4
+1 Sandra went home.
+2 Where is Sandra? \thome\t1
+"""
+
+
+def written(tmp_path, text, name="qa1_single-supporting-fact_train.txt"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_question_with_the_facts_before_it(tmp_path):
+    items = babi.read(written(tmp_path, TEXT))
+    assert [i.answer for i in items] == ["bathroom", "hallway", "home"]
+    assert items[1].facts == (
+        "Mary moved to the bathroom.",
+        "John went to the hallway.",
+        "Daniel went back to the hallway.",
+    )
+    assert items[1].supporting == (2,) and items[1].question == "Where is Daniel?"
+    assert [i.story for i in items] == [0, 0, 1] and [i.line for i in items] == [3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("1 A fact.\n3 Another.\n", "line 2: ID 3 follows ID 1"),
+        ("2 A fact.\n", "line 1: the file starts with ID 2"),
+        ("1 A fact.\nno number\n", "line 2: expected 'ID text'"),
+        ("1 A fact.\n2 Where? \t\t1\n", "line 2: a question needs a tab and its answer"),
+        ("1 A fact.\n2 Where? \there\t7\n", "line 2: supporting fact '7'"),
+        ("1 A fact.\n", "holds no question"),
+        ("", "holds no question"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, text, what):
+    path = written(tmp_path, text)
+    with pytest.raises(babi.BabiError, match=what) as caught:
+        babi.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_binary_file_is_refused(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(babi.BabiError, match="not text in UTF-8"):
+        babi.read(path)
+    with pytest.raises(babi.BabiError, match="There is no file"):
+        babi.read(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize("name", ["qa1_single-supporting-fact_train.txt", "qa1_train.txt"])
+def test_layouts(tmp_path, name):
+    path = written(tmp_path, TEXT, name)
+    assert babi.find(tmp_path, "qa1", "train") == path
+    with pytest.raises(babi.BabiError, match="no test file of qa1"):
+        babi.find(tmp_path, "qa1", "test")
+    with pytest.raises(babi.BabiError, match="no folder.*download"):
+        babi.find(tmp_path / "nowhere", "qa1", "train")
+
+
+def test_train_and_validation_share_no_story(tmp_path):
+    stories = "".join(
+        f"1 Mary went to room {i}.\n2 Where is Mary? \troom\t1\n3 Ann went to {i}.\n"
+        f"4 Where is Ann? \troom\t3\n"
+        for i in range(200)
+    )
+    written(tmp_path, stories)
+    written(tmp_path, TEXT, "qa1_single-supporting-fact_test.txt")
+    parts = {s: official.Official(str(tmp_path), s) for s in ("train", "validation", "test")}
+    numbers = {s: {i.story for i in p.items("qa1")} for s, p in parts.items() if s != "test"}
+    assert not numbers["train"] & numbers["validation"]
+    assert len(numbers["train"]) + len(numbers["validation"]) == 200
+    assert 8 <= len(numbers["validation"]) <= 36
+    assert len(parts["test"].items("qa1")) == 3
+    train = parts["train"]
+    size = len(train.items("qa1"))
+    lap = [train.story("qa1", 0, i, 100, OFFICIAL) for i in range(size)]
+    assert len(set(lap)) == size  # a pass visits every question once
+    assert lap != [train.story("qa1", 0, size + i, 100, OFFICIAL) for i in range(size)]
+    with pytest.raises(ValueError, match="none of .* official questions"):
+        train.story("qa1", 0, 0, 0, OFFICIAL)
+
+
+def test_official_facts_need_a_folder():
+    with pytest.raises(babi.BabiError, match="babi_dir"):
+        official.Official("", "train")
+
+
+def test_evaluation_rows_are_the_test_files_in_order(tmp_path):
+    path = written(tmp_path, TEXT, "qa1_single-supporting-fact_test.txt")
+    assert [i.answer for i in official.evaluation_order(path, 0)] == ["bathroom", "hallway", "home"]
+    assert [i.answer for i in official.evaluation_order(path, 16)] == ["bathroom", "home"]
+
+
+@needs_files
+def test_the_official_files_are_whole():
+    for number in range(1, 21):
+        items = babi.read(babi.find(BABI, f"qa{number}", "train"))
+        assert len(items) == (1925 if number == 3 else 10_000)
+
+
+def _archive(folder="tasks_1-20_v1-2/en-10k"):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as tar:
+        info = tarfile.TarInfo(f"{folder}/qa1_train.txt")
+        info.size = len(TEXT)
+        tar.addfile(info, io.BytesIO(TEXT.encode()))
+    return data.getvalue()
+
+
+def test_download_checks_and_unpacks(tmp_path):
+    source = tmp_path / "babi.tar.gz"
+    source.write_bytes(_archive())
+    with pytest.raises(babi.BabiError, match="expected 00"):
+        babi.download(tmp_path / "a", sha256="00", address=source.as_uri())
+    folder = babi.download(tmp_path / "a", address=source.as_uri())
+    assert len(babi.read(folder / "qa1_train.txt")) == 3
+    source.write_bytes(b"not an archive")
+    with pytest.raises(babi.BabiError, match="no tar archive"):
+        babi.download(tmp_path / "b", address=source.as_uri())
+    assert not list((tmp_path / "b").iterdir())  # nothing half done
+    source.unlink()
+    with pytest.raises(babi.BabiError, match="No address answers.*copy the folder"):
+        babi.download(tmp_path / "b", address=source.as_uri())
