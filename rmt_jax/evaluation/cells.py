@@ -60,19 +60,21 @@ def evaluate(
     lengths = tuple(lengths) or tuple(config.evaluation.lengths)
     samples = samples or config.evaluation.samples
     batch = batch or config.evaluation.batch
-    seed = config.evaluation.seed if seed is None else seed
+    start: int = config.evaluation.seed if seed is None else seed
     if decoding not in ("greedy", "teacher-forced"):
         raise EvaluationError(f"decoding is 'greedy' or 'teacher-forced', not '{decoding}'.")
     if samples < 1 or batch < 1:
         raise EvaluationError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
-    source = source or questions.Generated(model, split=split, seed=seed)
+    source = source or questions.Generated(model, split=split, seed=start)
+    for how in perturb:
+        source.check(how)
     jobs = [
         Job(task, length, source.count(task, length, samples), how, decoding)
         for how in perturb
         for length in lengths
         for task in tasks
     ]
-    key = fingerprint(model, source, seed, reset)
+    key = fingerprint(model, source, start, reset)
     cells, bar = [], Bar(jobs, source, progress)
     with bar:
         for job in jobs:

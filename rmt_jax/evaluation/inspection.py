@@ -144,11 +144,14 @@ def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list
     height = 2.2 + 0.11 * rows + (4.2 if words else 0)
     figure, grid = figures.canvas(9.0, min(height, 11), 3 if words else 1, 1)
     plots = list(grid) if words else [grid]
+    # The first segment replaces the learned start altogether; the scale is that of the others.
+    top = float(seen.change[1:].max()) if segments > 1 else None
     image = plots[0].imshow(
-        seen.change.T, aspect="auto", cmap="BuPu", vmin=0, interpolation="nearest",
+        seen.change.T, aspect="auto", cmap="BuPu", vmin=0, vmax=top, interpolation="nearest",
         extent=(0, segments, rows - 0.5, -0.5),
     )  # fmt: skip
-    figure.colorbar(image, ax=plots[0], pad=0.01, label="relative change", aspect=12)
+    plots[0].xaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, ax=plots[0], pad=0.01, label="relative change", aspect=12, extend="max")
     plots[0].set_ylabel(seen.kind, fontsize=9)
     plots[0].set_title(f"{title}: change of memory at each segment", pad=16)
     for k, (start, stop) in enumerate(question.facts):
@@ -180,6 +183,7 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
         colour = "#D55E00" if k in key else figures.GREY
         whole.axvspan(start / size, stop / size, color=colour, alpha=0.18, lw=0)
     whole.set_xlim(0, segments)
+    whole.xaxis.get_major_locator().set_params(integer=True)
     whole.set_ylim(bottom=0)
     whole.set_title("attention of the write memory to each token (mean), %")
     whole.set_xlabel("segment", fontsize=9)

@@ -12,17 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import compose, prompts, tasks, worlds
+from rmt_jax.data import compose, perturb, prompts, tasks
 from rmt_jax.data.lengths import Length
 from rmt_jax.evaluation import texts
 from rmt_jax.evaluation.answering import Asked
-
-PERTURBATIONS = {
-    "new_people": "Persons bear names that were never trained on.",
-    "new_places": "Places bear names that were never trained on.",
-    "new_objects": "Objects bear names that were never trained on.",
-    "paraphrase": "The task prompt says the same in words that were never trained on.",
-}
 
 
 class QuestionError(ValueError):
@@ -74,7 +67,7 @@ def ask(model: Any, task: str, question: str, told: str | None = None) -> Asked:
                 f"This model has learned prompts for {', '.join(config.data.tasks)}, not {task}."
             )
         learned = config.data.tasks.index(task)
-    ids = prompt_ids(config.prompt, model.tokenizer, told or task, question)
+    ids = prompt_ids(config.prompt, model.tokenizer, task if told is None else told, question)
     return Asked(np.zeros(0, np.int32), tail_ids(model.tokenizer, question), ids, learned)
 
 
@@ -99,10 +92,22 @@ class Generated:
         self.data = data or model.config.data
         self.counter = lengths_by or model.tokenizer
         self.own = lengths_by is None
-        size = model.segment_tokens
-        self.composer = _sentence(
-            compose.Composer, self.data, self.counter, split, segment_tokens=size
-        )
+        self.composers: dict[str, compose.Composer] = {}
+        self.composer("")  # what is wrong with facts or background is said now
+
+    def composer(self, change: str) -> compose.Composer:
+        """Of the unchanged world, or of a perturbed one."""
+        change = "" if change in perturb.DESCRIPTIONS else change
+        if change not in self.composers:
+            self.composers[change] = _sentence(
+                compose.Composer,
+                self.data,
+                self.counter,
+                self.split,
+                segment_tokens=self.model.segment_tokens,
+                change=change,
+            )
+        return self.composers[change]
 
     def describe(self) -> str:
         return repr((self.data, self.split, self.seed, self.counter.name))
@@ -111,50 +116,43 @@ class Generated:
         return list(tasks.SIMULATED) if self.data.facts == "simulated" else list(tasks.TASKS)
 
     def perturbations(self) -> list[str]:
-        fixed = self.model.config.prompt.source not in ("description", "both")
-        renamed = self.data.facts == "simulated"
-        return [
-            name
-            for name in PERTURBATIONS
-            if (renamed or not name.startswith("new_")) and not (fixed and name == "paraphrase")
-        ]
+        told = self.model.config.prompt.source in ("description", "both")
+        found = [n for n in perturb.PERTURBATIONS if told or n not in perturb.DESCRIPTIONS]
+        if self.data.background in ("builtin", "none"):
+            found.remove("other_background")
+        return found
 
     def tokens(self, length: str) -> int:
         """About how many a text has, for progress and for the size of batches."""
         return _length(length, self.model.segment_tokens).tokens or 100
 
-    def room(self, task: str, perturb: str = "") -> int:
+    def room(self, task: str, how: str = "") -> int:
         """Tokens for an answer, END included: the room of training, or more where needed."""
-        renamed = perturb.startswith("new_") or self.data.new_names > 0
+        new = how.startswith("new_") or self.data.new_names > 0
         names = tuple(dict.fromkeys((*self.model.config.data.tasks, task)))
-        return _sentence(compose.answer_room, names, self.model.tokenizer, renamed)
+        return _sentence(compose.answer_room, names, self.model.tokenizer, new)
 
     def count(self, task: str, length: str, samples: int) -> int:
         _sentence(tasks.task, task)
         _length(length, self.model.segment_tokens)
         return samples
 
-    def ask(self, task: str, length: str, which: range, perturb: str = "") -> list[Question]:
-        if perturb and perturb not in PERTURBATIONS:
+    def check(self, how: str) -> None:
+        """Raises QuestionError for a perturbation that there is not, or not here."""
+        _sentence(perturb.check, how)
+        if how in perturb.DESCRIPTIONS and how not in self.perturbations():
             raise QuestionError(
-                f"There is no perturbation '{perturb}': there are {', '.join(PERTURBATIONS)}."
+                f"'{how}' does not apply: this model is not told its task in words "
+                f"(config.prompt.source is {self.model.config.prompt.source})."
             )
-        if perturb and perturb not in self.perturbations():
-            raise QuestionError(
-                f"'{perturb}' does not apply: new names need simulated facts, and a paraphrase "
-                "needs a model that is told its task in words."
-            )
-        manner = worlds.OFFICIAL
-        if perturb.startswith("new_"):
-            manner = worlds.Manner(names=(perturb.removeprefix("new_"),), held_out=True)
-        return [self._one(task, length, k, manner, perturb) for k in which]
+        self.composer(how)
 
-    def _one(self, task: str, length: str, k: int, manner: Any, perturb: str) -> Question:
-        s = _sentence(self.composer.sample, task, length, self.seed, k, manner)
-        told = None
-        if perturb == "paraphrase":
-            others = tasks.task(task).paraphrases
-            told = others[k % len(others)]
+    def ask(self, task: str, length: str, which: range, how: str = "") -> list[Question]:
+        return [self._one(task, length, k, how) for k in which]
+
+    def _one(self, task: str, length: str, k: int, how: str) -> Question:
+        s = _sentence(self.composer(how).sample, task, length, self.seed, k)
+        told = perturb.description(how, task, k)
         asked = ask(self.model, task, s.question, told)
         facts, context = s.facts, s.context
         text = self.counter.decode(s.context)
@@ -193,12 +191,12 @@ class Files:
 
     def perturbations(self) -> list[str]:
         told = self.model.config.prompt.source in ("description", "both")
-        return ["paraphrase"] if told else []
+        return list(perturb.DESCRIPTIONS) if told else []
 
     def tokens(self, length: str) -> int:
         return _length(length, self.model.segment_tokens).tokens or 100
 
-    def room(self, task: str, perturb: str = "") -> int:
+    def room(self, task: str, how: str = "") -> int:
         config = self.model.config.data
         names = tuple(dict.fromkeys((*config.tasks, task)))
         return _sentence(compose.answer_room, names, self.model.tokenizer, config.new_names > 0)
@@ -235,23 +233,29 @@ class Files:
             raise QuestionError(f"{self.path(task, length)} holds no question.")
         return have
 
-    def ask(self, task: str, length: str, which: range, perturb: str = "") -> list[Question]:
-        if perturb and perturb != "paraphrase":
-            raise QuestionError(f"'{perturb}' needs generated facts, not files.")
+    def check(self, how: str) -> None:
+        """Raises QuestionError for a perturbation that does not apply to files."""
+        _sentence(perturb.check, how)
+        if how and how not in self.perturbations():
+            raise QuestionError(
+                f"'{how}' needs generated texts, or a model told its task in words."
+            )
+
+    def ask(self, task: str, length: str, which: range, how: str = "") -> list[Question]:
         at, rows = self.open.pop((task, length), (0, iter(())))
         if at != which.start or at == 0:
             at, rows = 0, self.records(task, length)
         found = []
         for row in rows:
             if at >= which.start:
-                found.append(self._one(task, length, at, row, perturb))
+                found.append(self._one(task, length, at, row, how))
             at += 1
             if at == which.stop:
                 break
         self.open[task, length] = (at, rows)
         return found
 
-    def _one(self, task: str, length: str, k: int, row: dict[str, Any], perturb: str) -> Question:
+    def _one(self, task: str, length: str, k: int, row: dict[str, Any], how: str) -> Question:
         try:
             text, question, target = row["input"], row["question"], row["target"]
         except KeyError as error:
@@ -259,10 +263,7 @@ class Files:
                 f"{self.path(task, length)}: record {k} lacks {error}; it needs input, question "
                 "and target."
             ) from error
-        told = None
-        if perturb:
-            others = tasks.task(task).paraphrases
-            told = others[k % len(others)]
+        told = perturb.description(how, task, k)
         asked = ask(self.model, task, question, told)
         context = texts.encode(self.model.tokenizer, context_text(text))
         nominal = _length(length, self.model.segment_tokens)
@@ -280,7 +281,7 @@ def open_source(
     data: str,
     model: Any,
     *,
-    split: str = "validation",
+    split: str = "",
     seed: int | None = None,
     babi: str = "",
     background: str = "",
@@ -302,16 +303,18 @@ def open_source(
                 "--data official needs bAbI's text files: name their folder with --babi, or give "
                 "a folder of BABILong's own files as --data FOLDER."
             )
-        settings = dataclasses.replace(
-            settings, facts="official", babi_dir=folder or settings.babi_dir
-        )
+        folder = folder or settings.babi_dir
+        settings = dataclasses.replace(settings, facts="official", babi_dir=folder)
+        split = split or ("test" if any(Path(folder).glob("qa*_test.txt")) else "")
     elif data != "generated":
         if not Path(data).is_dir():
             raise QuestionError(
                 f"--data is 'generated', 'official' or a folder; there is no folder {data}."
             )
         return Files(model, Path(data))
-    return Generated(model, split=split, seed=seed, data=settings, lengths_by=counter)
+    return Generated(
+        model, split=split or "validation", seed=seed, data=settings, lengths_by=counter
+    )
 
 
 def _has_babi(folder: Path) -> bool:

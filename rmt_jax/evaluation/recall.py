@@ -1,6 +1,7 @@
 """One text in memory, to be asked: read in a stream, kept in a small file, asked again at once."""
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -73,7 +74,7 @@ class Session:
                 "This model was trained with the question before the text: give --question, then "
                 "the text is read with it."
             )
-        ids = questions.prompt_ids(config.prompt, self.model.tokenizer, name, question)
+        ids = questions.prompt_ids(config.prompt, self.model.tokenizer, name, question).tolist()
         return Told(
             name if source == "description" else f"{name} {question}".strip(), 0, tuple(ids)
         )
@@ -155,9 +156,12 @@ class Session:
             "prompts": [[t.name, t.row, list(t.ids)] for t in self.prompts],
         }
         arrays = {f"memory{i}": np.asarray(x) for i, x in enumerate(leaves)}
+        arrays |= {"about": np.array(json.dumps(about)), "rest": self.rest}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            np.savez_compressed(file, about=np.array(json.dumps(about)), rest=self.rest, **arrays)  # type: ignore[arg-type]
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
         return path.stat().st_size
 
     def load(self, path: Path) -> None:
@@ -170,7 +174,7 @@ class Session:
                     leaves.append(kept[f"memory{len(leaves)}"])
         except FileNotFoundError as error:
             raise RecallError(f"There is no file {path}.") from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RecallError(f"{path} is no memory that --save_memory wrote ({error}).") from error
         if about["weights"] != answering.mark(self.model):
             raise RecallError(

@@ -14,6 +14,7 @@ from typing import Any
 from rmt_jax import report
 from rmt_jax.api import InputError, Model, load
 from rmt_jax.config import ConfigError
+from rmt_jax.data import perturb
 from rmt_jax.evaluation import cells as evaluation
 from rmt_jax.evaluation import inspection, questions
 from rmt_jax.evaluation.answering import AnsweringError
@@ -61,7 +62,6 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     settings = {
         "samples": args.samples,
-        "split": args.split,
         "batch": args.batch,
         "seed": args.seed,
         "reset": not args.no_reset,
@@ -71,9 +71,9 @@ def _run(args: argparse.Namespace) -> int:
     }
     if args.suite == "paper":
         return paper(args, model, source, tasks, lengths, settings)
-    perturb = ["", *words(args.perturb)] if args.perturb else [""]
+    changes = ["", *words(args.perturb)]
     cells = evaluation.evaluate(
-        model, tasks=tasks, lengths=lengths, perturb=perturb, source=source, **settings
+        model, tasks=tasks, lengths=lengths, perturb=changes, source=source, **settings
     )
     paths = report.write(
         [c for c in cells if not c.perturb],
@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
         metrics=Path(args.workdir) / "metrics.jsonl",
         references=args.references,
     )
-    for how in perturb[1:]:
+    for how in changes[1:]:
         part = [c for c in cells if c.perturb == how]
         paths += report.write(part, out / how, rule=args.score, title=f"Perturbed: {how}")
     print(report.table(cells, args.score))
@@ -130,7 +130,7 @@ def paper(
     for how in words(args.perturb) or source.perturbations():
         part(
             f"Perturbed {how}",
-            questions.PERTURBATIONS[how],
+            perturb.PERTURBATIONS[how],
             tasks=tasks,
             lengths=trained[:1] + trained[-1:] if len(trained) > 1 else trained,
             perturb=[how],

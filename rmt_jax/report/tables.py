@@ -12,7 +12,7 @@ from typing import Any
 from rmt_jax.report import figures
 from rmt_jax.scores import Cell
 
-SUMMARY = (
+SUMMARY: tuple[str, ...] = (
     "task", "length", "score", "accuracy", "samples", "majority", "low", "high", "chance",
     "memory_reset", "tokens", "characters", "tokenizer", "decoding", "perturb", "trained",
 )  # fmt: skip
@@ -176,7 +176,7 @@ def table(cells: Sequence[Cell], rule: str = "") -> str:
         "reset",
         "n",
     )
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for c in in_order(cells):
         low, high = c.interval(rule)
         reset = c.reset_accuracy(rule)

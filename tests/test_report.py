@@ -1,0 +1,144 @@
+"""Tables say what was measured; pictures are made; runs are averaged."""
+
+import csv
+import json
+
+import pytest
+
+from rmt_jax import report
+from rmt_jax.report import __main__ as comparison
+from rmt_jax.report import curves, figures, page, tables
+from rmt_jax.scores import RULES, Cell
+
+RIGHT = {"1s": 19, "4s": 18, "16s": 9}
+
+
+def cells(less=0, perturb=""):
+    return [
+        Cell(
+            task,
+            length,
+            20,
+            dict.fromkeys(RULES, right - less - 2 * (task == "qa2")),
+            majority=0.25,
+            chance=1 / 6,
+            tokens=62.0 * int(length[:-1]),
+            characters=250.0 * int(length[:-1]),
+            tokenizer="builtin",
+            reset=dict.fromkeys(RULES, 5),
+            perturb=perturb,
+            trained=length != "16s",
+            depths=((0.1, True), (0.9, False)),
+        )
+        for task in ("qa2", "qa1", "qa10")
+        for length, right in RIGHT.items()
+    ]
+
+
+def metrics(folder):
+    lines = [
+        {"step": s, "stage": 1 + s // 30, "loss": 2 / (s + 1), "accuracy/qa1": s / 60} for s in
+        range(0, 60, 10)
+    ]  # fmt: skip
+    lines.append({"step": 50, "split": "validation", "loss": 1.0, "accuracy/qa1": 0.8})
+    file = folder / "metrics.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 60, "lo')
+    return file
+
+
+def test_write_makes_every_file(tmp_path):
+    out = tmp_path / "results"
+    paths = report.write(cells(), out, metrics=metrics(tmp_path), references=True)
+    names = {p.name for p in paths}
+    assert {"summary.csv", "scores.csv", "summary.json", "table.md"} <= names
+    for picture in ("heatmap", "lengths", "curves", "depths", "published"):
+        assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG"), picture
+        assert (out / f"{picture}.pdf").read_bytes().startswith(b"%PDF"), picture
+    with open(out / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["task", "length", "score", "accuracy", "samples", "majority"]
+    assert len(rows) == 9 and {r["score"] for r in rows} == {"official"}
+    assert rows[0]["task"] == "qa1" and rows[0]["length"] == "1s"
+    assert float(rows[0]["accuracy"]) == 0.95 and float(rows[0]["memory_reset"]) == 0.25
+    assert (rows[0]["tokens"], rows[0]["characters"], rows[0]["tokenizer"]) == (
+        "62", "250", "builtin",
+    )  # fmt: skip
+    with open(out / "scores.csv", newline="") as file:
+        assert {r["score"] for r in csv.DictReader(file)} == set(RULES)
+
+
+def test_cells_come_back_from_json(tmp_path):
+    report.write(cells(), tmp_path)
+    assert report.read(tmp_path) == tables.in_order(cells())
+    with pytest.raises(report.ReportError, match="holds no summary.json"):
+        report.read(tmp_path / "nothing")
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(report.ReportError, match="not one of our summaries"):
+        report.read(tmp_path)
+    with pytest.raises(report.ReportError, match="no cell"):
+        report.write([], tmp_path)
+
+
+def test_tables_name_what_was_counted():
+    text = report.table(cells())
+    assert "qa1   1s" in text and "16s*" in text and "mean at 1s: 91.7" in text
+    assert "majority 25.0, memory reset 25.0" in text
+    for table in (text, report.markdown(cells(), "official")):
+        assert "score: official" in table and "greedy decoding" in table
+        assert "tokens of builtin" in table and "250" in table
+    kinder = [Cell("qa1", "1s", 4, {"exact": 4}, decoding="teacher-forced")]
+    assert "teacher-forced decoding" in report.table(kinder)
+    assert report.main_rule(kinder) == "exact"
+
+
+def test_learning_curves_want_a_training_step(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "split": "validation", "loss": 1.0}\n')
+    with pytest.raises(ValueError, match="no training step yet"):
+        curves.learning(file, tmp_path / "curves.png")
+    train, checks = curves.read_metrics(metrics(tmp_path))
+    assert [r["step"] for r in train] == [0, 10, 20, 30, 40, 50] and len(checks) == 1
+
+
+def test_depth_bins():
+    points = [(0.0, True), (0.19, False), (1.0, True)]
+    assert [(round(b[0], 2), b[1]) for b in curves.depth_bins(points, 5)] == [(0.1, 0.5), (0.9, 1)]
+
+
+def test_runs_side_by_side(tmp_path, capsys):
+    for k in range(2):
+        report.write(cells(less=k), tmp_path / str(k))
+    runs = [str(tmp_path / "0"), str(tmp_path / "1")]
+    out = ["--out", str(tmp_path / "out")]
+    assert comparison.main([*runs, "--groups", "rmt,rmt", "--references", *out]) == 0
+    text = capsys.readouterr().out
+    assert "| rmt | 2 | qa1 | 92.5 ± 3.5 |" in text
+    assert (tmp_path / "out" / "comparison.png").exists()
+    assert comparison.main([*runs, "--names", "a", *out]) == 2
+    assert "1 names for 2 runs" in capsys.readouterr().err
+
+
+def test_published_figures_name_metric_and_source():
+    rows = report.reference()
+    assert all(r["metric"] and r["source"] for r in rows)
+    ours = {(r["task"], r["length"]): r["accuracy"] for r in rows if "multi-task" in r["model"]}
+    assert ours["qa2", "32k"] == 51.8 and ours["mean", "128k"] == 34.1
+
+
+def test_page_holds_its_pictures(tmp_path):
+    from types import SimpleNamespace
+
+    from rmt_jax.config import Config
+
+    report.write(cells(), tmp_path / "lengths")
+    model = SimpleNamespace(config=Config(), tokenizer=SimpleNamespace(name="builtin"))
+    parts = [("Lengths", "Trained lengths & longer.", cells())]
+    page.write(tmp_path, parts, model)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == 3 and "Trained lengths &amp; longer." in text
+    assert "<th>16s</th>" in text and "<b>mean</b>" in text
+    assert "lengths/heatmap.png" in (tmp_path / "report.md").read_text()
+
+
+def test_axis_numbers():
+    assert [figures.short(n) for n in (62, 999.9, 1_000, 1_234_567)] == ["62", "1k", "1k", "1.23M"]
