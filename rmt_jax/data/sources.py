@@ -39,9 +39,11 @@ def sentences(text: str) -> list[str]:
 
 def builtin() -> Iterator[tuple[str, str]]:
     """(topic, text) of the language reference that comes with every CPython, code and markup
-    removed: paragraphs that read as English stay."""
+    removed: paragraphs that read as English stay. A paragraph that stands in several topics stays
+    in the first, so that splits by topic share none."""
     from pydoc_data.topics import topics
 
+    seen = set()
     for name, text in sorted(topics.items()):
         paragraphs = []
         for paragraph in re.split(r"\n\s*\n", text):
@@ -58,7 +60,10 @@ def builtin() -> Iterator[tuple[str, str]]:
             letters = sum(c.isalpha() or c == " " for c in flat)
             if len(flat) < 40 or letters < 0.86 * len(flat) or not re.search(r"[.:!?]\)?$", flat):
                 continue
-            paragraphs.append(re.sub(r":$", ".", flat))
+            flat = re.sub(r":$", ".", flat)
+            if flat not in seen:
+                seen.add(flat)
+                paragraphs.append(flat)
         if paragraphs:
             yield name, "\n\n".join(paragraphs)
 

@@ -17,7 +17,10 @@ from rmt_jax.data.worlds.question import Question
 
 RECENT = 5  # the latest supporting fact is one of the last five
 QUESTIONS = 5  # a story of the official files
-PATIENCE = {"qa2": 0.75, "qa3": 0.45}  # part of the chances to ask that the official files of a task take
+PATIENCE = {
+    "qa2": 0.75,
+    "qa3": 0.45,
+}  # part of the chances to ask that the official files of a task take
 LEAST = {"qa3": 4, "qa5": 3}  # facts before which there is hardly anything to ask
 LONGEST = 300  # facts after which a story that has no question is dropped
 

@@ -1,0 +1,315 @@
+"""Composition: exact budgets, the authors' rules, splits that share nothing, changes by name."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rmt_jax.config import Data
+from rmt_jax.data import background, perturb, sources, tokenizer
+from rmt_jax.data.compose import Composer, split_of_story
+from rmt_jax.data.lengths import Length
+from rmt_jax.data.story import Story
+from rmt_jax.data.worlds import Manner
+
+TOKENS = tokenizer.load()
+SHARED = os.environ.get("RMT_JAX_SHARED")
+
+
+@pytest.fixture(scope="module")
+def composer():
+    return Composer(Data(), TOKENS, "train", segment_tokens=128)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "whole"),
+    [("0k", 0, False), ("1k", 700, False), ("32k", 31_700, False), ("10M", 9_999_700, False),
+     ("4s", 512, True), ("300", 300, False)],
+)  # fmt: skip
+def test_lengths(text, tokens, whole):
+    assert Length.parse(text, 128) == (text, tokens, whole)
+
+
+@pytest.mark.parametrize("text", ["", "4q", "-1k", "4 k", "1.5k", "k"])
+def test_a_length_that_is_none(text):
+    with pytest.raises(ValueError, match="Unknown length"):
+        Length.parse(text, 128)
+    with pytest.raises(ValueError, match="0 segments"):
+        Length.parse("0s", 128)
+
+
+@pytest.mark.parametrize("length", ["0k", "400", "1k", "2s", "8k"])
+def test_a_sample_has_its_budget_and_its_facts_in_order(composer, length):
+    for task in ("qa1", "qa2", "qa4", "qa5"):
+        for index in range(8):
+            s = composer.sample(task, length, 0, index)
+            budget = Length.parse(length, 128)
+            if budget.whole:
+                assert len(s.context) + len(s.question_ids) + 1 + composer.room == budget.tokens
+            elif budget.tokens:
+                assert len(s.context) == budget.tokens
+                assert len(s.facts) <= budget.tokens // 8
+            else:
+                assert len(s.context) == sum(b - a for a, b in s.facts)
+            starts = [a for a, _ in s.facts]
+            assert starts == sorted(starts)
+            told = [TOKENS.decode(s.context[a:b])[1:] for a, b in s.facts]
+            assert tuple(told) == s.story.facts
+            assert all(0 <= d <= 1 for d in s.depths)
+
+
+def test_what_is_not_facts_is_consecutive_background(composer):
+    for index in range(10):
+        s = composer.sample("qa1", "1k", 3, index)
+        rest = np.ones(len(s.context), bool)
+        for a, b in s.facts:
+            rest[a:b] = False
+        hay = s.context[rest]
+        whole = np.asarray(composer.background.tokens, np.int32)
+        twice = np.concatenate([whole, whole[: len(hay)]])
+        starts = [int(i) for i in composer.background.starts[:-1]]
+        assert any(np.array_equal(twice[i : i + len(hay)], hay) for i in starts)
+
+
+def test_facts_stand_between_sentences(composer):
+    for index in range(10):
+        s = composer.sample("qa2", "1k", 0, index)
+        facts = {i for a, b in s.facts for i in range(a, b)}
+        last = max(set(range(len(s.context))) - facts)  # there a sentence may have been cut
+        for a in (a for a, _ in s.facts if 0 < a < last):
+            assert TOKENS.decode(s.context[:a])[-1] in ".?!:\"')”’;,"
+
+
+def test_samples_are_pure_in_their_address(composer):
+    again = Composer(Data(), tokenizer.load(), "train", segment_tokens=128)
+    addresses = [("qa1", "1k", 0, 5), ("qa3", "2k", 1, 5), ("qa5", "2s", 0, 2**33)]
+    first = [composer.sample(*a) for a in addresses]
+    for a, s in reversed(list(zip(addresses, first, strict=True))):
+        t = again.sample(*a)
+        assert np.array_equal(s.context, t.context) and s.question == t.question
+    other = composer.sample("qa1", "1k", 0, 6)
+    assert not np.array_equal(first[0].context, other.context)
+
+
+def test_splits_share_no_story():
+    seen: dict[str, set] = {}
+    for split in sources.SPLITS:
+        composer = Composer(Data(background="none"), TOKENS, split)
+        seen[split] = set()
+        for task in ("qa1", "qa4"):  # the tasks with the fewest different stories
+            for seed in (0, 1):
+                for index in range(100):
+                    s = composer.sample(task, "0k", seed, index, Manner(facts=(2, 4)))
+                    assert split_of_story(s.story.facts) == split
+                    seen[split].add(s.story.facts)
+    assert not seen["train"] & seen["validation"]
+    assert not seen["train"] & seen["test"]
+    assert not seen["validation"] & seen["test"]
+
+
+def test_splits_share_no_background():
+    parts = [background.load("builtin", TOKENS, split) for split in sources.SPLITS]
+    sentences = [
+        {b.tokens[i:j].tobytes() for i, j in zip(b.starts[:-1], b.starts[1:], strict=True)}
+        for b in parts
+    ]
+    train, validation, test = sentences
+    # A handful of stock sentences stands in more than one topic of the built-in text.
+    assert len(train & validation) < 0.02 * len(validation)
+    assert len(train & test) < 0.02 * len(test)
+
+
+def test_dense_questions_stand_after_their_fact(composer):
+    manner = Manner(facts=(4, 8), asks=1.0)
+    seen = 0
+    for index in range(20):
+        s = composer.sample("qa1", "2s", 0, index, manner)
+        ends = [b for _, b in s.facts]
+        for planted in s.questions:
+            assert s.context[planted.at] == TOKENS.answer
+            right = tuple(s.context[planted.at + 1 : planted.at + 1 + len(planted.answer)])
+            assert right == planted.answer and right[-1] == TOKENS.end
+            # The answer is the last place of the person whom the question names.
+            facts = sum(end <= planted.at for end in ends)
+            person = TOKENS.decode(s.context[: planted.at]).split()[-1].rstrip("?")
+            told = [f for f in s.story.facts[:facts] if f.startswith(person)]
+            assert told[-1].rstrip(".").split()[-1] == TOKENS.decode(planted.answer[:-1]).strip()
+            seen += 1
+    assert seen > 60
+
+
+def test_a_window_holds_all_facts():
+    for low, high in ((0.0, 0.25), (0.4, 0.6), (0.75, 1.0)):
+        composer = Composer(Data(), TOKENS, "train", window=(low, high))
+        s = composer.sample("qa1", "4k", 0, 1)
+        facts = sum(b - a for a, b in s.facts)
+        for i, (a, _) in enumerate(s.facts):
+            inside = (a - sum(y - x for x, y in s.facts[:i])) / (len(s.context) - facts)
+            assert low <= inside <= high
+    tight = Composer(Data(), TOKENS, "train", window=(0.5, 0.5001))
+    with pytest.raises(ValueError, match="window 0.5 to 0.5001"):
+        for index in range(20):
+            tight.sample("qa1", "300", 0, index)
+
+
+def test_room_that_cannot_do(composer):
+    with pytest.raises(ValueError, match="room for 1 facts"):
+        composer.sample("qa1", "10", 0, 0)
+    with pytest.raises(ValueError, match="Unknown task"):
+        composer.sample("qa99", "1k", 0, 0)
+
+
+@pytest.mark.parametrize("change", [c for c in perturb.PERTURBATIONS if c != "other_background"])
+def test_every_change_keeps_the_budget_and_the_support(change):
+    composer = Composer(Data(), TOKENS, "validation", change=change)
+    for index in range(3):
+        s = composer.sample("qa2", "1k", 0, index)
+        assert len(s.context) == 700
+        told = " ".join(s.story.facts[i] for i in s.supporting)
+        asked = s.question.rstrip("?").split()[-1]
+        assert asked in told and s.answer in told
+        assert len(s.answer_ids) < composer.room
+
+
+def test_changes_change():
+    def text(change, index=0):
+        composer = Composer(Data(), TOKENS, "validation", change=change)
+        return composer.sample("qa1", "1k", 0, index)
+
+    plain = text("")
+    for change in ("new_people", "new_places", "distractors", "shuffled", "typos"):
+        assert not np.array_equal(text(change).context, plain.context), change
+    assert text("new_places").answer not in TOKENS.decode(plain.context)
+    assert len(text("distractors").facts) > len(plain.facts)
+    assert perturb.description("missing_description", "qa1", 0) == ""
+    told = {perturb.description(c, "qa1", 1) for c in ("paraphrase", "wrong_description")}
+    assert len(told) == 2 and None not in told
+    with pytest.raises(ValueError, match="no perturbation 'upside_down'"):
+        text("upside_down")
+    with pytest.raises(ValueError, match="name a folder"):
+        text("other_background")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(tokens=st.integers(1, 5000), first=st.integers(0, 10**6))
+def test_a_haystack_has_the_tokens_asked_for(composer, tokens, first):
+    hay = composer.background
+    taken = hay.take(first % hay.sentences, tokens)
+    assert len(taken.tokens) == tokens
+    assert taken.starts[0] == 0 and (np.diff(taken.starts) > 0).all()
+    assert taken.starts[-1] < tokens
+
+
+def test_a_haystack_longer_than_the_corpus_goes_round(composer):
+    hay = composer.background
+    total = len(hay.tokens)
+    taken = hay.take(3, 2 * total + 7)
+    assert np.array_equal(taken.tokens[:total], taken.tokens[total : 2 * total])
+    assert len(taken.tokens) == 2 * total + 7
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    count=st.integers(1, 12),
+    asks=st.sets(st.integers(0, 11)),
+    tokens=st.integers(200, 900),
+    index=st.integers(0, 1000),
+)
+def test_any_story_is_woven_whole(composer, count, asks, tokens, index):
+    from rmt_jax.data.story import Ask
+
+    facts = tuple(f"Mary went to the room number {i}." for i in range(count))
+    on_the_way = tuple(Ask(i, f"Which {i}?", str(i)) for i in sorted(asks) if i < count - 1)
+    story = Story("qa1", facts, "Where is Mary?", "room", (count - 1,), on_the_way)
+
+    class One:
+        def story(self, *_):
+            return story
+
+    one = Composer.__new__(Composer)
+    one.__dict__.update(composer.__dict__, facts=One())
+    s = one.sample("qa1", str(tokens), 0, index)
+    assert len(s.context) == tokens
+    assert [TOKENS.decode(s.context[a:b]) for a, b in s.facts] == [f" {f}" for f in facts]
+    assert len(s.questions) == len(on_the_way)
+    for ask, planted in zip(on_the_way, s.questions, strict=True):
+        assert s.facts[ask.after][1] <= planted.at < s.facts[ask.after + 1][0]
+
+
+# Background ---------------------------------------------------------------------------------------
+
+
+def books(folder, count=12, sentence="It was a dark and stormy night, number {} of book {}."):
+    folder.mkdir(exist_ok=True)
+    for book in range(count):
+        text = " ".join(sentence.format(i, book) for i in range(50))
+        (folder / f"b{book}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_books_is_split_by_author(tmp_path, monkeypatch):
+    import json
+
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    folder = books(tmp_path / "books", 30)
+    rows = [{"file": f"b{i}.txt", "author": f"author {i // 2}"} for i in range(30)]
+    (folder / "manifest.json").write_text(json.dumps(rows))
+    found = {}
+    for split in sources.SPLITS:
+        hay = background.load(str(folder), TOKENS, split)
+        text = TOKENS.decode(hay.tokens)
+        found[split] = {i // 2 for i in range(30) if f"of book {i}." in text}
+    assert set.union(*found.values()) == set(range(15))
+    assert sum(map(len, found.values())) == 15
+    made = background.load(str(folder), TOKENS, "train")
+    assert isinstance(made.tokens, np.memmap) and made.tokens.dtype == np.uint16
+    assert len(list((tmp_path / "cache" / "background").iterdir())) == 1
+    books(folder, 31)  # other texts: other arrays
+    background.load(str(folder), TOKENS, "train")
+    assert len(list((tmp_path / "cache" / "background").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda f: None, "holds no .txt file"),
+        (lambda f: (f / "a.txt").write_bytes(b"abc\0def"), "binary file"),
+        (lambda f: (f / "a.txt").write_bytes("café".encode("latin1")), "not UTF-8.*iconv"),
+        (lambda f: (f / "a.txt").write_text("Short. Too short."), "no sentence of 10 tokens"),
+    ],
+)
+def test_bad_background_is_named_and_leaves_nothing(tmp_path, monkeypatch, make, what):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "books"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(ValueError, match=what):
+        background.load(str(folder), TOKENS, "train")
+    left = list((tmp_path / "cache").glob("background/*"))
+    assert not [p for p in left if p.name.startswith(".")]
+    with pytest.raises(ValueError, match="no folder"):
+        background.load(str(tmp_path / "nowhere"), TOKENS, "train")
+
+
+def test_sentences():
+    text = (
+        'Mr. Smith met Dr. J. Brown at 3.5 miles. "Stop!" he cried. Why? No one knew... But\n'
+        "on it went.\n\nA new paragraph without an end\n\nThe last one!"
+    )
+    assert sources.sentences(text) == [
+        "Mr. Smith met Dr. J. Brown at 3.5 miles.",
+        '"Stop!" he cried.',
+        "Why?",
+        "No one knew...",
+        "But on it went.",
+        "A new paragraph without an end",
+        "The last one!",
+    ]
+
+
+def test_builtin_text_is_english():
+    text = " ".join(text for _, text in sources.builtin())
+    assert len(text) > 200_000
+    assert "::=" not in text and ">>>" not in text

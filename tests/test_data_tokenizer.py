@@ -1,0 +1,98 @@
+"""Tokenizers: every bAbI word is one token, and every text survives."""
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmt_jax.config import Prompt
+from rmt_jax.data import prompts, tasks, tokenizer, words, worlds
+
+TOKENS = tokenizer.load()
+SHARED = os.environ.get("RMT_JAX_SHARED")
+needs_files = pytest.mark.skipif(not SHARED, reason="RMT_JAX_SHARED is not set")
+
+
+def test_the_builtin_one_is_small_and_has_its_three():
+    assert TOKENS.vocab_size == 4096
+    assert (TOKENS.pad, TOKENS.answer, TOKENS.end) == (0, 1, 2)
+
+
+def test_every_word_of_the_tasks_is_one_token():
+    told = set()
+    for task in tasks.SIMULATED:
+        for index in range(60):
+            story = worlds.tell(task, (0, index))
+            told |= set(re.findall(r"\w+", " ".join((*story.facts, story.question))))
+    for row in tasks.TASKS.values():
+        told |= {part for label in row.labels for part in label.split(",")}
+    assert [word for word in told if len(TOKENS.encode(" " + word)) != 1] == []
+    assert len(TOKENS.sentence("Mary moved to the garden.")) == 6
+    assert len(TOKENS.sentence("Where is Mary?")) == 4
+
+
+@needs_files
+def test_every_word_of_the_official_files_is_one_token():
+    found = set()
+    for path in Path(SHARED, "data/babi/en-10k").glob("*.txt"):
+        found |= set(re.findall(r"[A-Za-z]+", path.read_text()))
+    assert [word for word in found if len(TOKENS.encode(" " + word)) != 1] == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_any_text_survives(text):
+    assert TOKENS.decode(TOKENS.encode(text)) == text
+
+
+def test_many_is_as_one_by_one():
+    texts = [" Mary moved to the garden.", "", " Ünïcode ☃ text\n", " GEN"]
+    assert TOKENS.encode_many(texts) == [TOKENS.encode(text) for text in texts]
+
+
+def test_a_saved_one_is_the_same(tmp_path):
+    again = tokenizer.load(TOKENS.save(tmp_path / "t"))
+    copied = pickle.loads(pickle.dumps(TOKENS))
+    for other in (again, copied):
+        assert other.name == "builtin" and other.fingerprint() == TOKENS.fingerprint()
+        assert (other.pad, other.answer, other.end) == (0, 1, 2)
+        assert other.encode(" the garden") == TOKENS.encode(" the garden")
+
+
+def test_no_tokenizer_there(tmp_path):
+    with pytest.raises(ValueError, match="neither tokenizer.json nor vocab.json"):
+        tokenizer.load(tmp_path)
+
+
+@needs_files
+def test_gpt2_is_used_as_the_authors_do():
+    gpt2 = tokenizer.load(Path(SHARED, "data/gpt2_tokenizer"))
+    assert gpt2.vocab_size == 50_257
+    assert gpt2.pad == gpt2.end == 50_256
+    assert gpt2.answer == gpt2.encode("GEN")[0] == 35_353
+    assert gpt2.encode(" Hello world") == [18435, 995]
+
+
+def test_prompts():
+    told = {}
+    for source in ("none", "question", "description", "both", "learned"):
+        ids, mask = prompts.ids(Prompt(source=source, tokens=24), TOKENS, "qa1", "Where is Mary?")
+        assert ids.shape == mask.shape == (24,)
+        told[source] = TOKENS.decode(ids[mask]) if source != "learned" else mask.all()
+    assert told["none"] == "" and told["learned"]
+    assert told["question"] == " Where is Mary?"
+    assert told["both"] == told["description"] + told["question"]
+    for task, row in tasks.TASKS.items():
+        for words_ in (row.description, *row.paraphrases):
+            prompts.ids(Prompt(source="both", tokens=48), TOKENS, task, "Where is Mary?", words_)
+    with pytest.raises(ValueError, match="has 9 tokens.*raise it to 9"):
+        prompts.ids(Prompt(source="description", tokens=3), TOKENS, "qa1", "")
+
+
+def test_official_names_are_in_no_list():
+    for kind in ("people", "places", "objects"):
+        assert not set(words.words(kind)) & {"Mary", "garden", "milk"}
