@@ -32,13 +32,17 @@ def attend(
     return jnp.einsum("bhnk,bkhd->bnhd", weights, values)
 
 
-def alibi(heads: int, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+def alibi(
+    heads: int, query_positions: jax.Array, key_positions: jax.Array, counted: jax.Array
+) -> jax.Array:
     """Bias of ALiBi (Press et al. 2022): minus slope times distance; slopes 2^(-8 (h+1) / H).
 
-    Positions i32[B, N] and i32[B, K]; returns f32[B, H, N, K].
+    Positions i32[B, N] and i32[B, K]; counted bool[N, K] is False between places that have no
+    distance: memory tokens stand near everything, else a long segment would hide the read memory
+    from its last tokens, and its first tokens from the write memory. Returns f32[B, H, N, K].
     """
     slopes = 2.0 ** (-8.0 * (jnp.arange(heads) + 1) / heads)
-    distance = query_positions[:, :, None] - key_positions[:, None, :]
+    distance = (query_positions[:, :, None] - key_positions[:, None, :]) * counted
     return -slopes[None, :, None, None] * distance[:, None].astype(jnp.float32)
 
 

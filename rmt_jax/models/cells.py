@@ -153,7 +153,7 @@ class Plain(nnx.Module):
 
     def _join(self, parts: list[Part], reads: int, writes: int) -> tuple[jax.Array, View]:
         mask = jnp.concatenate([part.mask for part in parts], axis=1)
-        positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        positions = _count(mask)
         placed, sections, start = [], [], 0
         for part in parts:
             stop = start + part.embedded.shape[1]
@@ -162,11 +162,17 @@ class Plain(nnx.Module):
             if part.convolved:
                 sections.append((start, stop))
             start = stop
-        causal = jnp.tril(jnp.ones((start, start), bool))
-        bias = attention.alibi(self.heads, positions, positions) if self.alibi else None
-        visible = causal & mask[:, None, :]
-        view = View(positions, mask, visible, bias, tuple(sections), reads, writes)
+        view = self.view(mask, tuple(sections), reads, writes)
         return jnp.concatenate(placed, axis=1), view
+
+    def view(
+        self, mask: jax.Array, sections: tuple[tuple[int, int], ...], reads: int, writes: int
+    ) -> View:
+        """What a segment with mask bool[B, N] may see: everything real that is not behind it."""
+        positions, places = _count(mask), mask.shape[1]
+        causal = jnp.tril(jnp.ones((places, places), bool))
+        bias = attention.alibi(self.heads, positions, positions) if self.alibi else None
+        return View(positions, mask, causal & mask[:, None, :], bias, sections, reads, writes)
 
     def _write_rows(self) -> jax.Array | None:
         if not self.wrapped:
@@ -199,6 +205,11 @@ class Plain(nnx.Module):
 
     def _carry(self, state: Any, x: jax.Array, view: View) -> Any:
         return state
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    """Positions i32[B, N]: real tokens in front; padding counts for nothing."""
+    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 class RMT(Plain):

@@ -89,7 +89,7 @@ def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = Tr
     def body(memory: Memory, inputs: tuple[Segment, jax.Array]):
         segment, at = inputs
         hidden, memory = model.step(memory, segment, prompt)
-        return memory, _gather(hidden, at, batch.answer.shape[-1])
+        return memory, gather(hidden, at, batch.answer.shape[-1])
 
     segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1))
@@ -97,7 +97,7 @@ def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = Tr
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1))
 
 
-def _gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
+def gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
     """hidden [B, L, D] at places at + t -> [B, Q, T, D]; at i32[B, Q]."""
     places = at[:, :, None] + jnp.arange(answer_tokens)
     places = jnp.minimum(places, hidden.shape[1] - 1)  # past the end: weight 0 stands there
