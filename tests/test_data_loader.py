@@ -1,0 +1,239 @@
+"""Folding and loading: the tail stays whole, targets are where they should be, batches are pure."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmt_jax.config import Config, ConfigError, Curriculum, Data, Model, Prompt
+from rmt_jax.data import tokenizer
+from rmt_jax.data.compose import Composer
+from rmt_jax.data.fold import fold, layout, segments_needed
+from rmt_jax.data.loader import Loader, buckets
+from rmt_jax.data.worlds import Manner
+
+TOKENS = tokenizer.load()
+
+
+def config(**curriculum):
+    stages = dict(
+        segments=(1, 4),
+        steps=(5, 7),
+        batch=(8, 8),
+        learning_rate=(1e-3,),
+        tasks=("qa1:1 qa2:3", ""),
+        facts=("2-5", ""),
+        background=(0.0, 0.7),
+        questions=("1 .5 0", "0"),
+    )
+    return Config(
+        model=dataclasses.replace(Model(), segment_tokens=64),
+        prompt=Prompt(source="both", tokens=32),
+        data=Data(),
+        curriculum=Curriculum(**{**stages, **curriculum}),
+    )
+
+
+@pytest.fixture(scope="module")
+def loader():
+    return Loader(config(), TOKENS, "train")
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# Folding ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    context=st.integers(0, 2000),
+    tail=st.integers(2, 40),
+    segment=st.integers(40, 130),
+    align=st.sampled_from(["left", "right"]),
+)
+def test_a_layout_covers_the_context_and_keeps_the_tail_whole(context, tail, segment, align):
+    cuts = layout(context, tail, segment, align)
+    assert cuts[0][0] == 0 and cuts[-1][1] == context
+    assert all(a[1] == b[0] for a, b in zip(cuts, cuts[1:], strict=False))
+    sizes = [end - start for start, end in cuts]
+    assert all(0 < size <= segment for size in sizes[:-1])
+    assert sizes[-1] + tail <= segment
+    least = -(-(context + tail) // segment)
+    assert least <= len(cuts) <= least + 1
+    if align == "right" and context >= segment:
+        assert sizes[-1] + tail == segment
+        assert all(size == segment for size in sizes[1:-1])
+
+
+def test_a_tail_longer_than_a_segment():
+    with pytest.raises(ValueError, match="take 41 tokens, but a segment has 40"):
+        layout(10, 41, 40)
+
+
+@pytest.mark.parametrize("align", ["left", "right"])
+def test_folded_text_is_the_text(align):
+    composer = Composer(Data(), TOKENS, "train", segment_tokens=64)
+    samples = [
+        composer.sample("qa1", "0k", 0, 1),
+        composer.sample("qa2", "200", 0, 2, Manner(facts=(6, 9), asks=1.0)),
+        composer.sample("qa5", "3s", 0, 3),
+    ]
+    room = composer.room
+    segments = max(segments_needed(s, 64, room, align) for s in samples)
+    batch = fold(
+        samples,
+        TOKENS,
+        segments=segments,
+        segment_tokens=64,
+        room=room,
+        answered=segments,
+        questions=6,
+        tasks=("qa1", "qa2", "qa5"),
+        prompt=Prompt(tokens=24),
+        align=align,
+    )
+    for i, s in enumerate(samples):
+        flat = batch.tokens[i][batch.mask[i]]
+        right = [*s.question_ids, TOKENS.answer, *s.answer_ids, TOKENS.end]
+        assert flat.tolist() == [*s.context.tolist(), *right]
+        assert (batch.tokens[i][~batch.mask[i]] == TOKENS.pad).all()
+        # Padding stands behind the tokens of a segment, empty segments in front.
+        assert (np.diff(batch.mask[i].astype(int), axis=1) <= 0).all()
+        used = batch.mask[i].any(axis=1)
+        assert used[-1] and (np.diff(used.astype(int)) >= 0).all()
+        # The whole tail is in the last segment, its target at the ANSWER token.
+        at = batch.at[i, -1, 0]
+        assert batch.tokens[i, -1, at] == TOKENS.answer
+        assert batch.answer[i, -1, 0].tolist() == [*s.answer_ids, TOKENS.end]
+        assert batch.row[i, -1, 0] == batch.task[i] == i
+    # Every counted answer follows its ANSWER token in the text.
+    counted = np.argwhere(batch.weight.sum(-1) > 0)
+    assert len(counted) > len(samples)
+    for i, r, q in counted:
+        at, n = batch.at[i, r, q], int(batch.weight[i, r, q].sum())
+        segment = batch.tokens[i, segments - batch.at.shape[1] + r]
+        assert segment[at] == TOKENS.answer
+        assert segment[at + 1 : at + n].tolist() == batch.answer[i, r, q, : n - 1].tolist()
+        assert batch.answer[i, r, q, n - 1] == TOKENS.end
+    assert {int(batch.row[tuple(c)]) for c in counted} == {0, 1, 2, 3}
+
+
+def test_a_text_too_long_for_the_batch():
+    composer = Composer(Data(), TOKENS, "train", segment_tokens=64)
+    with pytest.raises(ValueError, match="take 4 segments of 64, but the batch has 2"):
+        fold(
+            [composer.sample("qa1", "200", 0, 0)],
+            TOKENS,
+            segments=2,
+            segment_tokens=64,
+            room=2,
+            tasks=("qa1",),
+            prompt=Prompt(),
+        )
+
+
+# Loading ------------------------------------------------------------------------------------------
+
+
+def test_buckets():
+    assert buckets(1) == (1,)
+    assert buckets(6) == (1, 2, 4, 6)
+    assert buckets(32) == (1, 2, 4, 8, 16, 32)
+
+
+def test_a_batch_is_a_function_of_its_step(loader):
+    again = Loader(config(), tokenizer.load(), "train")
+    steps = list(range(loader.steps))
+    first = [loader.batch_at(step) for step in steps]
+    for step in reversed(steps):
+        assert same(again.batch_at(step), first[step])
+    assert not same(first[0], first[1])
+    texts = {row.tobytes() for batch in first for row in batch.tokens}
+    assert len(texts) > 0.95 * 8 * len(steps)  # no sample twice
+
+
+def test_resuming_at_a_step_gives_the_batch_of_that_step(loader):
+    stream = loader.stream(4, host=0, hosts=1)
+    for step in (4, 5, 6):  # over the border of two stages
+        assert same(next(stream), loader.batch_at(step))
+    stream.close()
+    assert len(list(loader.stream(10, host=0, hosts=1))) == 2
+
+
+def test_four_hosts_see_what_one_sees(loader):
+    for step in (0, 6):
+        shares = [loader.batch_at(step, host, 4) for host in range(4)]
+        whole = [np.concatenate(parts) for parts in zip(*shares, strict=True)]
+        assert same(whole, loader.batch_at(step))
+    with pytest.raises(ConfigError, match="8 rows a batch cannot be shared by 3 hosts"):
+        loader.batch_at(0, 0, 3)
+
+
+def test_shapes_are_few_and_known_ahead(loader):
+    shapes = set()
+    for step in range(loader.steps):
+        batch = loader.batch_at(step)
+        b, s, length = batch.tokens.shape
+        assert loader.tokens_at(step) == b * s * length
+        assert s in loader.stage_at(step).buckets
+        shapes.add((batch.tokens.shape, batch.at.shape, batch.answer.shape))
+    assert len(shapes) <= 1 + 3
+
+
+def test_a_stage_has_its_tasks_facts_and_questions(loader):
+    first = [loader.batch_at(step) for step in range(5)]
+    tasks = np.concatenate([batch.task for batch in first])
+    assert set(tasks.tolist()) == {0, 1} and (tasks == 1).mean() > 0.5
+    assert all(batch.at.shape[1:] == (1, 6) for batch in first)
+    dense = np.concatenate([(batch.weight.sum(-1) > 0).sum((1, 2)) for batch in first])
+    assert dense.min() == 1 and dense.max() >= 4
+    later = loader.batch_at(7)
+    assert later.at.shape[1:] == (1, 1) and later.weight[..., 0].all()
+
+
+def test_validation_is_another_world(loader):
+    validation = Loader(config(), TOKENS, "validation")
+    batches = list(validation.batches(0, 2))
+    assert [b.tokens.shape for b in batches] == [(64, 1, 64)] * 2
+    assert same(batches[1], list(validation.batches(0, 2))[1])
+    (one,) = validation.evaluation_batches(2, 1, batch=10)
+    assert one.tokens.shape == (10, 2, 64) and one.task.tolist() == [0, 1, 2, 3, 4] * 2
+    assert one.mask[:, 0].all()  # full: hidden in background
+
+
+def test_new_names_are_drawn_and_have_room():
+    named = config()
+    named = dataclasses.replace(named, data=dataclasses.replace(named.data, new_names=1.0))
+    loader = Loader(named, TOKENS, "train")
+    assert loader.composer.room > 3
+    batch = loader.batch_at(0)
+    text = TOKENS.decode(batch.tokens[batch.mask])
+    assert "Mary" not in text and " garden" not in text
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same(loader):
+    workers = config()
+    workers = dataclasses.replace(workers, data=dataclasses.replace(workers.data, workers=2))
+    stream = Loader(workers, TOKENS, "train").stream(3, host=0, hosts=1)
+    for step in range(3, 8):
+        assert same(next(stream), loader.batch_at(step))
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (dict(tasks=("qa7:1",)), "'qa7', which data.tasks does not"),
+        (dict(tasks=("qa1:x",)), "is not a task and its weight"),
+        (dict(facts=("x",)), "no range such as '2-6'"),
+        (dict(facts=("6-2",)), "must rise from 2"),
+    ],
+)
+def test_a_curriculum_that_cannot_be(change, what):
+    with pytest.raises(ConfigError, match=what):
+        Loader(config(**change), TOKENS, "train")

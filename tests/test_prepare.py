@@ -1,0 +1,135 @@
+"""prepare: JSON and TFDS, in parts, resumable, nothing half-written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rmt_jax import prepare
+from rmt_jax.data import babi, samples
+
+SHARED = os.environ.get("RMT_JAX_SHARED")
+
+
+def run(out, *more):
+    return prepare.main(["--out", str(out), "--tasks", "qa1,qa4", "--samples", "6", *more])
+
+
+def test_json_in_the_official_layout(tmp_path, capsys):
+    assert run(tmp_path, "--format", "json", "--lengths", "0k,1k") == 0
+    rows = json.loads((tmp_path / "qa1" / "1k.json").read_text())
+    assert len(rows) == 6 and list(rows[0]) == ["input", "question", "target"]
+    assert rows[0]["question"].startswith("Where is ") and "." in rows[0]["input"]
+    assert not (tmp_path / ".parts").exists()
+    before = (tmp_path / "qa1" / "1k.json").stat().st_mtime_ns
+    assert run(tmp_path, "--format", "json", "--lengths", "1k") == 0
+    assert "is there already" in capsys.readouterr().out
+    assert (tmp_path / "qa1" / "1k.json").stat().st_mtime_ns == before
+    assert run(tmp_path, "--format", "json", "--lengths", "1k", "--seed", "3") == 2
+    assert "was made with seed 0: choose another --out" in capsys.readouterr().err
+
+
+def test_shards_in_any_order_give_the_same(tmp_path):
+    assert run(tmp_path / "a", "--format", "json", "--lengths", "1k") == 0
+    more = ("--format", "json", "--lengths", "1k", "--num_shards", "3")
+    for shard in (2, 0):
+        assert run(tmp_path / "b", *more, "--shard_index", str(shard)) == 0
+        assert not (tmp_path / "b" / "qa1").exists()
+    assert run(tmp_path / "b", *more) == 0  # makes what is missing, joins
+    for task in ("qa1", "qa4"):
+        name = Path(task, "1k.json")
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    made = []
+    real = samples.records
+
+    def stops(recipe, task, which):
+        for record in real(recipe, task, which):
+            if len(made) == 4:
+                raise KeyboardInterrupt
+            made.append(record)
+            yield record
+
+    monkeypatch.setattr(prepare, "records", stops)
+    more = ("--format", "json", "--lengths", "0k", "--num_shards", "3")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *more)
+    parts = sorted(p.name for p in (tmp_path / ".parts").rglob("*") if p.is_file())
+    assert parts == ["qa1-0k-00000-of-00003.jsonl", "qa1-0k-00001-of-00003.jsonl"]
+    seen = []
+    monkeypatch.setattr(prepare, "records", lambda r, t, w: (seen.append((t, w)), real(r, t, w))[1])
+    assert run(tmp_path, *more) == 0
+    assert ("qa1", range(0, 2)) not in seen and ("qa1", range(4, 6)) in seen
+
+
+def test_official_rows_are_rebuilt(tmp_path):
+    text = "".join(
+        f"1 Mary went to the {a}.\n2 John went to the {b}.\n3 Where is Mary? \t{a}\t1\n"
+        for a, b in (("garden", "office"), ("office", "kitchen"), ("kitchen", "garden"))
+    )
+    babi_dir = tmp_path / "en-10k"
+    babi_dir.mkdir()
+    (babi_dir / "qa1_single-supporting-fact_test.txt").write_text(text)
+    out = tmp_path / "out"
+    arguments = ["--out", str(out), "--format", "json", "--tasks", "qa1", "--lengths", "0k,1k"]
+    assert prepare.main([*arguments, "--babi_dir", str(babi_dir)]) == 0
+    for length in ("0k", "1k"):
+        rows = json.loads((out / "qa1" / f"{length}.json").read_text())
+        assert [row["target"] for row in rows] == ["garden", "office", "kitchen"]
+        assert all(row["question"] == "Where is Mary?" for row in rows)
+    first = json.loads((out / "qa1" / "0k.json").read_text())[0]["input"]
+    assert first == "Mary went to the garden. John went to the office."
+
+
+@pytest.mark.skipif(not SHARED, reason="RMT_JAX_SHARED is not set")
+def test_rows_of_a_length_leave_out_long_stories(tmp_path):
+    folder = Path(SHARED, "data/babi/en-10k")
+    recipe = samples.Recipe("1k", ("qa3",), 30, 0, "official", str(folder), "train")
+    rows = list(samples.records(recipe, "qa3", range(30)))
+    kept = [i for i in babi.read(babi.find(folder, "qa3", "train")) if len(i.facts) <= 700 // 8]
+    assert [(r["question"], r["target"]) for r in rows] == [
+        (i.question, i.answer) for i in kept[:30]
+    ]
+
+
+def test_tfds_is_read_without_tensorflow(tmp_path):
+    import sys
+
+    import tensorflow_datasets as tfds
+
+    assert run(tmp_path, "--lengths", "1k") == 0
+    source = tfds.data_source("babilong/1k", split="qa4", data_dir=str(tmp_path))
+    assert len(source) == 6 and [row["index"] for row in source] == list(range(6))
+    assert source[0]["question"].decode().startswith("What is")
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("--lengths", "3x"), "Unknown length '3x'"),
+        (("--tasks", "qa11"), "no simulator"),
+        (("--tasks", "qa99"), "Unknown task 'qa99'"),
+        (("--background", "/nowhere"), "no folder '/nowhere'"),
+        (("--tokenizer", "/nowhere/t"), "no tokenizer '/nowhere/t'"),
+        (("--babi_dir", "/nowhere"), "no folder '/nowhere' with bAbI files"),
+        (("--num_shards", "2", "--shard_index", "2"), "not below 2"),
+    ],
+)
+def test_bad_requests_are_sentences(tmp_path, capsys, arguments, what, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert prepare.main(["--out", str(tmp_path / "o"), "--format", "json", *arguments]) == 2
+    assert what in capsys.readouterr().err
+    left = [p for p in (tmp_path / "o").rglob("*") if p.is_file()]
+    assert left == []
+
+
+def test_the_builder_makes_samples_itself(tmp_path):
+    from rmt_jax.data import tfds_builder
+
+    recipe = samples.Recipe("0k", ("qa1",), samples=3)
+    builder = tfds_builder.build(recipe, tmp_path)
+    assert len(builder.as_data_source(split="qa1")) == 3
