@@ -100,7 +100,7 @@ def run(main, argv: list[str] | None = None) -> None:
     traceback."""
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
-    except (ConfigError, Usage, FileNotFoundError, PermissionError) as error:
+    except (ConfigError, Usage, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

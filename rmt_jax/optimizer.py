@@ -6,13 +6,13 @@ import optax
 from rmt_jax.config import Config, Curriculum, Optimizer, stage_value
 
 
-def schedule(curriculum: Curriculum, optimizer: Optimizer) -> optax.Schedule:
+def schedule(curriculum: Curriculum, optimizer: Optimizer, scale: float = 1.0) -> optax.Schedule:
     """Learning rate at a global step: each stage warms up from zero and decays to zero (or stays,
-    `decay='constant'`)."""
+    `decay='constant'`). All of it is multiplied by `scale` (`rescue` lowers it)."""
     parts, boundaries, end = [], [], 0
     for stage in range(len(curriculum.segments)):
         steps = int(stage_value(curriculum.steps, stage))
-        peak = float(stage_value(curriculum.learning_rate, stage))
+        peak = scale * float(stage_value(curriculum.learning_rate, stage))
         warm = max(1, round(steps * optimizer.warmup))
         rest = max(1, steps - warm)
         if optimizer.decay == "linear":
@@ -29,14 +29,14 @@ def schedule(curriculum: Curriculum, optimizer: Optimizer) -> optax.Schedule:
     return optax.join_schedules(parts, boundaries[:-1])
 
 
-def build(config: Config) -> optax.GradientTransformation:
+def build(config: Config, scale: float = 1.0) -> optax.GradientTransformation:
     """Clipping, then AdamW on everything, or Muon on the layers' matrices with Adam on the rest.
 
     Weight decay acts on matrices and embeddings, not on biases, norms and memory-like vectors.
     Muon: Jordan 2024; matrices of stacked layers are orthogonalised one layer at a time.
     """
     o = config.optimizer
-    rate = schedule(config.curriculum, o)
+    rate = schedule(config.curriculum, o, scale)
     if o.name == "adamw":
         core = optax.adamw(rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=_decayed)
     else:

@@ -1,6 +1,7 @@
 """What a person sees while it trains: a bar, and `metrics.jsonl` for the curves."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,11 +13,13 @@ class Progress:
     """A bar over the curriculum's tokens (stages differ in tokens a step, so steps would lie about
     the time left), and one JSON line a log."""
 
-    def __init__(self, file: Path, total_tokens: int, done_tokens: int):
-        self._file = open(file, "a", encoding="utf-8", buffering=1)
+    def __init__(self, file: Path, total_tokens: int, done_tokens: int, owner: bool = True):
+        # Of several processes only the owner writes and shows.
+        self._file = open(file if owner else os.devnull, "a", encoding="utf-8", buffering=1)
         self._bar = tqdm(
             total=total_tokens,
             initial=done_tokens,
+            disable=not owner,
             unit="tok",
             unit_scale=True,
             dynamic_ncols=True,
@@ -42,7 +45,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
-        self._bar.write(text, file=sys.stderr)
+        if not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()

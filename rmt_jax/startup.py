@@ -32,7 +32,7 @@ def prepare() -> None:
 
 def cache() -> None:
     """The persistent compilation cache, on by default; JAX_COMPILATION_CACHE_DIR moves it."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "rmt_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)

@@ -6,14 +6,19 @@
 A second start with the same --workdir continues where the first one stopped.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from rmt_jax import command
+from rmt_jax import cluster, command
 
 
 def main(argv: list[str]) -> int:
     config, args = command.parse(argv, __doc__ or "")
+    if not args.workdir and cluster.find(os.environ) is not None:
+        raise command.Usage(
+            "A run of several processes needs --workdir DIR: the same folder, seen by all of them."
+        )
     # JAX, Grain and the tokenizer load only now: --help answers at once.
     from rmt_jax import training, workdir
 

@@ -1,6 +1,5 @@
 """The story of a run: mesh, data, model, step, checkpoint, loop, evaluation; nothing clever."""
 
-import signal
 import sys
 import time
 from pathlib import Path
@@ -26,25 +25,31 @@ from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.loader import Loader
 from rmt_jax.models import pretrained, weights
 from rmt_jax.progress import Progress
+from rmt_jax.rescue import Diverged, Rescues, Watch, batches
 from rmt_jax.shapes import Batch, Sums
+from rmt_jax.stopping import REQUEUE, Signals, Stopped
 from rmt_jax.workdir import Workdir
 
-# What schedulers take for 'start me again' (EX_TEMPFAIL of sysexits.h).
-REQUEUE = 75
 # Enough to see a plateau or a collapse; the final table uses evaluation.samples.
 VALIDATION_BATCHES = 8
-
-
-class Stopped(Exception):
-    """The run was told to stop (SIGTERM); its state is saved."""
 
 
 def run(config: Config, path: Path) -> int:
     """Trains, evaluates, reports; returns the exit code."""
     startup.prepare()
-    workdir = Workdir(path)
-    workdir.settle(config)
+    with Signals() as signals, Workdir(path, startup.owner()) as workdir:
+        workdir.settle(config)
+        try:
+            return _run(config, path, signals)
+        except Stopped as stop:
+            print(f"{stop}; the same command continues from there", file=sys.stderr)
+            return REQUEUE
+
+
+def _run(config: Config, path: Path, signals: Signals) -> int:
+    owner = startup.owner()
     mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batches(config, mesh)
     print(f"{startup.describe()}; writing to {path}", file=sys.stderr)
 
     tokenizer = tokenizers.load(config.data.tokenizer)
@@ -57,43 +62,58 @@ def run(config: Config, path: Path) -> int:
     static, params = models.split(model)
     if config.init:
         params = pretrained.initialise(params, config, config.init)
-    opt = optimizer.build(config)
-    state = steps.init_state(params, opt)
-    place = sharding.place_state(state, params, mesh)
-    state = jax.device_put(state, place)
+    rescues = Rescues(path, owner)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"model: {config.model.cell}, {count:,} weights", file=sys.stderr)
 
     rows = tasks + 1
-    train = Programs(
-        steps.make_train_step(
-            static,
-            opt,
-            rows,
-            bptt=config.model.bptt,
-            remat=config.model.remat,
-            accumulate=config.optimizer.accumulate,
-        ),
-        donate_argnums=0,
-        out_shardings=(place, None),
-    )
-    check = Programs(steps.make_eval_step(static, rows))
-
-    tokenizer.save(path / "tokenizer")
+    check = Programs(steps.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
+    if owner:
+        tokenizer.save(path / "tokenizer")
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
-    if checkpoints.steps():
-        state = checkpoints.restore(state)
-        print(f"continuing from step {int(state.step):,}", file=sys.stderr)
-    try:
-        state = Loop(config, mesh, train, check, checkpoints, path).run(state, loader, validation)
-    except Stopped as stop:
-        print(f"{stop}; the same command continues from there", file=sys.stderr)
-        return REQUEUE
-    finally:
-        checkpoints.close()
-    weights.save(path, state.params, config)
-    finish(path)
+    state = None
+    while state is None:  # again from the last good checkpoint, if training goes wrong
+        opt = optimizer.build(config, rescues.scale)
+        start = steps.init_state(params, opt)
+        place = sharding.place_state(start, params, mesh)
+        start = jax.device_put(start, place)
+        train = Programs(
+            steps.make_train_step(
+                static,
+                opt,
+                rows,
+                bptt=config.model.bptt,
+                remat=config.model.remat,
+                accumulate=config.optimizer.accumulate,
+            ),
+            donate_argnums=0,
+            out_shardings=(place, sharding.replicated(mesh)),
+        )
+        try:
+            if checkpoints.steps():
+                start = checkpoints.restore(start)
+                print(f"continuing from step {int(start.step):,}", file=sys.stderr)
+            loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
+            state = loop.run(start, loader, validation)
+        except Diverged as trouble:
+            print(rescues.add(trouble), file=sys.stderr)
+            checkpoints.drop_after(trouble.good)
+        except BaseException:
+            checkpoints.close()  # what is being written shall be whole
+            raise
+    checkpoints.close()
+    save_weights(path, state.params, config)
+    signals.now_at_once()
+    if owner:
+        finish(path)
     return 0
+
+
+def save_weights(path: Path, params, config: Config) -> None:
+    """What `rmt_jax.load` reads, written by one process; all of them must call it."""
+    whole = sharding.on_this_host(params)
+    if startup.owner():
+        weights.save(path, whole, config)
 
 
 def finish(path: Path) -> None:
@@ -132,23 +152,39 @@ class Programs:
 
 
 class Loop:
-    """Steps through the curriculum: logs, validates, saves, and stops when told to."""
+    """Steps through the curriculum: logs, validates, saves, and stops when told to.
 
-    def __init__(self, config: Config, mesh, train: Programs, check: Programs, checkpoints, path):
+    Raises `Stopped`, with everything saved, and `Diverged`."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh,
+        train: Programs,
+        check: Programs,
+        checkpoints: Checkpoints,
+        path: Path,
+        signals: Signals,
+        scale: float = 1.0,
+    ):
         self.config, self.mesh, self.train, self.check = config, mesh, train, check
-        self.checkpoints, self.path = checkpoints, path
+        self.checkpoints, self.path, self.signals = checkpoints, path, signals
         self.stages = stages(config)
-        self.told_to_stop = False
+        self.rate = optimizer.schedule(config.curriculum, config.optimizer, scale)
 
     def run(self, state: steps.TrainState, loader: Loader, validation: Loader) -> steps.TrainState:
         step, total = int(state.step), len(self.stages)
         spent = [loader.tokens_at(s) for s in range(total)]
-        progress = Progress(self.path / "metrics.jsonl", sum(spent), sum(spent[:step]))
-        rate = optimizer.schedule(self.config.curriculum, self.config.optimizer)
-        previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told_to_stop", True))
-        window = Window(self.config)
+        progress = Progress(
+            self.path / "metrics.jsonl", sum(spent), sum(spent[:step]), startup.owner()
+        )
+        window, watch = Window(self.config), Watch(step)
         try:
-            stream = loader.stream(step)
+            if step and self.validates(step) and not self.checkpoints.validated(step):
+                # Stopped before or during this validation: without it the best is not known.
+                scores = self.validate(state, validation, step, progress)
+                self.checkpoints.save(state, scores)
+            stream = batches(loader.stream, step, progress.say)
             while step < total:
                 stage = self.stages[step]
                 waited = time.monotonic()
@@ -160,29 +196,31 @@ class Loop:
                 window.add(sums, spent[step])
                 progress.advance(spent[step])
                 step += 1
-                ends = step == total or self.stages[step] != stage
-                if step % self.config.log_every == 0 or ends:
+                saves = self.validates(step) or step % self.config.checkpoint.every == 0
+                stops = self.signals.stop_at(step)
+                if step % self.config.log_every == 0 or saves or stops:
                     record = {
                         "step": step,
                         "stage": stage + 1,
                         "segments": batch.tokens.shape[1],
-                        "learning_rate": float(rate(step - 1)),
+                        "learning_rate": float(np.asarray(self.rate(step - 1))),
                     }
-                    progress.log(record | window.close())
-                every = self.config.evaluation.every
+                    means = window.close()
+                    progress.log(record | means)
+                    watch.see(step, stage, means["loss"])  # before anything is saved
                 scores = None
-                if ends or (every and step % every == 0):
-                    scores = self.validate(state, validation, step, stage, progress)
+                if self.validates(step) and not stops:
+                    scores = self.validate(state, validation, step, progress)
                     window = Window(self.config)  # its time is not the training's
-                if ends or scores or step % self.config.checkpoint.every == 0 or self.told_to_stop:
+                    stops = self.signals.noted
+                if saves or stops:
                     self.checkpoints.save(state, scores)
-                    # What `rmt_jax.load` reads: a run can be asked while it trains.
-                    weights.save(self.path, state.params, self.config)
-                if self.told_to_stop and step < total:
+                    # A run can be asked while it trains.
+                    save_weights(self.path, state.params, self.config)
+                if stops and step < total:
                     self.checkpoints.wait()
                     raise Stopped(f"told to stop: saved at step {step:,}")
         finally:
-            signal.signal(signal.SIGTERM, previous)
             progress.close()
         self.checkpoints.wait()
         best = self.checkpoints.best()
@@ -191,17 +229,26 @@ class Loop:
             state = self.checkpoints.restore(state, best)
         return state
 
-    def validate(self, state, validation: Loader, step: int, stage: int, progress) -> dict:
-        """Teacher-forced accuracy on validation stories, at each length of the stage.
+    def validates(self, step: int) -> bool:
+        """At the end of a stage, and every `evaluation.every` steps."""
+        every = self.config.evaluation.every
+        ends = step == len(self.stages) or self.stages[step] != self.stages[step - 1]
+        return ends or bool(every and step % every == 0)
+
+    def validate(self, state, validation: Loader, step: int, progress: Progress) -> dict | None:
+        """Teacher-forced accuracy on validation stories, at each length of the stage; None where
+        SIGTERM came between.
 
         The score for 'the best' puts a later stage first: its texts are longer.
         """
-        tasks = self.config.data.tasks
+        tasks, stage = self.config.data.tasks, self.stages[step - 1]
         by_task: dict[str, dict[str, float]] = {task: {} for task in tasks}
         for segments in validation.stages[stage].buckets:
             sums = metrics.zeros(len(tasks) + 1)
             for batch in validation.evaluation_batches(segments, VALIDATION_BATCHES, stage=stage):
-                batch = sharding.put_batch(batch, self.mesh)
+                if self.signals.noted:
+                    return None
+                batch = sharding.put_whole_batch(batch, self.mesh)
                 sums = metrics.add(sums, self.check(state.params, batch))
             for task, accuracy in metrics.means(sums, tasks)["accuracy"].items():
                 by_task[task][f"{segments}s"] = round(accuracy, 4)

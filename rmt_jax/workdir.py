@@ -22,26 +22,42 @@ FREE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.workers", "dat
 
 
 def default_path() -> Path:
+    """runs/DATE-TIME: every run its own."""
     return Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
 class Workdir:
-    """An owned run folder; a second run on the same folder is refused while the first lives."""
+    """An owned run folder; a second run on the same folder is refused while the first lives.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Of several processes one is the owner: it alone holds the lock and writes files.
+    """
+
+    def __init__(self, path: Path, owner: bool = True):
+        self.path, self.owner = path, owner
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "a+")
+            self._lock = open(path / ".lock" if owner else os.devnull, "a+")
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(f"--workdir {path} is not a folder: choose another name.") from error
+        if owner:
+            self._take()
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.close()
+
+    def _take(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.seek(0)
+            other = self._lock.read().strip() or "unknown"
+            self._lock.close()
             raise ConfigError(
-                f"Another run (process {self._lock.read().strip() or 'unknown'}) is writing to"
-                f" {path}: wait for it, stop it, or choose another --workdir."
+                f"Another run (process {other}) is writing to {self.path}: wait for it, stop it,"
+                " or choose another --workdir."
             ) from error
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
@@ -66,7 +82,8 @@ class Workdir:
                     f"{self.path} holds a run with another config ({'; '.join(changed)}): choose"
                     " another --workdir, or give the same settings to continue it."
                 )
-        write_text(file, json.dumps(cfg.to_dict(config), indent=1))
+        if self.owner:
+            write_text(file, json.dumps(cfg.to_dict(config), indent=1))
 
 
 def read_config(file: Path) -> Config:

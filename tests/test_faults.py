@@ -1,0 +1,284 @@
+"""What happens to a run when something breaks: signals, damaged files, full disks, diverging."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from faulty_run import STEPS, at_call, config, kill, quick
+from safetensors.numpy import load_file
+
+from rmt_jax import checkpoint, rescue, training
+from rmt_jax.checkpoint import CheckpointError, Checkpoints
+from rmt_jax.config import Config, ConfigError
+from rmt_jax.stopping import REQUEUE
+from rmt_jax.workdir import Workdir
+
+FAULTY_RUN = Path(__file__).with_name("faulty_run.py")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Compiled programs shared by the runs of this file and their subprocesses."""
+    folder = str(tmp_path_factory.mktemp("xla"))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [jax.config.values[name] for name in names]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_CACHE", folder)
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        quick(patch.setattr)
+        yield folder
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory) -> Path:
+    """A run that nothing happened to."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert training.run(config(), path) == 0
+    return path
+
+
+def same_bits(a: Path, b: Path) -> bool:
+    a_weights, b_weights = (load_file(p / "weights.safetensors") for p in (a, b))
+    return a_weights.keys() == b_weights.keys() and all(
+        np.array_equal(a_weights[name], b_weights[name]) for name in a_weights
+    )
+
+
+def saved(path: Path) -> list[int]:
+    return sorted(int(f.name) for f in (path / "checkpoints").iterdir() if f.name.isdecimal())
+
+
+def in_a_process(path: Path, fault: str) -> int:
+    done = subprocess.run(
+        [sys.executable, str(FAULTY_RUN), str(path), fault],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(FAULTY_RUN.parents[1])},
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.returncode
+
+
+def test_sigterm_then_sigkill_in_a_save_then_the_same_bits(whole, tmp_path):
+    path = tmp_path / "run"
+    assert in_a_process(path, "sigterm") == REQUEUE
+    assert saved(path)[-1] == 3
+    assert in_a_process(path, "kill_in_save") == -signal.SIGKILL
+    assert saved(path)[-1] in (4, 5)  # 5 is there whole or not there
+    stale = path / "checkpoints" / "5.orbax-checkpoint-tmp-9"
+    stale.mkdir()
+    (stale / "d").write_bytes(b"half")
+    assert training.run(config(), path) == 0
+    assert not stale.exists() and saved(path)[-1] == STEPS
+    assert same_bits(path, whole)
+
+
+def test_sigterm_in_a_validation_saves_first_and_validates_later(whole, tmp_path, monkeypatch):
+    path, check = tmp_path / "run", training.metrics.means
+    settings = config().replace(evaluation=replace(config().evaluation, every=2))
+    validate = at_call(1, training.Loop.validate, kill(signal.SIGTERM))
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Loop, "validate", lambda *args: validate(*args))
+        assert training.run(settings, path) == REQUEUE
+    assert saved(path) == [1, 2] and check is training.metrics.means
+    assert training.run(settings, path) == 0
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == [2, 4, 6]
+
+
+def test_sigterm_in_the_final_evaluation_asks_to_be_started_again(whole, monkeypatch, capfd):
+    def finish(path):
+        kill(signal.SIGTERM)()
+        raise AssertionError("it went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", finish)
+        assert training.run(config(), whole) == REQUEUE
+    assert "told to stop; the same command continues" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_nan_goes_back_and_lowers_the_rate(whole, tmp_path, monkeypatch, capfd):
+    close = training.Window.close
+    spoil = []
+
+    def closed(self):
+        means = close(self)
+        spoil.append(1)
+        return means | {"loss": float("nan")} if len(spoil) == 5 else means
+
+    monkeypatch.setattr(training.Window, "close", closed)
+    path = tmp_path / "run"
+    assert training.run(config(), path) == 0
+    told = capfd.readouterr().err
+    assert "step 5: the loss is nan. Going back to the last checkpoint up to step 4" in told
+    assert "with 0.5 times the learning rate (try 1 of 3)" in told
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rates = {}
+    for line in lines:
+        rates.setdefault(line["step"], []).append(line.get("learning_rate"))
+    assert rates[5][1] == pytest.approx(rates[5][0] / 2, rel=1e-5)
+    assert rescue.Rescues(path).scale == 0.5  # a continued run keeps it
+
+
+def test_rescues_are_bounded(tmp_path):
+    rescues = rescue.Rescues(tmp_path)
+    for _ in range(rescue.TRIES):
+        rescues.add(rescue.Diverged(9, 8, "the loss is nan"))
+    with pytest.raises(ConfigError, match="diverged at step 9: the loss is nan, for the 4th time"):
+        rescues.add(rescue.Diverged(9, 8, "the loss is nan"))
+    (tmp_path / "rescues.json").write_text("[")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        rescue.Rescues(tmp_path)
+
+
+def test_a_collapse_is_noticed_and_noise_is_not():
+    watch = rescue.Watch(0)
+    for step, loss in enumerate([4.0, 0.1, 2, 2, 2, 2, 2, 2, 2, 2]):
+        watch.see(step, 0, loss)  # too early to judge
+    watch = rescue.Watch(0)
+    for step in range(40):  # never five bad lines on end
+        watch.see(step, 0, 0.4 if step % 5 == 0 else 1.9)
+    watch.see(40, 1, 5.0)  # a new stage may start high
+    for step in range(41, 100):
+        watch.see(step, 1, 0.3)
+    with pytest.raises(rescue.Diverged, match=r"stage 2 collapsed \(loss 1.80, was 0.30\)") as told:
+        for step in range(100, 110):
+            watch.see(step, 1, 1.8)
+    assert (told.value.step, told.value.good) == (104, 99)
+
+
+def largest(folder: Path) -> Path:
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return max(files, key=lambda f: f.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda data: data[: len(data) // 2], "bytes and was written with"),
+        (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "changed since it was writt"),
+        (None, "is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(
+    whole, cache, damage, sentence, capfd
+):
+    file = largest(whole / "checkpoints" / str(STEPS))
+    data = file.read_bytes()
+    try:
+        file.write_bytes(damage(data)) if damage else file.unlink()
+        with pytest.raises(CheckpointError, match=sentence) as told:
+            training.run(config(), whole)
+    finally:
+        file.write_bytes(data)
+    assert f"delete {whole / 'checkpoints' / str(STEPS)}" in str(told.value)
+    assert "goes on from step 5" in str(told.value)
+
+
+def test_a_damaged_checkpoint_without_a_seal_is_a_sentence_too(whole):
+    folder = whole / "checkpoints" / str(STEPS)
+    kept = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    try:
+        (folder / checkpoint.SEAL).unlink()
+        for file in kept:
+            if file.name != checkpoint.SEAL and file.exists():
+                file.write_bytes(b"")
+        with pytest.raises(CheckpointError, match="cannot be restored"):
+            training.run(config(), whole)
+    finally:
+        for file, data in kept.items():
+            file.write_bytes(data)
+
+
+def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        noise = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+
+        def state(step: int) -> training.steps.TrainState:
+            return training.steps.TrainState(
+                jax.numpy.int32(step), {"w": jax.numpy.asarray(noise + step)}, {}
+            )
+
+        checkpoints = Checkpoints(disk / "checkpoints", config().checkpoint)
+        with pytest.raises(CheckpointError, match="could not be written") as told:
+            for step in range(1, 9):
+                checkpoints.save(state(step))
+            checkpoints.wait()
+        assert "The last whole one is of step" in str(told.value)
+        left = saved(disk)[-1]
+        again = Checkpoints(disk / "checkpoints", config().checkpoint)
+        restored = again.restore(state(0), left)
+        assert np.array_equal(restored.params["w"], noise + left)
+        again.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_two_runs_on_one_workdir(tmp_path):
+    with Workdir(tmp_path):
+        told = rf"Another run \(process {os.getpid()}\) is writing to"
+        with pytest.raises(ConfigError, match=told):
+            Workdir(tmp_path)
+        with Workdir(tmp_path, owner=False):  # other processes of the same run
+            pass
+    with Workdir(tmp_path):
+        pass
+
+
+def test_a_continued_run_must_have_the_same_config(whole):
+    other: Config = config().replace(seed=7)
+    with pytest.raises(ConfigError, match="another config .seed was 0 and is 7.: choose another"):
+        training.run(other, whole)
+
+
+def test_dead_data_workers_are_started_again():
+    said, lives = [], iter([2, 0, 3])
+
+    def stream(step):
+        for i in range(next(lives)):
+            yield step + i
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
+
+    feed = rescue.batches(stream, 10, said.append, tries=2)
+    assert [next(feed) for _ in range(5)] == [10, 11, 12, 13, 14]
+    assert said[0].startswith("a data worker died before step 13") and len(said) == 2
+    with pytest.raises(ConfigError, match="died 3 times, the last before step 16"):
+        next(feed)
+
+
+def test_a_worker_process_killed_costs_no_batch(monkeypatch):
+    from rmt_jax.data import tokenizer
+    from rmt_jax.data.loader import Loader
+
+    settings = config().replace(data=replace(config().data, workers=1))
+    loader = Loader(settings, tokenizer.load("builtin"), "train")
+    # More batches than are prefetched: the death is noticed.
+    monkeypatch.setattr(loader, "_ends", np.array([200]))
+    said: list[str] = []
+    feed = rescue.batches(loader.stream, 0, said.append)
+    next(feed)
+    children = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True
+    )
+    for child in children.stdout.split():
+        os.kill(int(child), signal.SIGKILL)
+    step, batch = 0, None
+    while not said and step < 100:
+        step, batch = step + 1, next(feed)
+    assert said and batch is not None
+    np.testing.assert_array_equal(batch.tokens, loader.batch_at(step).tokens)
