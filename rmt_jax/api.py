@@ -25,6 +25,7 @@ from rmt_jax.models import pretrained, recurrence
 from rmt_jax.models.cells import Memory
 from rmt_jax.shapes import Array, Prompt, Segment
 
+GPT2_VOCAB = 50_257
 BLOCK = 64  # segments that one call of the compiled reader takes at most
 
 
@@ -103,6 +104,8 @@ class Model:
         for folder in (self.folder and self.folder / "tokenizer", self.folder):
             if folder and any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json")):
                 return tokenizer.load(str(folder))
+        if self.vocab == GPT2_VOCAB and self.folder:  # the authors' checkpoints come without
+            return tokenizer.load("gpt2")
         raise InputError(
             f"{self.folder or 'This model'} holds no tokenizer (tokenizer/tokenizer.json, or "
             "vocab.json and merges.txt), so that only token ids can be used with it."
@@ -111,12 +114,12 @@ class Model:
     @property
     def end(self) -> int | None:
         """The id that ends an answer: a config.json's `eos_token_id`, else the tokenizer's."""
-        if self._end is None and self.folder is not None:
-            try:
-                return self.tokenizer.end
-            except InputError:
-                return None
-        return self._end
+        if self._end is not None:
+            return self._end
+        try:
+            return self.tokenizer.end
+        except ValueError:  # no tokenizer, and the hub gave none
+            return None
 
     def initial_memory(self, batch_size: int = 1) -> Memory:
         """The memory before any text, for `batch_size` texts side by side."""
@@ -137,11 +140,11 @@ class Model:
           mask: bool of the same shape; a segment without tokens leaves its text's memory as it is.
           prompt: task prompt, the same shapes at every call.
         """
-        tokens, mask = self._checked(tokens, mask)
-        batch, length = len(tokens), self.segment_tokens
-        if tokens.shape[1] % length:
+        ids, known = self._checked(tokens, mask)
+        batch, length = len(ids), self.segment_tokens
+        if ids.shape[1] % length:
             raise InputError(
-                f"read takes whole segments: {tokens.shape[1]:,} tokens are no multiple of "
+                f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
                 f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
             )
         if memory.started.shape != (batch,):
@@ -149,15 +152,15 @@ class Model:
                 f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."
             )
         prompt = self._prompt(prompt, batch)
-        tokens, mask = (x.reshape(batch, -1, length) for x in (tokens, mask))
-        for start in range(0, tokens.shape[1], BLOCK):
-            part = tokens[:, start : start + BLOCK]
+        ids, known = ids.reshape(batch, -1, length), known.reshape(batch, -1, length)
+        for start in range(0, ids.shape[1], BLOCK):
+            part = ids[:, start : start + BLOCK]
             rest = ((0, 0), (0, BLOCK - part.shape[1]), (0, 0))
             memory = self._read(
                 self.params,
                 memory,
                 np.pad(part, rest),
-                np.pad(mask[:, start : start + BLOCK], rest),
+                np.pad(known[:, start : start + BLOCK], rest),
                 prompt,
                 np.int32(part.shape[1]),
             )

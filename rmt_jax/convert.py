@@ -18,7 +18,14 @@ from rmt_jax import command
 from rmt_jax.command import Usage
 from rmt_jax.config import Config, to_dict
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data.tokenizer)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    SPECIAL,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -94,6 +101,11 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     _write_json(out / "generation_config.json", _generation(end))
     inside = Path(workdir) / "tokenizer"
     _copy_tokenizer(inside if inside.is_dir() else opened.folder, out)
+    if (out / SPECIAL).is_file() and not (out / "tokenizer_config.json").exists():
+        special = json.loads((out / SPECIAL).read_text(encoding="utf-8"))
+        hub = {"eos_token": special["end"], "pad_token": special["pad"]}
+        hub["tokenizer_class"] = "PreTrainedTokenizerFast"  # so that transformers can load it
+        _write_json(out / "tokenizer_config.json", hub)
     trained = (Path(workdir) / "metrics.jsonl").is_file()
     card = _card(opened.config, sum(v.size for v in flat.values()), trained)
     (out / "README.md").write_text(card, encoding="utf-8")

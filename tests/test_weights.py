@@ -236,6 +236,25 @@ def test_convert_does_not_write_over_anything(tmp_path, capsys):
     assert "is not an empty folder" in capsys.readouterr().err
 
 
+def test_the_exported_tokenizer_is_the_same_here_and_in_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    from rmt_jax.data import tokenizer
+
+    own = tokenizer.load("builtin")
+    run, _ = workdir(tmp_path / "run")
+    own.save(run / "tokenizer")
+    convert.export_weights(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == own.end
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "Where is Mary? In the garden."
+    assert theirs.encode(text, add_special_tokens=False) == own.encode(text)
+    assert theirs.eos_token_id == own.end
+    convert.import_weights(tmp_path / "out", tmp_path / "back")
+    again = tokenizer.load(tmp_path / "back" / "tokenizer")
+    assert (again.answer, again.end, again.encode(text)) == (own.answer, own.end, own.encode(text))
+
+
 def test_half_the_size_in_bfloat16(tmp_path):
     _, params = tiny.model()
     file = weights.save(tmp_path, params, Config(), dtype="bfloat16")
