@@ -40,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(babi.download(args.download, sha256=args.sha256))
             return 0
+        if args.pg19:
+            from rmt_jax.data import pg19
+
+            print(pg19.fetch(args.pg19, args.books))
+            return 0
         if not args.out:
             raise ValueError("--out DIR says where the data goes.")
         run(args)
@@ -218,6 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--beam", action="store_true", help="build with Apache Beam, through TFDS")
     add("--download", default="", metavar="DIR", help="fetch the official bAbI files, and stop")
     add("--sha256", default="", help="insist on this digest of the download")
+    add("--pg19", default="", metavar="DIR", help="fetch PG-19 as a background folder, and stop")
+    add("--books", type=int, default=0, help="of PG-19, a split; default all (11 GB)")
     return parser
 
 

@@ -133,3 +133,51 @@ def test_the_builder_makes_samples_itself(tmp_path):
     recipe = samples.Recipe("0k", ("qa1",), samples=3)
     builder = tfds_builder.build(recipe, tmp_path)
     assert len(builder.as_data_source(split="qa1")) == 3
+
+
+def test_pg19_keeps_its_own_splits(tmp_path, capsys):
+    import base64
+    import hashlib
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from urllib.parse import parse_qs, unquote, urlparse
+
+    from rmt_jax.data import pg19, sources
+
+    books = {f"{split}/{i}.txt": f"Book {i} of {split}." for split in pg19.SPLITS for i in (1, 2)}
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_GET(self):
+            url = urlparse(self.path)
+            name = unquote(url.path).removeprefix("/o/")
+            if name in books:
+                answer = books[name].encode()
+            else:
+                query = parse_qs(url.query)
+                found = [n for n in books if n.startswith(query["prefix"][0])]
+                page = int(query.get("pageToken", ["0"])[0])  # a book a page
+                digest = hashlib.md5(books[found[page]].encode()).digest()
+                item = {"name": found[page], "md5Hash": base64.b64encode(digest).decode()}
+                told = {"items": [item]} | ({"nextPageToken": "1"} if page == 0 else {})
+                answer = json.dumps(told).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Bucket)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        folder = pg19.fetch(tmp_path / "pg19", bucket=f"http://127.0.0.1:{server.server_port}/o")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert len(list(folder.glob("*.txt"))) == 6
+    keys = {name: key for name, key, _ in sources.documents(str(folder))}
+    assert keys["test-1.txt"] == "split:test" and sources.split_of("split:test") == "test"
+    with pytest.raises(pg19.FetchError, match="does not answer.*By hand"):
+        pg19.fetch(tmp_path / "other", bucket=f"http://127.0.0.1:{server.server_port}/o")

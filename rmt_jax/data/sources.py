@@ -70,7 +70,10 @@ def builtin() -> Iterator[tuple[str, str]]:
 
 def split_of(key: str) -> str:
     """train (8 in 10), validation or test, by a hash of what must not be torn apart: an author, a
-    topic."""
+    topic. A corpus with splits of its own says 'split:train'."""
+    own = key.removeprefix("split:")
+    if own != key and own in SPLITS:
+        return own
     return SPLITS[max(0, sha256(key.encode()).digest()[0] % 10 - 7)]
 
 
@@ -88,15 +91,25 @@ def documents(source: str) -> list[tuple[str, str, str]]:
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise ValueError(f"Background: the folder {source!r} holds no .txt file.")
-    authors = _authors(folder / "manifest.json")
-    return [(path.name, authors.get(path.name, path.name), str(path)) for path in files]
+    keys = _keys(folder / "manifest.json")
+    return [(path.name, keys.get(path.name, path.name), str(path)) for path in files]
 
 
-def _authors(manifest: Path) -> dict[str, str]:
+def _keys(manifest: Path) -> dict[str, str]:
     if not manifest.is_file():
         return {}
-    rows = json.loads(manifest.read_text(encoding="utf-8"))
-    return {row["file"]: row.get("author") or row["file"] for row in rows}
+    try:
+        rows = json.loads(manifest.read_text(encoding="utf-8"))
+        return {
+            row["file"]: f"split:{row['split']}"
+            if "split" in row
+            else row.get("author") or row["file"]
+            for row in rows
+        }
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Background: {manifest} is not a list of objects with 'file' and 'author' ({error})."
+        ) from None
 
 
 def read(path: str | Path) -> str:
