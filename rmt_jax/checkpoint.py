@@ -42,12 +42,19 @@ class Checkpoints:
                 policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        self._manager: Any = ocp.training.Checkpointer(
-            str(self.folder),
-            save_decision_policy=always,
-            preservation_policy=keep,
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._manager: Any = ocp.training.Checkpointer(
+                str(self.folder),
+                save_decision_policy=always,
+                preservation_policy=keep,
+                cleanup_tmp_directories=True,
+            )
+        except Exception as error:  # a damaged file: Orbax reads what lies beside the arrays
+            steps = _whole(self.folder)
+            bad = [s for s in steps if broken_seal(self.folder / str(s))] or steps[-1:]
+            if not bad:
+                raise
+            raise _unreadable(self.folder, bad[0], steps, _first_line(error)) from error
 
     def steps(self) -> list[int]:
         return [c.step for c in self._manager.checkpoints]
@@ -109,12 +116,12 @@ class Checkpoints:
         )
         damage = broken_seal(self.folder / str(step))
         if damage:
-            raise self._unreadable(step, damage)
+            raise _unreadable(self.folder, step, self.steps(), damage)
         try:
             return TrainState(**self._manager.load(step, abstract._asdict()))
         except Exception as error:  # each of Orbax's many kinds means 'this one is unusable'
             reason = f"{_first_line(error)}; damaged, or the config changed since"
-            raise self._unreadable(step, reason) from error
+            raise _unreadable(self.folder, step, self.steps(), reason) from error
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints later than `step`."""
@@ -141,17 +148,18 @@ class Checkpoints:
             f" ({_first_line(error)}). {rest}"
         )
 
-    def _unreadable(self, step: int, reason: str) -> CheckpointError:
-        earlier = [s for s in self.steps() if s < step]
-        way_out = (
-            f"delete {self.folder / str(step)} and the same command goes on from step"
-            f" {earlier[-1]:,}, whose checkpoint is beside it"
-            if earlier
-            else "there is no earlier one: start in a new --workdir"
-        )
-        return CheckpointError(
-            f"The checkpoint {self.folder / str(step)} cannot be restored ({reason}): {way_out}."
-        )
+
+def _unreadable(folder: Path, step: int, steps: list[int], reason: str) -> CheckpointError:
+    earlier = [s for s in steps if s < step]
+    way_out = (
+        f"delete {folder / str(step)} and the same command goes on from step {earlier[-1]:,}, whose"
+        " checkpoint is beside it"
+        if earlier
+        else "there is no earlier one: start in a new --workdir"
+    )
+    return CheckpointError(
+        f"The checkpoint {folder / str(step)} cannot be restored ({reason}): {way_out}."
+    )
 
 
 def seal(folder: Path) -> None:

@@ -62,6 +62,8 @@ def _run(config: Config, path: Path, signals: Signals) -> int:
     static, params = models.split(model)
     if config.init:
         params = pretrained.initialise(params, config, config.init)
+    # On the host: the step gives its arrays away, and a rescue may have to begin again.
+    params = jax.tree.map(np.asarray, params)
     rescues = Rescues(path, owner)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"model: {config.model.cell}, {count:,} weights", file=sys.stderr)

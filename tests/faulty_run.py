@@ -90,8 +90,8 @@ def kill(number: int):
 
 def main(workdir: str, fault: str = "") -> int:
     quick(setattr)
-    if fault == "sigterm":  # in the third step
-        training.Loop.validates = at_call(3, training.Loop.validates, kill(signal.SIGTERM))
+    if fault == "sigterm":  # in the third step (each asks twice)
+        training.Loop.validates = at_call(5, training.Loop.validates, kill(signal.SIGTERM))
     if fault == "kill_in_save":
         save = Checkpoints.save
 

@@ -207,7 +207,7 @@ def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small disk can be mounted by root only")
     try:
-        noise = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+        noise = np.random.default_rng(0).standard_normal(90_000).astype(np.float32)
 
         def state(step: int) -> training.steps.TrainState:
             return training.steps.TrainState(
