@@ -1,0 +1,182 @@
+"""One text, read once, asked often; memory kept in a small file; errors are sentences."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import tiny_run
+
+from rmt_jax import ask
+from rmt_jax.evaluation import answering, questions, recall, texts
+
+TEXT = "It rained. Mary went to the garden. " + "The sun shone on the old house again. " * 60
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny_run.save(tmp_path_factory.mktemp("run"), tiny_run.config())
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return tiny_run.api.load(run)
+
+
+@pytest.fixture
+def book(tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_text(TEXT)
+    return file
+
+
+def session(model, question="Where is Mary?", text=TEXT):
+    made = recall.Session(model)
+    made.read(texts.pieces(io.StringIO(text)), made.prompts_for([question]))
+    return made
+
+
+def test_a_streamed_text_is_answered_as_evaluation_does(model):
+    held = session(model)
+    one = questions.ask(model, "qa1", "Where is Mary?")
+    context = texts.encode(model.tokenizer, questions.context_text(TEXT))
+    asked = answering.Asked(context, one.tail, one.prompt)
+    expected = answering.answer(model, [asked], room=8, batch=1)[0][0]
+    assert held.answer("Where is Mary?") == expected
+    assert held.tokens == len(context) and held.characters == len(TEXT)
+    assert held.answer("Where is John?", "qa1") is not None  # the memory is not used up
+
+
+def test_pieces_give_the_tokens_of_the_whole(monkeypatch):
+    words, text = tiny_run.words(), questions.context_text(TEXT + "Mr. Poe's “Raven”, 1845: naïve—")
+    whole = words.encode(text)
+    for size in (1, 7, 50, 10_000):
+        parts = list(texts.pieces(io.StringIO(text), size))
+        assert "".join(parts) == text
+        assert np.concatenate(list(texts.tokens(words, iter(parts)))).tolist() == whole
+        monkeypatch.setattr(texts, "PIECE", size)
+        assert texts.encode(words, text).tolist() == whole
+    assert texts.encode(words, "").tolist() == []
+
+
+def test_memory_is_kept_and_belongs_to_its_weights(model, tmp_path):
+    held = session(model)
+    written = held.save(tmp_path / "kept" / "book.npz")
+    assert written < 20_000  # a few kilobytes, whatever the text
+    again = recall.Session(model)
+    again.load(tmp_path / "kept" / "book.npz")
+    assert again.answer("Where is Mary?") == held.answer("Where is Mary?")
+    assert again.tokens == held.tokens
+    other = recall.Session(tiny_run.model(tmp_path / "other", "none"))
+    with pytest.raises(recall.RecallError, match="read by another model"):
+        other.load(tmp_path / "kept" / "book.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK nothing")
+    for name, message in (("bad.npz", "no memory that"), ("absent.npz", "no file")):
+        with pytest.raises(recall.RecallError, match=message):
+            again.load(tmp_path / name)
+
+
+def test_one_reading_a_task_prompt(model):
+    held = recall.Session(model)
+    told = held.prompts_for(["Where is Mary?", "Where is John?", "Who gave the milk to Bill?"])
+    assert [t.name for t in told] == ["qa1", "qa5"]
+    assert [t.name for t in held.prompts_for([])] == ["qa1", "qa5"]  # to be asked later
+    held.read(["Mary went to the garden. " * 30], told)
+    alone = session(model, text="Mary went to the garden. " * 30)
+    assert held.answer("Where is Mary?") == alone.answer("Where is Mary?")
+    with pytest.raises(recall.RecallError, match="read the text again"):
+        alone.answer("Who gave the milk to Bill?")
+    with pytest.raises(recall.RecallError, match="Of which task"):
+        alone.answer("Why?")
+    with pytest.raises(recall.RecallError, match="no task qa77"):
+        alone.answer("Why?", "qa77")
+
+
+def test_the_question_before_the_text(tmp_path):
+    model = tiny_run.model(tmp_path, source="question")
+    held = recall.Session(model)
+    with pytest.raises(recall.RecallError, match="the question before the text"):
+        held.prompts_for([])
+    held.read([TEXT], held.prompts_for(["Where is Mary?"]))
+    assert held.answer("Where is Mary?") is not None
+    with pytest.raises(recall.RecallError, match="read the text again"):
+        held.answer("Where is John?")
+
+
+@pytest.mark.parametrize("cell", ["prmt", "armt", "none"])
+def test_other_cells_keep_their_memory(tmp_path, cell):
+    model = tiny_run.model(tmp_path, cell)
+    held = recall.Session(model)
+    held.read([TEXT], held.prompts_for([]))
+    held.save(tmp_path / "memory.npz")
+    again = recall.Session(model)
+    again.load(tmp_path / "memory.npz")
+    question = "Who gave the milk to Bill?"
+    assert again.answer(question) == held.answer(question)
+
+
+def test_guess():
+    both = ("qa1", "qa5")
+    assert recall.guess("Where is Mary?", both) == "qa1"
+    assert recall.guess("Where is Mary? ", ("qa12",)) == "qa12"
+    assert recall.guess("Where is the milk?", both) == "qa2"
+    assert recall.guess("Where was the milk before the office?", both) == "qa3"
+    assert recall.guess("What is north of the garden?", both) == "qa4"
+    assert recall.guess("What did Fred give to Bill?", both) == "qa5"
+    assert recall.guess("Is the box bigger than the chest?", both) == "qa18"
+    assert recall.guess("Why?", both) == ""
+
+
+def test_command_line(run, book, tmp_path, capsys):
+    memory = str(tmp_path / "m.npz")
+    words = ["--workdir", str(run), "--file", str(book), "--question", "Where is Mary?"]
+    assert ask.main([*words, "--save_memory", memory]) == 0
+    out, err = capsys.readouterr()
+    assert "tokens/s" in err and "kB)" in err
+    assert ask.main(["--workdir", str(run), "--load_memory", memory, *words[4:], "--quiet"]) == 0
+    assert capsys.readouterr() == (out, "")
+
+
+def test_standard_input_and_typed_questions(run, book, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert ask.main(["--workdir", str(run), "--question", "Where is Mary?", "--quiet"]) == 0
+    answer = capsys.readouterr().out
+    typed = iter(["Where is Mary?", "Why?", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    assert ask.main(["--workdir", str(run), "--file", str(book), "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out == answer and "Of which task" in err
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--file", "absent.txt"], "no file absent.txt"),
+        (["--file", "."], "is a folder"),
+        (["--file", "empty.txt"], "is empty"),
+        (["--file", "blank.txt"], "holds no text"),
+        (["--file", "latin.txt"], "not UTF-8"),
+        (["--file", "book.txt", "--question", " "], "empty --question"),
+        (["--file", "book.txt", "--tokens", "0"], "needs at least 1"),
+        (["--file", "book.txt", "--load_memory", "m.npz"], "not both"),
+        (["--file", "book.txt", "--question", f"Is {'very ' * 60}?", "--task", "qa1"],
+         "a segment of this model holds 48"),
+        (["--file", "book.txt", "--question", "Where is Mary?", "--task", "word " * 40],
+         "leaves room for 24"),
+    ],
+)  # fmt: skip
+def test_errors_are_sentences(run, book, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(book.parent)
+    (book.parent / "empty.txt").touch()
+    (book.parent / "blank.txt").write_text(" \n\n ")
+    (book.parent / "latin.txt").write_bytes("Zoë".encode("latin1") * 10)
+    if "--question" not in words:
+        words = [*words, "--question", "Where is Mary?"]
+    assert ask.main(["--workdir", str(run), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_checkpoint(book, capsys):
+    words = ["--workdir", str(book.parent / "run"), "--file", str(book), "--question", "Where?"]
+    assert ask.main(words) == 2
+    assert str(book.parent / "run") in capsys.readouterr().err

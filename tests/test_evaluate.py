@@ -1,0 +1,257 @@
+"""Long texts answered: the layout of training, whatever the batch; cells kept; clear errors."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny_run
+
+from rmt_jax import evaluate as command
+from rmt_jax import report
+from rmt_jax.data import fold
+from rmt_jax.evaluation import answering, cells, evaluate, inspection, questions, suite
+from rmt_jax.evaluation.answering import Asked
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny_run.save(tmp_path_factory.mktemp("run"), tiny_run.config())
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return tiny_run.api.load(run)
+
+
+def asked(counts, tail=5):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 4000, (len(counts), max(counts) + tail)).astype(np.int32)
+    prompt = np.array([7, 8, 9], np.int32)
+    return [Asked(row[:n], row[-tail:], prompt) for row, n in zip(ids, counts, strict=True)]
+
+
+@pytest.mark.parametrize("align", ["left", "right"])
+def test_layout_is_that_of_training(align):
+    size, tail, room = 16, 5, 3
+    for context in range(70):
+        x = answering.layout(context, tail, room, size, align)
+        cuts = fold.layout(context, tail + room, size, align)
+        sizes = [x.head] * bool(x.head) + [size] * x.full + [x.rest] * bool(x.rest)
+        assert [b - a for a, b in cuts] == [*sizes, x.kept], context
+        tokens, mask = np.zeros((x.segments, size), int), np.zeros((x.segments, size), bool)
+        answering.cut(np.arange(context), x, 0, tokens, mask)
+        assert tokens[mask].tolist() == list(range(context - x.kept))
+        half = np.zeros((2, size), int)  # the same in blocks
+        for start in range(0, x.segments, 2):
+            part = np.zeros((2, size), bool)
+            answering.cut(np.arange(context), x, start, half, part)
+            assert (part[: x.segments - start] == mask[start : start + 2]).all()
+    with pytest.raises(answering.AnsweringError, match=r"takes 15 \+ 3 tokens, but a segment"):
+        answering.layout(9, 15, 3, size, align)
+
+
+def test_answers_do_not_depend_on_the_batch(model):
+    texts = asked([0, 3, 45, 48, 96, 130, 200])
+    together, _ = answering.answer(model, texts, room=3, batch=4)
+    alone = [answering.answer(model, [a], room=3, batch=1)[0][0] for a in texts]
+    assert together == alone
+    assert len(set(together)) > 1  # the texts are told apart
+
+
+def test_blocks_of_segments_join(model, monkeypatch):
+    texts = asked([400, 300])
+    whole, _ = answering.answer(model, texts, room=3, batch=2)
+    monkeypatch.setattr(answering, "BLOCK", 3)
+    assert answering.answer(model, texts, room=3, batch=2)[0] == whole
+
+
+def test_memory_reset_leaves_the_last_segment_alone(model):
+    texts = asked([0, 40, 300])
+    answers, control = answering.answer(model, texts, room=3, batch=3, reset=True)
+    assert control[:2] == answers[:2]  # one segment: there is no memory to reset
+    last = [dataclasses.replace(a, context=a.context[len(a.context) // 48 * 48 :]) for a in texts]
+    assert control == answering.answer(model, last, room=3, batch=3)[0]
+
+
+def test_teacher_forced_agrees_where_the_free_answer_is_forced(model):
+    texts = asked([10, 130])
+    free, _ = answering.answer(model, texts, room=3, batch=2)
+    ids = [model.generate_from(*_tail(model, a), max_new_tokens=2)[0] for a in texts]
+    forced, _ = answering.forced(model, texts, ids, room=3, batch=2)
+    assert forced == free  # forcing the model's own tokens changes nothing
+
+
+def _tail(model, a):
+    place = answering.aligned(model, [a], 3)
+    prompt = answering.prompts(model, [a])
+    memory = answering.read(model, [a], place, prompt, model.initial_memory(1))
+    return memory, *answering.tails(model, [a], place), prompt
+
+
+@pytest.mark.parametrize("source", ["none", "question", "both", "learned"])
+def test_every_prompt_source(tmp_path, source):
+    model = tiny_run.model(tmp_path, source=source)
+    found = evaluate(model, tasks=["qa5"], lengths=["2s"], samples=2, progress=False)
+    assert found[0].samples == 2
+    if source == "learned":
+        with pytest.raises(questions.QuestionError, match="learned prompts for qa1, qa5"):
+            evaluate(model, tasks=["qa2"], lengths=["2s"], samples=1, progress=False)
+
+
+def test_cells_say_what_was_measured(model, tmp_path):
+    found = evaluate(model, out=tmp_path, progress=False)
+    assert [(c.task, c.length) for c in found] == [
+        ("qa1", "1s"), ("qa5", "1s"), ("qa1", "3s"), ("qa5", "3s"),
+    ]  # fmt: skip
+    one, long = found[0], found[2]
+    assert one.samples == 5 and set(one.right) == {"official", "corrected", "exact", "lm_eval"}
+    assert one.reset == one.right and long.reset is not None
+    assert one.trained and not long.trained and one.tokenizer == "builtin"
+    assert 40 < one.tokens <= 48 and 3 * one.characters == pytest.approx(long.characters, rel=0.2)
+    assert len(one.depths) == 5 and one.majority >= 0.2
+    folder = tmp_path / "predictions" / "rmt_jax" / "model"
+    stem = "qa1_3s_instruction_yes_examples_no_post_prompt_no"
+    with open(folder / f"{stem}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["", "target", "output", "question"] and len(rows) == 5
+    assert {"prompt", "generate_kwargs"} <= set(json.loads((folder / f"{stem}.json").read_text()))
+
+
+def test_finished_cells_are_kept(model, tmp_path, monkeypatch):
+    what = {"tasks": ["qa1"], "lengths": ["1s"], "samples": 3, "progress": False}
+    first = evaluate(model, out=tmp_path, **what)
+
+    def never(*args):
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "measure", never)
+        assert evaluate(model, out=tmp_path, **what) == first
+        with pytest.raises(AssertionError):  # another question set is another evaluation
+            evaluate(model, out=tmp_path, **(what | {"seed": 9}))
+    file = next((tmp_path / "cells").glob("*.json"))
+    file.write_text(file.read_text()[:40])  # a kill in the middle
+    assert evaluate(model, out=tmp_path, **what)[0].right == first[0].right
+
+
+def test_perturbed_worlds_are_scored_by_rules_that_know_their_words(model):
+    found = evaluate(
+        model, tasks=["qa1"], lengths=["1s"], samples=3, perturb=["new_places"], progress=False
+    )
+    assert set(found[0].right) == {"exact", "lm_eval"} and not found[0].trained
+    with pytest.raises(questions.QuestionError, match="no perturbation 'rain'"):
+        evaluate(model, perturb=["rain"], progress=False)
+
+
+def test_batches_shrink_with_length():
+    assert cells.batch_size(50, 100, 30_000) == 50
+    assert cells.batch_size(50, 3, 30_000) == 3
+    assert cells.batch_size(50, 100, 1_000_000) == 4
+    assert cells.batch_size(50, 100, 10_000_000) == 1
+
+
+def test_babilong_files(model, tmp_path):
+    rows = [
+        {"input": f"Rain fell. Mary went to the {p}.", "question": "Where is Mary? ", "target": p}
+        for p in ("garden", "office", "kitchen")
+    ]
+    (tmp_path / "qa1").mkdir()
+    (tmp_path / "qa1" / "0k.json").write_text(json.dumps(rows))
+    (tmp_path / "data" / "qa1").mkdir(parents=True)
+    (tmp_path / "data" / "qa1" / "1k.json").write_text("\n".join(map(json.dumps, rows)))
+    source = questions.open_source(str(tmp_path), model)
+    assert source.count("qa1", "0k", 100) == 3 and source.count("qa1", "1k", 2) == 2
+    assert [q.target for q in source.ask("qa1", "1k", range(0, 2))] == ["garden", "office"]
+    assert [q.target for q in source.ask("qa1", "1k", range(2, 3))] == ["kitchen"]
+    assert source.ask("qa1", "0k", range(1))[0].asked.context.tolist() == tiny_run.words().encode(
+        " Rain fell. Mary went to the garden."
+    )
+    found = evaluate(model, source=source, tasks=["qa1"], lengths=["0k"], samples=9, progress=False)
+    assert found[0].samples == 3
+    with pytest.raises(questions.QuestionError, match="holds neither qa2/4k.json"):
+        source.count("qa2", "4k", 1)
+    (tmp_path / "qa1" / "2k.json").write_text('[{"input": "x"}]')
+    with pytest.raises(questions.QuestionError, match="record 0 lacks 'question'"):
+        source.ask("qa1", "2k", range(1))
+
+
+def test_lengths_counted_by_another_tokenizer_read_the_same_text(model):
+    class Letters:
+        """A tokenizer of which a token is a letter."""
+
+        name, vocab_size, end, pad, answer = "letters", 300, 1, 0, 2
+
+        def sentence(self, text):
+            return tuple(ord(c) for c in " " + text)
+
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+    data = dataclasses.replace(model.config.data, background="none")
+    source = questions.Generated(model, data=data, lengths_by=Letters())
+    q = source.ask("qa1", "0k", range(1))[0]
+    text = tiny_run.words().decode(q.asked.context)
+    assert len(text) + len(q.question) + 1 == q.characters and text.startswith(" ")
+
+
+def test_inspection_sees_every_segment(model, tmp_path):
+    source = questions.Generated(model)
+    q = source.ask("qa1", "3s", range(1))[0]
+    seen = inspection.trace(model, q.asked)
+    assert seen.change.shape == (3, 2) and seen.attention.shape == (3, 2, 48)
+    # What write memory pays to the text is a part of its attention, padding gets none.
+    assert (seen.attention.sum(axis=2) <= 1 + 1e-5).all() and seen.attention.max() > 0
+    assert (seen.attention[~np.broadcast_to(seen.mask[:, None], seen.attention.shape)] == 0).all()
+    paths = inspection.inspect(model, source, ["qa1"], ["3s"], tmp_path)
+    assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
+
+
+@pytest.mark.parametrize("cell", ["none", "prmt", "armt"])
+def test_other_cells_can_be_inspected(tmp_path, cell):
+    model = tiny_run.model(tmp_path, cell)
+    seen = inspection.trace(model, questions.Generated(model).ask("qa1", "3s", range(1))[0].asked)
+    assert len(seen.change) == 3 and np.isfinite(seen.change).all()
+
+
+def test_command_line(run, tmp_path, capsys):
+    words = ["--workdir", str(run), "--tasks", "qa1", "--lengths", "1s", "--samples", "2"]
+    assert command.main([*words, "--out", str(tmp_path), "--name", "us/ours"]) == 0
+    text = capsys.readouterr().out
+    assert "qa1   1s" in text and "score: official" in text
+    assert report.read(tmp_path)[0].samples == 2
+    assert (tmp_path / "predictions" / "us" / "ours").is_dir()
+    forced = [*words, "--out", str(tmp_path), "--teacher-forced", "--no-reset"]
+    assert command.main(forced) == 0
+    assert "teacher-forced decoding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--tasks", "qa99"], "Unknown task 'qa99': the tasks are qa1 to qa20"),
+        (["--lengths", "4x"], "Unknown length '4x'"),
+        (["--data", "nowhere"], "there is no folder nowhere"),
+        (["--data", "official"], "name their folder with --babi"),
+        (["--perturb", "other_background"], "other_background"),
+        (["--samples", "-1"], r"samples (-1)"),
+    ],
+)
+def test_command_line_errors_are_sentences(run, tmp_path, capsys, words, message):
+    assert command.main(["--workdir", str(run), "--out", str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_checkpoint(tmp_path, capsys):
+    assert command.main(["--workdir", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_paper_suite(run, tmp_path):
+    words = ["--workdir", str(run), "--suite", "paper", "--samples", "2", "--out", str(tmp_path)]
+    assert suite.run(command.arguments().parse_args([*words, "--perturb", "typos"])) == 0
+    text = (tmp_path / "report.html").read_text()
+    for part in ("Lengths", "Unseen tasks", "Perturbed typos"):
+        assert f"<h2>{part}</h2>" in text
