@@ -140,7 +140,7 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How fast samples are made.")
     parser.add_argument("--background", default="builtin")
     parser.add_argument("--tokenizer", default="builtin")
     parser.add_argument("--seconds", type=float, default=2.0, help="a measurement")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
 _ABBREVIATIONS = (
     "Mr|Mrs|Ms|Dr|St|Messrs|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Sr|Jr|Esq|No|Nos|Vol|vol|Ch|ch|"
     "pp|p|vs|cf|etc|viz|i\\.e|e\\.g|Mme|Mlle|M|Jan|Feb|Mar|Apr|Aug|Sept|Oct|Nov|Dec"

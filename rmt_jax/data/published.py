@@ -1,0 +1,128 @@
+"""BABILong's published evaluation sets: records {input, question, target} of a task and length.
+
+From a local folder (`[data/]qa1/4k.json`, a list or an object a line, or `[data/]4k/qa1-*.parquet`)
+or from the hub (RMT-team/babilong, RMT-team/babilong-1k-samples). Files of 4 GB are read a record
+at a time.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rmt_jax.data import tasks
+
+FIELDS = ("input", "question", "target")
+_BLOCK = 1 << 20  # characters read at a time
+
+
+class PublishedError(ValueError):
+    """A set that is not there, or a file that is not one; names the file."""
+
+
+def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]:
+    """Records in file order. Raises PublishedError with the file and the record's number."""
+    path = locate(source, task, length)
+    found = _parquet(path) if path.suffix == ".parquet" else _json(path)
+    empty = True
+    for number, record in enumerate(found):
+        missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
+        if missing:
+            raise PublishedError(f"{path}, record {number}: no {', '.join(missing)}.")
+        empty = False
+        yield {field: str(record[field]) for field in FIELDS}
+    if empty:
+        raise PublishedError(f"{path} holds no record.")
+
+
+def locate(source: str | Path, task: str, length: str) -> Path:
+    """The file of a task and length, fetched from the hub if `source` is no folder."""
+    tasks.task(task)
+    folder = Path(source)
+    if folder.is_dir():
+        for base in (folder, folder / "data"):
+            names = [base / task / f"{length}.json", base / task / f"{length}.jsonl"]
+            names += sorted((base / length).glob(f"{task}-*.parquet"))
+            for path in names:
+                if path.is_file():
+                    return path
+        raise PublishedError(
+            f"{folder} holds neither {task}/{length}.json nor {length}/{task}-*.parquet."
+        )
+    if str(source).count("/") != 1:
+        raise PublishedError(
+            f"There is no folder {str(source)!r}; give one, or a dataset's name on the hub such as "
+            "RMT-team/babilong."
+        )
+    return _from_hub(str(source), task, length)
+
+
+def _from_hub(name: str, task: str, length: str) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        files = HfApi().list_repo_files(name, repo_type="dataset")
+        parquet = [f for f in files if f"{length}/{task}-" in f and f.endswith(".parquet")]
+        wanted = [f for f in files if f.endswith(f"{task}/{length}.json")] + parquet
+        if not wanted:
+            raise PublishedError(f"{name} has no {task} at {length} among {len(files)} files.")
+        return Path(hf_hub_download(name, wanted[0], repo_type="dataset"))
+    except PublishedError:
+        raise
+    except Exception as error:  # the hub raises many kinds
+        raise PublishedError(
+            f"The hub does not give {name} ({str(error)[:200]}). Download it elsewhere "
+            f"('hf download --repo-type dataset {name} --local-dir DIR') and name DIR."
+        ) from None
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise PublishedError(
+            f"{path} needs pyarrow to be read: pip install pyarrow, or take the JSON files."
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise PublishedError(f"{path} is not a parquet file ({error}).") from None
+
+
+def _json(path: Path) -> Iterator[Any]:
+    """Objects of a JSON list, or of a file with one object after another."""
+    decoder, text, at = json.JSONDecoder(), "", 0
+    with open(path, encoding="utf-8") as file:
+        number, ended, listed = 0, False, None
+        while True:
+            while at < len(text) and text[at] in " \t\r\n,":
+                at += 1
+            if listed is None and at < len(text):
+                listed = text[at] == "["
+                at += listed
+                continue
+            if at < len(text):
+                if listed and text[at] == "]":
+                    return
+                try:
+                    found, at = decoder.raw_decode(text, at)
+                    yield found
+                    number += 1
+                    continue
+                except json.JSONDecodeError as error:
+                    if ended:
+                        raise PublishedError(
+                            f"{path}, record {number}: not JSON ({error.msg})."
+                        ) from None
+            elif ended:
+                if listed:
+                    raise PublishedError(f"{path}: the list does not end; is the file cut off?")
+                return
+            # An object may be longer than what was read: read as much again.
+            try:
+                more = file.read(max(_BLOCK, len(text) - at))
+            except UnicodeDecodeError as error:
+                raise PublishedError(f"{path} is not UTF-8 ({error.reason}).") from None
+            text, at, ended = text[at:] + more, 0, not more
