@@ -86,7 +86,9 @@ def decode(
     bias = None
     if model.alibi:
         keys = jnp.concatenate([cache.positions, own], axis=1)
-        bias = attention.alibi(model.heads, own, keys)
+        reads = model.reading * model.memory_tokens
+        counted = jnp.arange(keys.shape[1])[None, :] >= reads
+        bias = attention.alibi(model.heads, own, keys, counted)
     visible = jnp.concatenate([cache.mask, here], axis=1)[:, None, :]
     view = View(own, here, visible, bias, sections=((0, 1),))
     x, _, seen = model.layers(x, memory, view, cache.past, keep=True)

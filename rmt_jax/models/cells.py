@@ -171,7 +171,10 @@ class Plain(nnx.Module):
         """What a segment with mask bool[B, N] may see: everything real that is not behind it."""
         positions, places = _count(mask), mask.shape[1]
         causal = jnp.tril(jnp.ones((places, places), bool))
-        bias = attention.alibi(self.heads, positions, positions) if self.alibi else None
+        bias = None
+        if self.alibi:
+            text = (jnp.arange(places) >= reads) & (jnp.arange(places) < places - writes)
+            bias = attention.alibi(self.heads, positions, positions, text[:, None] & text[None])
         return View(positions, mask, causal & mask[:, None, :], bias, sections, reads, writes)
 
     def _write_rows(self) -> jax.Array | None:
