@@ -3,6 +3,9 @@
 A byte-level BPE of 4,096 entries, trained on simulated stories of all tasks (so that every bAbI
 word with its leading space is one token), on the questions and task descriptions, on the word
 lists, and on English text: what every CPython carries, and a folder of public-domain books.
+The shipped file was made before the built-in text lost its repeated paragraphs, on 50 novels: made
+again today, 4,045 of its 4,096 entries come out the same. Models need the very file they were
+trained with, so it stays as it is.
 """
 
 import argparse
