@@ -18,6 +18,7 @@ FLOORS = {
         "stopping",
         "rescue",
         "progress",
+        "hardware",
         "report",
     ),
     3: ("steps", "decoding", "checkpoint"),

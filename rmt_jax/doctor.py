@@ -1,0 +1,226 @@
+"""Says what this machine has, how fast it is, and what is missing, with the commands that add it.
+
+    python -m rmt_jax.doctor [--seconds 10] [--offline]
+
+Exit code 0: training can start; 1: something needs repair (the lines that begin with 'problem').
+Optional parts that are missing, and a hub that cannot be reached, are no problems.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from rmt_jax import command
+from rmt_jax.config import ConfigError
+
+REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "safetensors", "grain")
+SLOWER = ("transformers", "tokenizers", "tensorflow-datasets", "array-record", "matplotlib")
+# Module, what it is for, how to get it.
+OPTIONAL = (
+    ("tensorboardX", "TensorBoard files while training", "pip install tensorboardX"),
+    ("wandb", "Weights & Biases while training", "pip install wandb"),
+    ("torch", "parity tests and benchmarks against PyTorch", "pip install -e '.[test]'"),
+    ("lm_eval", "lm-evaluation-harness on our checkpoints", "pip install lm-eval"),
+    ("pytest", "the tests", "pip install -e '.[test]'"),
+)
+MATMUL_FLOPS = 2.0  # a multiply and an add, for each of n³
+
+
+class Report:
+    """Lines for the reader, and what needs repair."""
+
+    def __init__(self):
+        self.problems: list[str] = []
+
+    def line(self, name: str, text: str) -> None:
+        print(f"{name:10} {text}", flush=True)
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+        self.line("problem", text)
+
+
+def main(argv: list[str]) -> int:
+    parser = command.Parser(prog="python -m rmt_jax.doctor", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--seconds", type=float, default=10.0, help="time for the speed tests")
+    parser.add_argument("--offline", action="store_true", help="do not look for the hub")
+    args = parser.parse_args(argv)
+
+    report = Report()
+    versions(report)
+    if devices(report):
+        memory(report)
+        matmul(report, args.seconds / 2)
+        train_step(report, args.seconds / 2)
+    optional(report)
+    hub(report, args.offline)
+    good = not report.problems
+    report.line("verdict", "ready to train" if good else f"{len(report.problems)} problem(s)")
+    return 0 if good else 1
+
+
+def versions(report: Report) -> None:
+    found = {name: _version(name) for name in (*REQUIRED, *SLOWER)}
+    present = [f"{name} {version}" for name, version in found.items() if version]
+    report.line("versions", f"Python {platform.python_version()}, {', '.join(present)}")
+    missing = [name for name, version in found.items() if not version]
+    if missing:
+        report.problem(f"{', '.join(missing)} missing: pip install -e .")
+
+
+def devices(report: Report) -> bool:
+    """Whether JAX has a device at all."""
+    from rmt_jax import hardware, startup
+
+    if line := hardware.driver():
+        report.line("driver", line)
+    try:
+        startup.prepare()
+    except ConfigError as error:
+        report.problem(str(error))
+        return False
+    import jax
+
+    report.line("devices", startup.describe())
+    compute = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+    report.line("precision", f"compute in {compute} (config.model.dtype=auto), weights in float32")
+    report.line("cache", f"compiled programs in {jax.config.values['jax_compilation_cache_dir']}")
+    return True
+
+
+def memory(report: Report) -> None:
+    import jax
+
+    from rmt_jax import hardware
+
+    host = hardware.host_memory()
+    text = f"host {host[1] / 2**30:.1f} of {host[0] / 2**30:.1f} GiB free" if host else "host: ?"
+    device = jax.local_devices()[0]
+    limit = hardware.device_memory(device)
+    if limit and device.platform != "cpu":
+        text += f"; {limit / 2**30:.1f} GiB on each device"
+    report.line("memory", text)
+
+
+def matmul(report: Report, seconds: float) -> None:
+    """Speed of one large product, and whether it is right."""
+    import jax
+    import jax.numpy as jnp
+
+    from rmt_jax import hardware
+
+    device = jax.local_devices()[0]
+    cpu = device.platform == "cpu"
+    size, kind = (1024, jnp.float32) if cpu else (8192, jnp.bfloat16)
+    a = jax.device_put(jnp.ones((size, size), kind), device)
+    times = jax.jit(lambda a: a @ a / size)
+    if float(times(a)[0, 0]) != 1.0:
+        report.problem(f"a product of ones is wrong on {device.device_kind}: faulty device?")
+        return
+    count, start = 0, time.monotonic()
+    while (spent := time.monotonic() - start) < seconds / 2 or not count:
+        for _ in range(4):
+            a = times(a)
+        a.block_until_ready()
+        count += 4
+    rate = MATMUL_FLOPS * size**3 * count / spent if spent else 0.0
+    text = f"{size}² {kind.__name__}: {rate / 1e12:,.2f} TFLOP/s on one device"
+    if best := hardware.peak(device):
+        text += f", {100 * rate / best:.0f} % of its peak"
+    report.line("matmul", text)
+
+
+def train_step(report: Report, seconds: float) -> None:
+    """Tokens a second of a small model's train step, compiling apart."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from rmt_jax import models, optimizer, steps
+    from rmt_jax.config import Config, Curriculum, Model, Prompt
+    from rmt_jax.shapes import Batch
+
+    rows, segments, length, vocab = 8, 2, 128, 1024
+    config = Config(
+        model=Model(layers=2, width=128, heads=4, segment_tokens=length, memory_tokens=8),
+        prompt=Prompt(source="none"),
+        curriculum=Curriculum((segments,), (100,), (rows,), (1e-3,)),
+    )
+    rng = np.random.default_rng(0)
+    batch = Batch(
+        tokens=rng.integers(0, vocab, (rows, segments, length)).astype(np.int32),
+        mask=np.ones((rows, segments, length), bool),
+        prompt=np.zeros((rows, 0), np.int32),
+        prompt_mask=np.zeros((rows, 0), bool),
+        task=np.zeros(rows, np.int32),
+        at=np.full((rows, 1, 1), length - 3, np.int32),
+        answer=np.ones((rows, 1, 1, 2), np.int32),
+        weight=np.ones((rows, 1, 1, 2), np.float32),
+        row=np.zeros((rows, 1, 1), np.int32),
+    )
+    model = models.build(config.model, config.prompt, vocab, 1, nnx.Rngs(0))
+    static, params = models.split(model)
+    opt = optimizer.build(config)
+    step = jax.jit(steps.make_train_step(static, opt, 2, bptt=0, remat=True), donate_argnums=0)
+    start = time.monotonic()
+    state, sums = step(steps.init_state(params, opt), batch)
+    jax.block_until_ready(sums)
+    compiled = time.monotonic() - start
+    count, start = 0, time.monotonic()
+    while (spent := time.monotonic() - start) < seconds / 2 or not count:
+        state, sums = step(state, batch)
+        jax.block_until_ready(sums)
+        count += 1
+    if not np.isfinite(np.asarray(sums.loss)).all():
+        report.problem("a train step of a random model gives a loss that is not a number")
+    speed = rows * segments * length * count / spent
+    report.line(
+        "train step",
+        f"{speed:,.0f} tokens/s (2 layers of 128, {rows} texts of {segments}·{length} tokens, one"
+        f" device), compiled or loaded in {compiled:.1f} s",
+    )
+
+
+def optional(report: Report) -> None:
+    for module, purpose, install in OPTIONAL:
+        there = importlib.util.find_spec(module) is not None
+        report.line(
+            "optional", f"{module}: {'there' if there else f'missing: {install}'} ({purpose})"
+        )
+
+
+def hub(report: Report, offline: bool) -> None:
+    """Whether pretrained weights and data can be fetched; training needs no network."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if offline or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        report.line("hub", "not asked (offline); training needs no network")
+        return
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5):
+            report.line("hub", f"{endpoint} answers")
+    except urllib.error.HTTPError as error:
+        report.line("hub", f"{endpoint} answers (status {error.code})")
+    except (OSError, ValueError) as error:
+        report.line(
+            "hub",
+            f"{endpoint} cannot be reached ({error}): give folders instead of names for weights,"
+            " tokenizers and data",
+        )
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+if __name__ == "__main__":
+    command.run(main, sys.argv[1:])

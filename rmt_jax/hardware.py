@@ -1,0 +1,71 @@
+"""What devices can do at best, what a train step needs, and how much memory there is."""
+
+import os
+from typing import Any
+
+from rmt_jax.config import Config
+
+# Dense bfloat16 peaks in TFLOP/s, from the makers' data sheets (without sparsity). The first entry
+# that `device_kind` contains counts; float32 on these is slower.
+PEAKS: tuple[tuple[str, float], ...] = (
+    ("B200", 2250.0),
+    ("H200", 989.0),
+    ("H100 PCIe", 756.0),
+    ("H100", 989.0),
+    ("A100", 312.0),
+    ("L40S", 362.0),
+    ("L4", 121.0),
+    ("A10", 125.0),
+    ("TPU7x", 2307.0),
+    ("TPU v6", 918.0),
+    ("TPU v5 lite", 197.0),
+    ("TPU v5e", 197.0),
+    ("TPU v5", 459.0),
+    ("TPU v4", 275.0),
+    ("TPU v3", 123.0),
+)
+
+
+def peak(device: Any) -> float | None:
+    """Dense bfloat16 FLOP/s of a device, None where it is not known."""
+    return next((1e12 * t for kind, t in PEAKS if kind in device.device_kind), None)
+
+
+def train_flops(config: Config) -> float:
+    """Model FLOPs of a train step for each token of text: forward and twice that backward, without
+    what rematerialising repeats (Chowdhery et al. 2022, appendix B). Embeddings and the few answer
+    logits are left out."""
+    m, p = config.model, config.prompt
+    sides = {"rmt": 2, "prmt": 2, "armt": 1, "none": 0}[m.cell]
+    prompt = p.tokens if p.source != "none" else 0
+    places = m.segment_tokens + prompt + sides * m.memory_tokens
+    # 12·D² weights a layer; scores and mixing see half of the places on average.
+    for_a_place = m.layers * (2 * 12 * m.width**2 + 4 * m.width * places / 2)
+    return 3 * for_a_place * places / m.segment_tokens
+
+
+def host_memory() -> tuple[int, int] | None:
+    """Bytes of the host's memory, (all, available); None where /proc does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return tuple(1024 * int(lines[k].split()[0]) for k in ("MemTotal", "MemAvailable"))  # type: ignore
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def device_memory(device: Any) -> int | None:
+    """Bytes that JAX may use on a device; on the CPU the host's available memory."""
+    if device.platform == "cpu":
+        memory = host_memory()
+        return memory[1] if memory else None
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def driver(path: str = "/proc/driver/nvidia/version") -> str | None:
+    """The NVIDIA driver's own line, None without one."""
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return file.readline().partition(":")[2].strip()
