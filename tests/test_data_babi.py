@@ -103,6 +103,19 @@ def test_train_and_validation_share_no_story(tmp_path):
         train.story("qa1", 0, 0, 0, OFFICIAL)
 
 
+def test_official_stories_can_bear_new_names(tmp_path):
+    written(tmp_path, TEXT.replace("Sandra went home", "Sandra went to the garden"))
+    train = official.Official(str(tmp_path), "train")
+    if not train.items("qa1"):
+        train = official.Official(str(tmp_path), "validation")
+    manner = OFFICIAL._replace(names=("people", "places"))
+    story = train.story("qa1", 0, 0, 100, manner)
+    plain = train.story("qa1", 0, 0, 100, OFFICIAL)
+    assert story.supporting == plain.supporting and story.facts != plain.facts
+    assert "Mary" not in " ".join(story.facts)
+    assert story.question.split()[-1].rstrip("?") in " ".join(story.facts)
+
+
 def test_official_facts_need_a_folder():
     with pytest.raises(babi.BabiError, match="babi_dir"):
         official.Official("", "train")

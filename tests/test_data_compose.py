@@ -293,6 +293,13 @@ def test_bad_background_is_named_and_leaves_nothing(tmp_path, monkeypatch, make,
         background.load(str(tmp_path / "nowhere"), TOKENS, "train")
 
 
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="set the environment variable RMT_JAX_CACHE"):
+        background.load(str(books(tmp_path / "books")), TOKENS, "train")
+
+
 def test_sentences():
     text = (
         'Mr. Smith met Dr. J. Brown at 3.5 miles. "Stop!" he cried. Why? No one knew... But\n'

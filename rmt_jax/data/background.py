@@ -118,7 +118,13 @@ def _map(path: Path, kind: np.dtype) -> np.ndarray:
 def _make(folder: Path, source: str, tokenizer: Tokenizer) -> None:
     """Writes all splits into a folder beside, then renames it: a killed run leaves nothing half
     done, and of two runs at once the first to finish wins."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The tokenised background cannot be kept in {folder.parent} ({error.strerror}): set "
+            "the environment variable RMT_JAX_CACHE to a folder that can be written."
+        ) from None
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
         made = Path(name) / "made"
         made.mkdir()

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from zlib import crc32
 
-from rmt_jax.data import babi, tasks
+from rmt_jax.data import babi, perturb, tasks
 from rmt_jax.data.dice import Dice
 from rmt_jax.data.story import Ask, Story
 from rmt_jax.data.worlds import Manner
@@ -43,9 +43,12 @@ class Official:
         order = _shuffle(len(allowed), seed, lap, tasks.number(task))
         item = self.items(task)[allowed[order[place]]]
         asks = _asks(self.items(task), allowed[order[place]], manner, seed, index)
-        return Story(
+        story = Story(
             task, item.facts, item.question, item.answer, item.supporting, asks, item.story
         )
+        for kind in manner.names:
+            story = perturb.renamed(story, kind, Dice(seed, index, 8), manner.held_out)
+        return story
 
 
 @lru_cache(maxsize=64)

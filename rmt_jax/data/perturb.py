@@ -61,16 +61,19 @@ def description(name: str, task: str, number: int) -> str | None:
 def story(name: str, told: Story, dice: Dice) -> Story:
     """The story with other names, or with distractors among its facts."""
     if name.startswith("new_"):
-        return _renamed(told, name.removeprefix("new_"), dice)
+        return renamed(told, name.removeprefix("new_"), dice, held_out=True)
     if name == "distractors":
         return _distracted(told, dice)
     return told
 
 
-def _renamed(told: Story, kind: str, dice: Dice) -> Story:
-    known = sorted({word for task in ("qa1", "qa5", "qa10")
-                    for word in getattr(words.official(task), kind)})  # fmt: skip
-    new = dict(zip(known, dice.sample(words.words(kind, held_out=True), len(known)), strict=True))
+def renamed(told: Story, kind: str, dice: Dice, held_out: bool) -> Story:
+    """The story with every official name of a kind ('people', 'places', 'objects') replaced by one
+    of the word lists, the same one throughout."""
+    known = sorted(
+        {word for task in ("qa1", "qa5", "qa10") for word in getattr(words.official(task), kind)}
+    )
+    new = dict(zip(known, dice.sample(words.words(kind, held_out), len(known)), strict=True))
     pattern = re.compile(rf"\b({'|'.join(known)})\b")
 
     def change(text: str) -> str:
