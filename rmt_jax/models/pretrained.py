@@ -19,7 +19,8 @@ from rmt_jax.models import names, torch_file, weights
 from rmt_jax.models.weights import WeightsError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "tokenizer*"]
+PATTERNS = ["*.json", "model*.safetensors", "merges.txt"]
+OLDER = [*PATTERNS, "pytorch_model*.bin"]  # the same weights again where both are there
 SEGMENT, HEAD_WIDTH = 512, 64  # where nothing says otherwise: the authors' and GPT-2's
 MEMORY_TOKENS, NU = 16, 3
 
@@ -161,7 +162,10 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=PATTERNS))
+        found = Path(snapshot_download(str(name), revision=revision, allow_patterns=PATTERNS))
+        if not any(found.glob("model*.safetensors*")):
+            snapshot_download(str(name), revision=revision, allow_patterns=OLDER)
+        return found
     except Exception as error:  # the hub's errors have no common parent below Exception
         raise WeightsError(
             f"There is no folder {name} here, and the hub gave nothing under that name "
