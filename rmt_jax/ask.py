@@ -11,6 +11,7 @@ trained with a task prompt reads the text once for each task asked about: the ta
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -46,27 +47,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     # JAX loads only now: --help and wrong arguments answer at once.
     try:
-        stream, source = open_source(args)
-        from rmt_jax import api
-        from rmt_jax.evaluation import answering, recall
-        from rmt_jax.models.pretrained import WeightsError
-
-        try:
-            model = api.load(args.workdir)
-            session = recall.Session(model, room=args.tokens)
-            return talk(args, session, stream, source)
-        except (
-            WeightsError,
-            api.InputError,
-            answering.AnsweringError,
-            recall.RecallError,
-        ) as error:
-            raise AskError(str(error)) from error
+        with contextlib.ExitStack() as opened:
+            stream, source = open_source(args)
+            if stream is not None and stream is not sys.stdin:
+                opened.enter_context(stream)
+            return _main(args, stream, source)
     except (AskError, TextError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _main(args: argparse.Namespace, stream: IO[str] | None, source: str) -> int:
+    # JAX loads only now: --help and wrong arguments answer at once.
+    from rmt_jax import api
+    from rmt_jax.evaluation import answering, questions, recall
+    from rmt_jax.models.pretrained import WeightsError
+
+    sentences = (
+        WeightsError, api.InputError, answering.AnsweringError, questions.QuestionError,
+        recall.RecallError,
+    )  # fmt: skip
+    try:
+        session = recall.Session(api.load(args.workdir), room=args.tokens)
+        return talk(args, session, stream, source)
+    except sentences as error:
+        raise AskError(str(error)) from error
 
 
 def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
@@ -102,8 +109,7 @@ def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source:
         prompts = session.prompts_for(args.question, args.task)
         size = args.file.stat().st_size if args.file else None
         start = time.monotonic()
-        with stream:
-            session.read(shown(pieces(stream), size, args.quiet), prompts)
+        session.read(shown(pieces(stream), size, args.quiet), prompts)
         seconds = time.monotonic() - start
         if session.tokens == 0:
             raise AskError(f"{source} holds no text: there is nothing to read.")

@@ -47,6 +47,15 @@ def test_a_streamed_text_is_answered_as_evaluation_does(model):
     assert held.answer("Where is John?", "qa1") is not None  # the memory is not used up
 
 
+def test_white_space_is_single_however_the_text_is_cut(model):
+    wild = TEXT.replace(" old", "\n\n  old")
+    plain, held = session(model), session(model, text=wild)
+    assert held.tokens == plain.tokens and held.rest.tolist() == plain.rest.tolist()
+    made = recall.Session(model)
+    made.read(texts.pieces(io.StringIO(wild), 40), made.prompts_for(["Where is Mary?"]))
+    assert made.tokens == plain.tokens and made.rest.tolist() == plain.rest.tolist()
+
+
 def test_pieces_give_the_tokens_of_the_whole(monkeypatch):
     words, text = tiny_run.words(), questions.context_text(TEXT + "Mr. Poe's “Raven”, 1845: naïve—")
     whole = words.encode(text)

@@ -101,7 +101,8 @@ class Session:
         def counted() -> Iterable[str]:
             for piece in pieces:
                 self.characters += len(piece)
-                yield questions.context_text(piece) if self.characters == len(piece) else piece
+                if not piece.isspace():
+                    yield questions.context_text(piece)  # later pieces begin with a space anyway
 
         for some in encoded(self.model.tokenizer, iter(counted())):
             self.tokens += len(some)

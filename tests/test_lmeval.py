@@ -1,0 +1,81 @@
+"""lm-evaluation-harness runs its kind of BABILong task on our checkpoint (extra `lmeval`)."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import tiny_run
+
+from rmt_jax import lmeval
+
+TASK = """
+task: babilong_qa1
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{input.strip()}}}}\\n{{{{question.strip()}}}}"
+doc_to_target: "{{{{target}}}}"
+process_results: !function score.score
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+generation_kwargs: {{do_sample: false, max_gen_toks: 16, until: []}}
+"""
+SCORE = """
+def score(doc, results):
+    return {"acc": float(doc["target"].lower() in results[0].lower())}
+"""
+ROWS = [
+    {"input": f"Mary went to the {p}. " * 20, "question": "Where is Mary? ", "target": p}
+    for p in ("garden", "office", "kitchen")
+]
+
+
+def request(row, prompt="You are told.\nMary went home.\nWhere is Mary?", **named):
+    return SimpleNamespace(doc=row, args=(prompt, {"until": [], "max_gen_toks": 16}), **named)
+
+
+def test_a_request_is_taken_apart():
+    assert lmeval.texts_of(request(ROWS[0]), False) == (ROWS[0]["input"], ROWS[0]["question"])
+    assert lmeval.texts_of(request(ROWS[0]), True)[1] == "Where is Mary?"
+    assert lmeval.texts_of(request({}), False) == (
+        "You are told.\nMary went home.",
+        "Where is Mary?",
+    )
+    assert lmeval.task_of(request({}, task_name="babilong_qa7"), "Who?", ("qa1",)) == "qa7"
+    assert lmeval.task_of(request({}), "Who gave the milk?", ("qa1",)) == "qa5"
+    assert lmeval.cut("garden\nWhere", ["\n"]) == "garden"
+
+
+def test_answers_come_back_in_order(tmp_path):
+    model = tiny_run.model(tmp_path)
+    long = {"input": "It rained all day. " * 60, "question": "Where is Mary?", "target": "x"}
+    requests = [request(row, task_name="babilong_qa1") for row in (long, *ROWS)]
+    together = lmeval.answers(model, requests, batch=2, whole=False)
+    assert together == [lmeval.answers(model, [r], batch=2, whole=False)[0] for r in requests]
+
+
+# The harness and what it imports warn of their own affairs.
+@pytest.mark.filterwarnings("ignore")
+def test_the_harness_itself(tmp_path):
+    harness = pytest.importorskip("lm_eval", reason="pip install -e '.[lmeval]'")
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "data.json").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "score.py").write_text(SCORE)
+    (tmp_path / "qa1.yaml").write_text(TASK.format(data=tmp_path / "data.json"))
+    run = tiny_run.save(tmp_path / "run", tiny_run.config())
+    ours = lmeval.register()(workdir=str(run), batch_size=2)
+    found = harness.simple_evaluate(
+        model=ours,
+        tasks=["babilong_qa1"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert found["results"]["babilong_qa1"]["acc,none"] in (0.0, 1 / 3, 2 / 3, 1.0)
+    outputs = [s["filtered_resps"][0] for s in found["samples"]["babilong_qa1"]]
+    requests = [request(row, task_name="babilong_qa1") for row in ROWS]
+    assert outputs == lmeval.answers(ours.model, requests, batch=2, whole=False)
