@@ -111,6 +111,7 @@ def test_splits_share_no_story():
 
 def test_splits_share_no_background():
     parts = [background.load("builtin", TOKENS, split) for split in sources.SPLITS]
+    assert [len(b.tokens) > 4000 for b in parts] == [True] * 3
     sentences = [
         {b.tokens[i:j].tobytes() for i, j in zip(b.starts[:-1], b.starts[1:], strict=True)}
         for b in parts

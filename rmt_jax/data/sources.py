@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
+BLOCK = 3000  # characters of built-in text that go to validation or test together
 _ABBREVIATIONS = (
     "Mr|Mrs|Ms|Dr|St|Messrs|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Sr|Jr|Esq|No|Nos|Vol|vol|Ch|ch|"
     "pp|p|vs|cf|etc|viz|i\\.e|e\\.g|Mme|Mlle|M|Jan|Feb|Mar|Apr|Aug|Sept|Oct|Nov|Dec"
@@ -84,7 +85,7 @@ def documents(source: str) -> list[tuple[str, str, str]]:
     Raises ValueError when a folder is missing or empty.
     """
     if source == "builtin":
-        return [(name, name, text) for name, text in builtin()]
+        return list(_builtin_blocks())
     folder = Path(source)
     if not folder.is_dir():
         raise ValueError(f"Background: there is no folder {source!r}. Give 'builtin' or a folder.")
@@ -93,6 +94,25 @@ def documents(source: str) -> list[tuple[str, str, str]]:
         raise ValueError(f"Background: the folder {source!r} holds no .txt file.")
     keys = _keys(folder / "manifest.json")
     return [(path.name, keys.get(path.name, path.name), str(path)) for path in files]
+
+
+def _builtin_blocks() -> Iterator[tuple[str, str, str]]:
+    """Train has whole topics. The others are few and of very different sizes, so validation and
+    test take blocks of their paragraphs in turn."""
+    blocks = 0
+    for name, text in builtin():
+        if split_of(name) == "train":
+            yield name, "split:train", text
+            continue
+        block: list[str] = []
+        for paragraph in text.split("\n\n"):
+            block.append(paragraph)
+            if sum(map(len, block)) > BLOCK:
+                yield f"{name} {blocks}", f"split:{SPLITS[1 + blocks % 2]}", "\n\n".join(block)
+                block, blocks = [], blocks + 1
+        if block:
+            yield f"{name} {blocks}", f"split:{SPLITS[1 + blocks % 2]}", "\n\n".join(block)
+            blocks += 1
 
 
 def _keys(manifest: Path) -> dict[str, str]:
