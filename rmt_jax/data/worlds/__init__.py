@@ -22,6 +22,7 @@ PATIENCE = {
     "qa3": 0.45,
 }  # part of the chances to ask that the official files of a task take
 LEAST = {"qa3": 4, "qa5": 3}  # facts before which there is hardly anything to ask
+LAST_ASKS = 3  # questions more behind the last fact of QA4
 LONGEST = 300  # facts after which a story that has no question is dropped
 
 
@@ -95,6 +96,12 @@ class _Notes:
         self.dice, self.rate = dice, rate
         self.asks: list[Ask] = []
 
+    def more(self, place, after: int) -> None:
+        """A story that can tell no further fact is asked several questions at its end, else it
+        would teach little (QA4: two facts)."""
+        for _ in range(LAST_ASKS):
+            self.take(place, after)
+
     def take(self, place, after: int) -> None:
         if self.dice.uniform() < self.rate:
             own, place.dice = place.dice, self.dice
@@ -119,6 +126,8 @@ def _official(task, given: Names, dice: Dice, manner: Manner, most: int, notes) 
         if question is not None:
             wanted -= 1
             if not wanted:
+                if notes and task == "qa4":
+                    notes.more(place, len(facts) - 1)
                 return _story(task, facts, question, notes)
     return None
 
@@ -142,6 +151,8 @@ def _controlled(task, given: Names, dice: Dice, manner: Manner, most: int, notes
         if len(facts) >= count:
             question = _recent(place, len(facts), dice, RECENT if count <= 20 else count)
             if question is not None:
+                if notes and task == "qa4":
+                    notes.more(place, len(facts) - 1)
                 return _story(task, facts, question, notes)
     return None
 
@@ -154,7 +165,9 @@ def _recent(place, facts: int, dice: Dice, recent: int = RECENT) -> Question | N
 
 def _story(task: str, facts: list[str], question: Question, notes) -> Story:
     # What could be asked right before the final question is left to the final question.
-    asks = [ask for ask in notes.asks if ask.after < len(facts) - 1] if notes else ()
+    last = len(facts) - (task != "qa4")
+    asks = notes.asks if notes else []
+    asks = [ask for ask in asks if ask.after < last and ask.question != question.text]
     return Story(
         task, tuple(facts), question.text, question.answer, question.supporting, tuple(asks)
     )
