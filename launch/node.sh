@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Trains on this machine: one process with all its GPUs (or its CPU), started again for as long as
+# it asks for that (exit code 75: it was told to stop and has saved everything).
+#
+#   launch/node.sh [--processes N] [--restarts N] [--dry_run] -- --config configs/multitask.py \
+#       --workdir runs/mine
+#
+# --processes N   N processes that talk over localhost, each with its share of the GPUs. One process
+#                 is as fast; this is how a cluster is rehearsed on one machine.
+set -euo pipefail
+
+processes=1 restarts=100 dry_run=""
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --processes) processes=$2; shift 2 ;;
+    --restarts) restarts=$2; shift 2 ;;
+    --dry_run) dry_run=1; shift ;;
+    --) shift; break ;;
+    *) echo "error: unknown argument '$1'; the training's own arguments come after --" >&2; exit 2 ;;
+  esac
+done
+if [[ " $* " != *" --workdir"* ]]; then
+  echo "error: give --workdir DIR after --: a run that is started again must find its folder" >&2
+  exit 2
+fi
+command=("${PYTHON:-python}" -m rmt_jax.train "$@")
+
+gpus() {
+  if [[ ${JAX_PLATFORMS:-} == cpu* ]]; then echo 0; return; fi
+  find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l
+}
+
+once() {
+  if [[ $processes -eq 1 ]]; then
+    "${command[@]}" &
+    pids=($!)
+  else
+    local share=$(($(gpus) / processes)) port=$((20000 + RANDOM % 20000))
+    pids=()
+    for ((i = 0; i < processes; i++)); do
+      (
+        export COORDINATOR_ADDRESS=localhost:$port NUM_PROCESSES=$processes PROCESS_ID=$i
+        if [[ $share -gt 0 ]]; then
+          CUDA_VISIBLE_DEVICES=$(seq -s, $((i * share)) $((i * share + share - 1)))
+          export CUDA_VISIBLE_DEVICES
+        fi
+        exec "${command[@]}"
+      ) &
+      pids+=($!)
+    done
+  fi
+  local code=0 one
+  for pid in "${pids[@]}"; do
+    one=0
+    # A signal to this script ends `wait` early (above 128): it was passed on, so wait again.
+    while wait "$pid" || one=$?; [[ $one -gt 128 ]] && kill -0 "$pid" 2>/dev/null; do one=0; done
+    [[ $one -gt $code ]] && code=$one
+  done
+  return "$code"
+}
+
+if [[ -n $dry_run ]]; then
+  for ((i = 0; i < processes; i++)); do
+    [[ $processes -gt 1 ]] &&
+      printf 'COORDINATOR_ADDRESS=localhost:PORT NUM_PROCESSES=%d PROCESS_ID=%d ' "$processes" "$i"
+    printf '%q ' "${command[@]}"
+    echo
+  done
+  exit 0
+fi
+
+pids=() told=""
+trap 'told=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+for ((try = 0; try <= restarts; try++)); do
+  code=0
+  once || code=$?
+  # Stopped from outside: whoever stopped us decides about starting again.
+  if [[ $code -ne 75 || -n $told ]]; then exit "$code"; fi
+  echo "the run asks to be started again ($((try + 1)) of $restarts)" >&2
+done
+exit 75
