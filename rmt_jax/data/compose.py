@@ -203,7 +203,8 @@ class Composer:
         for after, ids, answer in asks:
             gap = int(gaps[after])
             if fill > 0 and dice.uniform() < 0.5:  # some way after its fact: it still holds there
-                gap = dice.between(gap, int(gaps[after + 1]))
+                until = int(gaps[after + 1]) if after + 1 < len(gaps) else len(starts) - 1
+                gap = dice.between(gap, until)
             inserts.append((gap, after, 1, ids, answer))
         inserts.sort(key=lambda one: one[:3])
         out = np.empty(fill + sum(len(one[3]) for one in inserts), np.int32)
