@@ -37,10 +37,10 @@ def cells(less=0, perturb=""):
 
 def metrics(folder):
     lines = [
-        {"step": s, "stage": 1 + s // 30, "loss": 2 / (s + 1), "accuracy/qa1": s / 60} for s in
+        {"step": s, "stage": 1 + s // 30, "loss": 2 / (s + 1), "accuracy": {"qa1": s / 60}} for s in
         range(0, 60, 10)
     ]  # fmt: skip
-    lines.append({"step": 50, "split": "validation", "loss": 1.0, "accuracy/qa1": 0.8})
+    lines.append({"step": 50, "validation": {"qa1": {"1s": 0.9, "2s": 0.7}}})
     file = folder / "metrics.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 60, "lo')
     return file
@@ -93,11 +93,12 @@ def test_tables_name_what_was_counted():
 
 def test_learning_curves_want_a_training_step(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1, "split": "validation", "loss": 1.0}\n')
+    file.write_text('{"step": 1, "validation": {"qa1": {"1s": 1.0}}}\n')
     with pytest.raises(ValueError, match="no training step yet"):
         curves.learning(file, tmp_path / "curves.png")
     train, checks = curves.read_metrics(metrics(tmp_path))
     assert [r["step"] for r in train] == [0, 10, 20, 30, 40, 50] and len(checks) == 1
+    assert checks[0]["accuracy/qa1"] == pytest.approx(0.8)
 
 
 def test_depth_bins():

@@ -1,5 +1,6 @@
 """Lines: accuracy against length, learning curves, accuracy against the depth of the facts."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from rmt_jax.report.figures import (
 from rmt_jax.scores import Cell, wilson
 
 # Light for short texts, dark for long ones.
+GPT2_CHARACTERS = 4.0  # a token of GPT-2 in English prose (3.9 in novels, 4.6 in manuals)
 DEPTHS = ("#BFD9E6", "#8FC1D4", "#5FA6C0", "#3587AB", "#1B668E", "#0B4566", "#06283D")
 REFERENCE = ("#9A9A9A", "#C2A26B", "#8FA9C4", "#B58FB5", "#A3B899", "#C99")
 
@@ -77,6 +79,12 @@ def _curve(cells: Sequence[Cell], rule: str) -> tuple[list, list, tuple[list, li
     x = [max(1.0, c.tokens) for c in cells]
     y = [100 * c.accuracy(rule) for c in cells]
     return x, y, ([100 * low for low, _ in intervals], [100 * high for _, high in intervals])
+
+
+def gpt2_tokens(cell: Cell) -> float:
+    """Published lengths are in GPT-2's tokens: counted where that tokenizer was at hand, else
+    estimated from the characters."""
+    return cell.gpt2_tokens or cell.characters / GPT2_CHARACTERS or cell.tokens
 
 
 def _means(cells: Sequence[Cell], tasks: Sequence[str], pick: Any) -> tuple[list, list]:
@@ -149,6 +157,9 @@ def _lengths_compared(
     title: str,
     references: Sequence[Mapping[str, Any]],
 ) -> list[Path]:
+    if references:
+        runs = {n: [dataclasses.replace(c, tokens=gpt2_tokens(c)) for c in r]
+                   for n, r in runs.items()}  # fmt: skip
     everything = [c for cells in runs.values() for c in cells]
     tasks, _ = names(everything)
     panels = [*tasks, "mean"] if len(tasks) > 1 else tasks
@@ -188,7 +199,11 @@ def _lengths_compared(
             handles.setdefault(label, handle)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center",
                   ncols=min(3, len(handles)), fontsize=8.5)  # fmt: skip
-    figure.suptitle(title or "Accuracy against tokens read", fontweight="bold", x=0.01, ha="left")
+    counted = " (GPT-2's; ours estimated at 4 characters each where not counted)"
+    figure.suptitle(
+        (title or "Accuracy against tokens read") + (counted if references else ""),
+        fontweight="bold", x=0.01, ha="left",
+    )  # fmt: skip
     figure.supylabel("accuracy, %", fontsize=9)
     return save(figure, path, pdf=True)
 
@@ -218,8 +233,10 @@ def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
     if smooth > 1:
         bottom.plot(*zip(*loss, strict=True), color=INK, lw=0.6, alpha=0.25)
     bottom.plot([p[0] for p in loss], _running([p[1] for p in loss], smooth), color=INK, lw=1.6)
-    if min(p[1] for p in loss) > 0:
+    low, high = min(p[1] for p in loss), max(p[1] for p in loss)
+    if 0 < 10 * low < high:
         bottom.set_yscale("log")
+        bottom.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     steps = [r["step"] for r in rows]
     for axes in (top, bottom):
         axes.set_xlim(0, max(steps) * 1.005 + 1)
@@ -236,21 +253,29 @@ def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
 
 
 def read_metrics(metrics: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training lines, validation lines) of a run's `metrics.jsonl` in order of steps: flat
-    dictionaries with "step", "stage", "loss", "accuracy/qa1", …. After a resume the later line of a
-    step counts; a last line cut short by a kill is left out."""
-    found: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "validation": {}}
+    """(training lines, validation lines) of a run's `metrics.jsonl` in order of steps, flat:
+    "step", "stage", "loss", "accuracy/qa1", …. In the file, a training line has
+    "accuracy": {task: rate} and a validation line "validation": {task: {length: rate}} (the mean
+    over lengths is taken). After a resume the later line of a step counts; a line cut short by a
+    kill is left out. Raises ValueError where there is no training line."""
+    train: dict[int, dict[str, Any]] = {}
+    checks: dict[int, dict[str, Any]] = {}
     for line in Path(metrics).read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        split = row.get("split", "train")
-        if "step" in row and "loss" in row and split in found:
-            found[split][int(row["step"])] = row
-    if not found["train"]:
+        if "step" not in row:
+            continue
+        if isinstance(row.get("validation"), dict):
+            rates = {t: mean(list(v.values())) for t, v in row["validation"].items() if v}
+            checks[int(row["step"])] = row | {f"accuracy/{t}": v for t, v in rates.items()}
+        elif isinstance(row.get("accuracy"), dict) and "loss" in row:
+            rates = row["accuracy"]
+            train[int(row["step"])] = row | {f"accuracy/{t}": v for t, v in rates.items()}
+    if not train:
         raise ValueError(f"{metrics} holds no training step yet: nothing to draw.")
-    return tuple([rows[step] for step in sorted(rows)] for rows in found.values())  # type: ignore
+    return [train[step] for step in sorted(train)], [checks[step] for step in sorted(checks)]
 
 
 def _tasks(row: Mapping[str, Any]) -> list[str]:

@@ -139,7 +139,8 @@ def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title:
     for side in axes.spines.values():
         side.set_visible(False)
     axes.set_title(title or "Accuracy, task × length", pad=18)
-    axes.set_xlabel(footnote(cells, rule), fontsize=7.5, color="#6B6B6B", labelpad=8)
+    note = wrapped(footnote(cells, rule), int(14 * width))
+    axes.set_xlabel(note, fontsize=7.5, color="#6B6B6B", labelpad=8)
     return save(figure, path, pdf=True)
 
 
@@ -161,6 +162,16 @@ def footnote(cells: Sequence[Cell], rule: str) -> str:
         each = f" ({mean(rates):.1f} characters each)" if rates else ""
         parts.append(f"tokens of {', '.join(tokenizers)}{each}")
     return " · ".join(parts)
+
+
+def wrapped(note: str, columns: int) -> str:
+    """The note on as many lines as its parts need."""
+    lines = [""]
+    for part in note.split(" · "):
+        if lines[-1] and len(lines[-1]) + len(part) + 3 > columns:
+            lines.append("")
+        lines[-1] += f" · {part}" if lines[-1] else part
+    return "\n".join(lines)
 
 
 def mean(values: Sequence[float]) -> float:
