@@ -68,7 +68,7 @@ def lengths(
     _label_ends(axes, ends)
     axes.set_title(title or "Accuracy against length")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left", fontsize=8, handlelength=2.6)
+        axes.legend(loc="best", fontsize=8, handlelength=2.6)
     figure.supxlabel(footnote(cells, rule), fontsize=7, color="#6B6B6B")
     return save(figure, path, pdf=True)
 
@@ -104,10 +104,7 @@ def _shade_trained(axes: Any, cells: Sequence[Cell]) -> None:
     if trained and max(trained) < max(c.tokens for c in cells):
         low = min(c.tokens for c in cells) / 1.15
         axes.axvspan(low, max(trained) * 1.15, color="#F3F6F4", zorder=0, lw=0)
-        axes.text(
-            max(trained) * 1.12, 101, "trained lengths", ha="right", va="bottom", fontsize=8,
-            color=GREY,
-        )  # fmt: skip
+        axes.text(low, 101, " trained", ha="left", va="bottom", fontsize=8, color=GREY)
 
 
 def _length_axis(axes: Any, cells: Sequence[Cell]) -> None:
