@@ -6,12 +6,33 @@ Files in `configs/` import this module alone. Every field can be set from the co
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 
 CELLS = ("rmt", "prmt", "armt", "none")
 POSITIONS = ("learned", "alibi", "rotary")
 PROMPT_SOURCES = ("none", "question", "description", "both", "learned")
 PROMPT_PLACES = ("start", "every")
+
+
+# Fields that the rules of `validate` do not treat by name: least and greatest value, None for none.
+BOUNDS: tuple[tuple[str, float, float | None], ...] = (
+    ("prompt.tokens", 1, None),
+    ("data.new_names", 0, 1),
+    ("data.workers", 0, 512),
+    ("data.seed", 0, 2**31 - 1),
+    ("curriculum.learning_rate", 0, None),
+    ("optimizer.weight_decay", 0, None),
+    ("optimizer.b1", 0, 0.999999),
+    ("optimizer.b2", 0, 0.999999),
+    ("optimizer.clip", 0, None),
+    ("optimizer.warmup", 0, 1),
+    ("optimizer.adam_learning_rate", 0, None),
+    ("evaluation.every", 0, None),
+    ("evaluation.seed", 0, 2**31 - 1),
+    ("seed", 0, 2**31 - 1),
+    ("log_every", 1, None),
+)
 
 
 class ConfigError(ValueError):
@@ -318,6 +339,31 @@ def validate(config: Config) -> None:
         _at_least(f"evaluation.{name}", getattr(config.evaluation, name), 1)
     for name in ("every", "keep"):
         _at_least(f"checkpoint.{name}", getattr(config.checkpoint, name), 1)
+    _validate_texts(config)
+    flat: dict = fields(config)
+    for name, least, most in BOUNDS:
+        for value in flat[name] if isinstance(flat[name], tuple) else (flat[name],):
+            if not least <= value <= (value if most is None else most):  # also not-a-number
+                limits = f"{least} or more" if most is None else f"between {least} and {most}"
+                raise ConfigError(f"config.{name} must be {limits}, but got {value}.")
+
+
+def _validate_texts(config: Config) -> None:
+    """The fields that are small languages of their own."""
+    for length in config.evaluation.lengths:
+        if not re.fullmatch(r"[1-9]\d*[skM]?|0k", length):
+            raise ConfigError(
+                f"evaluation.lengths: '{length}' is no length: write 4s (segments), 0k (facts"
+                " only), 4k or 1M (nominal tokens), or 300 (tokens of context)."
+            )
+    for text in config.curriculum.questions:
+        rates = text.split()
+        if not rates or not all(re.fullmatch(r"0?\.\d+|[01](\.0*)?", rate) for rate in rates):
+            raise ConfigError(
+                f"curriculum.questions: '{text}' is no list of probabilities such as '1 .5 0'."
+            )
+    if not sum(config.curriculum.steps):
+        raise ConfigError("curriculum.steps is 0 in every stage: there is nothing to train.")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

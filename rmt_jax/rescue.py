@@ -99,7 +99,7 @@ def batches(
     changes nothing: data are a function of the step.
 
     Raises:
-      ConfigError: that happened more than `tries` times.
+      ConfigError: that happened more than `tries` times, or no batch can be made as configured.
     """
     deaths = 0
     while True:
@@ -108,6 +108,8 @@ def batches(
                 yield batch
                 step += 1
             return
+        except ValueError as error:  # how `data` says what does not fit
+            raise ConfigError(f"The batch of step {step + 1:,} cannot be made: {error}") from error
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise

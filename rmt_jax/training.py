@@ -20,7 +20,7 @@ from rmt_jax import (
     steps,
 )
 from rmt_jax.checkpoint import Checkpoints
-from rmt_jax.config import Config, stage_value
+from rmt_jax.config import Config, ConfigError, stage_value
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.loader import Loader
 from rmt_jax.models import pretrained, weights
@@ -52,9 +52,12 @@ def _run(config: Config, path: Path, signals: Signals) -> int:
     sharding.check_batches(config, mesh)
     print(f"{startup.describe()}; writing to {path}", file=sys.stderr)
 
-    tokenizer = tokenizers.load(config.data.tokenizer)
-    loader = Loader(config, tokenizer, "train")
-    validation = Loader(config, tokenizer, "validation")
+    try:
+        tokenizer = tokenizers.load(config.data.tokenizer)
+        loader = Loader(config, tokenizer, "train")
+        validation = Loader(config, tokenizer, "validation")
+    except ValueError as error:  # how `data` says what it cannot use
+        raise ConfigError(str(error)) from error
 
     tasks = len(config.data.tasks)
     rngs = nnx.Rngs(config.seed)
