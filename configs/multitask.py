@@ -3,12 +3,14 @@
     python -m rmt_jax.train --config configs/multitask.py          (`small`, minutes on two cores)
     python -m rmt_jax.train --config configs/multitask.py:smoke    the whole way in under a minute
     python -m rmt_jax.train --config configs/multitask.py:gpt2     the paper's model
+    python -m rmt_jax.train --config configs/multitask.py:armt     other memory cells: armt, prmt, none
 
 `small` starts from the backbone that ships with the package (made by configs/pretrain.py);
 --config.init= (empty) starts from nothing.
 """
 
 import dataclasses
+import functools
 
 from rmt_jax.config import (
     Checkpoint,
@@ -25,6 +27,7 @@ from rmt_jax.config import (
 
 def get_config(preset: str = "small") -> Config:
     presets = {"small": small, "gpt2": gpt2, "smoke": smoke}
+    presets |= {name: functools.partial(cell, name) for name in ("armt", "prmt", "none")}
     if preset not in presets:
         raise ConfigError(
             f"configs/multitask.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -72,6 +75,13 @@ def small() -> Config:
         checkpoint=Checkpoint(every=200),
         log_every=10,
     )
+
+
+def cell(name: str) -> Config:
+    """`small` with another memory: associative (armt), a memory a layer (prmt), or none. The
+    backbone comes from the package; the memory's own weights start as drawn."""
+    config = small()
+    return config.replace(model=dataclasses.replace(config.model, cell=name, d_mem=16))
 
 
 def smoke() -> Config:

@@ -20,7 +20,7 @@ def parse(*overrides: str, preset: str = "") -> Config:
 
 
 def test_presets_are_valid():
-    for preset in ("", ":small", ":smoke", ":gpt2"):
+    for preset in ("", ":small", ":smoke", ":gpt2", ":armt", ":prmt", ":none"):
         config.validate(parse(preset=preset))
 
 
@@ -89,7 +89,7 @@ def test_positions_that_do_not_fit_are_counted():
         ([], "--config is missing"),
         (["--config", "nothere.py"], "There is no config file 'nothere.py'"),
         (["--config", str(ROOT / "rmt_jax" / "shapes.py")], "has no function get_config()"),
-        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, gpt2, smoke"),
+        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, gpt2, smoke, armt, prmt, none"),
     ],
 )
 def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
