@@ -3,7 +3,7 @@
     python -m rmt_jax.train --config configs/multitask.py          (`small`, minutes on two cores)
     python -m rmt_jax.train --config configs/multitask.py:smoke    the whole way in under a minute
     python -m rmt_jax.train --config configs/multitask.py:gpt2     the paper's model
-    python -m rmt_jax.train --config configs/multitask.py:armt     other memory cells: armt, prmt, none
+    python -m rmt_jax.train --config configs/multitask.py:armt     or prmt, none: other memories
 
 `small` starts from the backbone that ships with the package (made by configs/pretrain.py);
 --config.init= (empty) starts from nothing.

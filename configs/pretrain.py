@@ -3,10 +3,11 @@
     python -m rmt_jax.train --config configs/pretrain.py:tasks --workdir runs/tasks
     python -m rmt_jax.train --config configs/pretrain.py:memory --workdir runs/memory
 
-Why a curriculum (measured, docs/RESULTS.md): all five tasks at once from random weights stay at 'the
-last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every fact,
-leaves that plateau within 300 steps, and each further task, with questions about the steps between
-('Who has the milk?'), builds on the one before. Steps count more than tokens, so texts start short.
+Why a curriculum (measured, docs/RESULTS.md): all five tasks at once from random weights stay at
+'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
+fact, leaves that plateau within 300 steps, and each further task, with questions about the steps
+between ('Who has the milk?'), builds on the one before. Steps count more than tokens, so texts start
+short.
 """
 
 import dataclasses
@@ -21,7 +22,6 @@ from rmt_jax.config import (
     Optimizer,
     Prompt,
 )
-
 
 MODEL = Model(
     cell="rmt",

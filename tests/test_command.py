@@ -24,6 +24,12 @@ def test_presets_are_valid():
         config.validate(parse(preset=preset))
 
 
+@pytest.mark.parametrize("preset", ["tasks", "memory"])
+def test_pretraining_presets_are_valid(preset):
+    spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"
+    config.validate(command.parse(["--config", spec], "")[0])
+
+
 def test_overrides_are_typed():
     c = parse(
         "--config.model.layers=3",
@@ -63,7 +69,7 @@ def test_config_survives_json():
         (["--config.data.weights=1,2"], "has 2 numbers for 5 tasks"),
         (["--config.data.facts=official"], "needs data.babi_dir"),
         (["--config.curriculum.batch=0"], "curriculum.batch must be 1 or more, but got 0"),
-        (["--config.curriculum.steps=1,2"], "has 2 entries for"),
+        (["--config.curriculum.steps=1,2,3"], "has 3 entries for 2 stages"),
         (["--config.curriculum.background=2"], "is a probability, but got 2"),
         (["--config.optimizer.accumulate=5"], "does not divide the batches"),
         (["--config.checkpoint.keep=0"], "checkpoint.keep must be 1 or more"),
