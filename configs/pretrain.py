@@ -6,7 +6,7 @@
 Why a curriculum (measured, docs/RESULTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
 fact, leaves that plateau within 300 steps, and each further task, with questions about the steps
-between ('Who has the milk?'), builds on the one before. Steps count more than tokens, so texts start
+between ("Who has the milk?"), builds on the one before. Steps count more than tokens: texts start
 short.
 """
 

@@ -95,7 +95,7 @@ def test_positions_that_do_not_fit_are_counted():
         ([], "--config is missing"),
         (["--config", "nothere.py"], "There is no config file 'nothere.py'"),
         (["--config", str(ROOT / "rmt_jax" / "shapes.py")], "has no function get_config()"),
-        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, gpt2, smoke, armt, prmt, none"),
+        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, gpt2, smoke"),
     ],
 )
 def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
