@@ -77,8 +77,8 @@ def register() -> Any:
     """Makes the harness know the model `rmt_jax`; returns its class. Raises HarnessError where the
     harness is not installed."""
     try:
-        from lm_eval.api.model import LM
-        from lm_eval.api.registry import register_model
+        from lm_eval.api.model import LM  # pyright: ignore
+        from lm_eval.api.registry import register_model  # pyright: ignore
     except ImportError as error:
         raise HarnessError(
             "lm-evaluation-harness is not installed: pip install 'rmt_jax[lmeval]'."
@@ -117,7 +117,7 @@ def main() -> int:
     except HarnessError as error:
         print(error, file=sys.stderr)
         return 2
-    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.__main__ import cli_evaluate  # pyright: ignore
 
     cli_evaluate()
     return 0

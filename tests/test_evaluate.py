@@ -255,3 +255,12 @@ def test_paper_suite(run, tmp_path):
     text = (tmp_path / "report.html").read_text()
     for part in ("Lengths", "Unseen tasks", "Perturbed typos"):
         assert f"<h2>{part}</h2>" in text
+
+
+def test_a_description_longer_than_any_in_training(model):
+    texts = [dataclasses.replace(a, prompt=np.arange(5, 5 + n)) for a, n in zip(
+        asked([60, 60]), (20, 30), strict=True)]  # fmt: skip
+    together, _ = answering.answer(model, texts, room=3, batch=2)
+    assert together == [answering.answer(model, [a], room=3, batch=1)[0][0] for a in texts]
+    with pytest.raises(answering.AnsweringError, match="takes 49 tokens, but this model has room"):
+        answering.prompts(model, [dataclasses.replace(texts[0], prompt=np.arange(49))])

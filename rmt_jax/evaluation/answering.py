@@ -83,16 +83,25 @@ def mark(model: Any) -> str:
 
 
 def prompts(model: Any, asked: Sequence[Asked]) -> Prompt:
-    """The batch's task prompts, all of P tokens. Raises AnsweringError for one that is longer."""
-    room = model.config.prompt.tokens
+    """The batch's task prompts, padded to P tokens; to more, in steps of 8, where a description is
+    longer than any in training. Raises AnsweringError for one that the model cannot hold."""
+    config = model.config
+    longest = max(len(a.prompt) for a in asked)
+    room = config.prompt.tokens
+    if longest > room:
+        room, m = -(-longest // 8) * 8, config.model
+        most = m.segment_tokens
+        if m.positions == "learned":
+            most = min(most, m.max_positions - 2 * m.memory_tokens - m.segment_tokens)
+        if longest > max(most, config.prompt.tokens):
+            raise AnsweringError(
+                f"The task prompt takes {longest} tokens, but this model has room for {most}: "
+                "shorten the description."
+            )
+        room = min(room, most)
     tokens = np.zeros((len(asked), room), np.int32)
     mask = np.zeros((len(asked), room), bool)
     for b, a in enumerate(asked):
-        if len(a.prompt) > room:
-            raise AnsweringError(
-                f"The task prompt takes {len(a.prompt)} tokens, but this model was trained with "
-                f"room for {room} (config.prompt.tokens): shorten the description."
-            )
         tokens[b, : len(a.prompt)] = a.prompt
         mask[b, : len(a.prompt)] = True
         if model.config.prompt.source == "learned":

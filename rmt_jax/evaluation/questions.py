@@ -37,15 +37,10 @@ class Question:
 
 def prompt_ids(config: Any, tokenizer: Any, task: str, question: str) -> np.ndarray:
     """i32[n] of the task prompt, without padding; `task` is a name of the table or a description in
-    words. `config` is the Prompt section. Raises QuestionError if it is too long."""
+    words. `config` is the Prompt section."""
     known = task in tasks.TASKS
-    try:
-        ids, mask = prompts.ids(
-            config, tokenizer, task if known else "qa1", question, None if known else task
-        )
-    except ValueError as error:
-        raise QuestionError(str(error)) from error
-    return ids[mask]
+    told = prompts.text(config.source, task if known else "qa1", question, None if known else task)
+    return np.asarray(tokenizer.sentence(told) if told else (), np.int32)
 
 
 def tail_ids(tokenizer: Any, question: str) -> np.ndarray:
