@@ -41,10 +41,17 @@ def load_config(spec: str) -> Config:
             f"There is no config file '{path}' (looked in {Path.cwd()}): give a path such as"
             " configs/multitask.py, or configs/multitask.py:gpt2 for a preset."
         )
-    get_config = runpy.run_path(str(file)).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"{path} has no function get_config(), so it is not a config file.")
-    config = get_config(preset) if preset else get_config()
+    try:
+        get_config = runpy.run_path(str(file)).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"{path} has no function get_config(), so it is not a config file.")
+        config = get_config(preset) if preset else get_config()
+    except ConfigError:
+        raise
+    except Exception as error:  # the file is the user's own code
+        raise ConfigError(
+            f"{path} does not run as a config file ({type(error).__name__}: {error})."
+        ) from error
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() in {path} returned {type(config).__name__}, not a Config.")
     return config
@@ -119,7 +126,10 @@ def _value(text: str, like: object) -> object:
     if isinstance(like, bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if isinstance(like, tuple):
-        return [_literal(part) for part in text.strip("()[] ").split(",") if part.strip()]
+        parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+        # A list of texts stays one where its items look like numbers ('300' tokens, '0' questions).
+        texts = bool(like) and isinstance(like[0], str)
+        return [part.strip("'\"") if texts else _literal(part) for part in parts]
     return _literal(text)
 
 

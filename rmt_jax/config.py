@@ -17,7 +17,7 @@ PROMPT_PLACES = ("start", "every")
 
 # Fields that the rules of `validate` do not treat by name: least and greatest value, None for none.
 BOUNDS: tuple[tuple[str, float, float | None], ...] = (
-    ("prompt.tokens", 1, None),
+    ("prompt.tokens", 0, None),
     ("data.new_names", 0, 1),
     ("data.workers", 0, 512),
     ("data.seed", 0, 2**31 - 1),
@@ -280,6 +280,8 @@ def validate(config: Config) -> None:
             f"model.cell '{m.cell}' needs memory tokens, but model.memory_tokens is 0: set it to 1"
             " or more, or take model.cell=none."
         )
+    if p.source != "none":
+        _at_least("prompt.tokens", p.tokens, 1)
     prompt = 0 if p.source == "none" else p.tokens
     sides = {"rmt": 2, "prmt": 2, "armt": 1, "none": 0}[m.cell]
     if m.position_layout == "wrap_pos" and sides:

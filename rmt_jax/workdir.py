@@ -100,6 +100,8 @@ def read_config(file: Path) -> Config:
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{file} is not JSON ({error}).") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} should hold an object with settings, not {tree!r:.40}.")
     return cfg.from_dict(tree)
 
 

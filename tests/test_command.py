@@ -39,7 +39,9 @@ def test_overrides_are_typed():
         "--config.data.babi_dir",
         "/tmp/x",
         "--config.seed=7",
+        "--config.evaluation.lengths=300,'4s'",
     )
+    assert c.evaluation.lengths == ("300", "4s")
     assert (c.model.layers, c.data.tasks, c.seed) == (3, ("qa1", "qa2"), 7)
     assert c.curriculum.learning_rate == (1.0,) and isinstance(c.curriculum.learning_rate[0], float)
     assert c.model.remat is False and c.data.babi_dir == "/tmp/x"

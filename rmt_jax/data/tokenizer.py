@@ -105,7 +105,10 @@ def _from_folder(folder: Path, name: str) -> Tokenizer:
 
     whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.is_file():
-        inner = Inner.from_file(str(whole))
+        try:
+            inner = Inner.from_file(str(whole))
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(f"{whole} is no tokenizer file ({str(error)[:200]}).") from None
     elif vocab.is_file() and merges.is_file():
         inner = Inner(models.BPE.from_file(str(vocab), str(merges)))
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore

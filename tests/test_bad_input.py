@@ -1,0 +1,207 @@
+"""Wrong settings, command lines and files: each ends in the sentence that it must print, never in a
+traceback. `test_command.py` has the first twenty settings; rooms test more of their own files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rmt_jax import ask, command, config, convert, doctor, evaluate, prepare, train, workdir
+from rmt_jax.config import Config, ConfigError
+
+ROOT = Path(__file__).parents[1]
+SMOKE = str(ROOT / "configs" / "multitask.py") + ":smoke"
+
+SETTINGS = [
+    ("model.layers=0", "model.layers must be 1 or more, but got 0"),
+    ("model.width=-8", "model.width must be 1 or more, but got -8"),
+    ("model.heads=0", "model.heads must be 1 or more, but got 0"),
+    ("model.segment_tokens=0", "model.segment_tokens must be 1 or more"),
+    ("model.memory_tokens=-1", "model.memory_tokens must be 0 or more, but got -1"),
+    ("model.conv_width=-1", "model.conv_width must be 0 or more"),
+    ("model.bptt=-2", "model.bptt must be 0 or more"),
+    ("model.positions=sine", "must be one of learned, alibi, rotary, but got 'sine'"),
+    ("model.position_layout=odd", "must be one of plain, wrap_pos"),
+    ("model.dtype=float16", "must be one of auto, float32, bfloat16, but got 'float16'"),
+    ("model.scan_layers=2", "model.scan_layers takes true or false, but got '2'"),
+    ("model=rmt", "The config has no field 'model'"),
+    ("model.", "The config has no field 'model.'"),
+    ("prompt.source=task", "must be one of none, question, description, both, learned"),
+    ("prompt.place=end", "must be one of start, every, but got 'end'"),
+    ("prompt.tokens=0", "prompt.tokens must be 1 or more, but got 0"),
+    ("data.tasks=qa0", "must be one of qa1"),
+    ("data.tasks=QA1", "must be one of qa1"),
+    ("data.weights=1,1,1,1,-1", "give one weight of 0 or more for each task"),
+    ("data.weights=0,0,0,0,0", "(not all 0)"),
+    ("data.new_names=1.5", "data.new_names must be between 0 and 1, but got 1.5"),
+    ("data.new_names=nan", "data.new_names takes a number, but got 'nan'"),
+    ("data.workers=-1", "data.workers must be between 0 and 512, but got -1"),
+    ("data.seed=-1", "data.seed must be between 0"),
+    ("data.align=middle", "must be one of left, right"),
+    ("data.facts=babi", "must be one of simulated, official"),
+    ("curriculum.segments=", "curriculum.segments is empty"),
+    ("curriculum.segments=0,1", "curriculum.segments must be 1 or more, but got 0"),
+    ("curriculum.steps=0", "curriculum.steps is 0 in every stage"),
+    ("curriculum.steps=-5", "curriculum.steps must be 0 or more"),
+    ("curriculum.batch=16,16,16", "curriculum.batch has 3 entries for 2 stages"),
+    ("curriculum.learning_rate=-1", "curriculum.learning_rate must be 0 or more, but got -1"),
+    ("curriculum.background=-0.1", "is a probability, but got -0.1"),
+    ("curriculum.questions=often", "'often' is no list of probabilities such as '1 .5 0'"),
+    ("curriculum.questions=2", "'2' is no list of probabilities"),
+    ("optimizer.name=sgd", "must be one of adamw, muon, but got 'sgd'"),
+    ("optimizer.decay=step", "must be one of linear, cosine, constant"),
+    ("optimizer.warmup=100", "optimizer.warmup must be between 0 and 1, but got 100"),
+    ("optimizer.b2=1", "optimizer.b2 must be between 0 and 0.999999, but got 1"),
+    ("optimizer.clip=-1", "optimizer.clip must be 0 or more"),
+    ("optimizer.weight_decay=-0.1", "optimizer.weight_decay must be 0 or more"),
+    ("optimizer.accumulate=0", "optimizer.accumulate 0 does not divide the batches"),
+    ("checkpoint.every=0", "checkpoint.every must be 1 or more"),
+    ("evaluation.lengths=4x", "'4x' is no length: write 4s (segments)"),
+    ("evaluation.lengths=0s", "'0s' is no length"),
+    ("evaluation.samples=0", "evaluation.samples must be 1 or more"),
+    ("evaluation.every=-1", "evaluation.every must be 0 or more"),
+    ("log_every=0", "log_every must be 1 or more, but got 0"),
+    ("seed=1.5", "config.seed takes a whole number, but got 1.5"),
+    ("seed=-1", "seed must be between 0 and 2147483647, but got -1"),
+]
+
+
+@pytest.mark.parametrize(("setting", "sentence"), SETTINGS)
+def test_settings(setting, sentence):
+    token = f"--config.{setting}" if "=" in setting else f"--config.{setting}=1"
+    with pytest.raises((ConfigError, command.Usage)) as caught:
+        command.parse(["--config", SMOKE, token], "")
+    assert sentence in str(caught.value)
+
+
+def told(main: Callable, argv: list[str], capfd) -> str:
+    """What a command prints before it ends with an error code; an exception fails the test."""
+    with pytest.raises(SystemExit) as stop:
+        command.run(main, argv)
+    assert stop.value.code == 2, capfd.readouterr().err
+    return capfd.readouterr().err
+
+
+COMMANDS = [
+    (train.main, ["--config"], "Argument --config: expected one argument"),
+    (train.main, ["--config", SMOKE, "extra"], "Unknown argument 'extra'"),
+    (train.main, ["--config", SMOKE, "--work_dir", "x"], "Unknown argument '--work_dir'"),
+    (train.main, ["--config", SMOKE, "--config.seed"], "needs a value: --config.seed=VALUE"),
+    (train.main, ["--config", ".py:x"], "There is no config file"),
+    (train.main, ["--config", str(ROOT)], "There is no config file"),
+    (doctor.main, ["--fast"], "Unrecognized arguments: --fast"),
+    (doctor.main, ["--seconds", "ten"], "Argument --seconds: invalid float value: 'ten'"),
+    (convert.main, ["export"], "--workdir"),
+    (convert.main, ["turn"], "invalid choice: 'turn'"),
+    (ask.main, ["--workdir", "nowhere", "--tokens", "0", "--file", "x"], "at least 1"),
+    (ask.main, ["--workdir", "nowhere", "--question", " ", "--file", "x"], "An empty --question"),
+    (evaluate.main, ["--workdir", "nowhere-at-all"], "nowhere-at-all"),
+    (evaluate.main, [], "--workdir"),
+    (prepare.main, [], "--out DIR says where the data goes"),
+    (prepare.main, ["--out", "x", "--lengths", "4q"], "Unknown length '4q'"),
+    (prepare.main, ["--out", "x", "--tasks", "qa99"], "Unknown task 'qa99'"),
+]
+
+
+@pytest.mark.parametrize(("main", "argv", "sentence"), COMMANDS)
+def test_command_lines(main, argv, sentence, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = told(main, argv, capfd)
+    assert sentence in text and "Traceback" not in text
+
+
+def test_several_processes_need_a_workdir(capfd, monkeypatch):
+    monkeypatch.setenv("SKYPILOT_NODE_IPS", "10.0.0.1\n10.0.0.2")
+    monkeypatch.setenv("SKYPILOT_NODE_RANK", "0")
+    assert "needs --workdir DIR: the same folder" in told(train.main, ["--config", SMOKE], capfd)
+
+
+def make(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+BABI = ["--config.data.facts=official", "--config.data.tasks=qa1", "--config.data.babi_dir=babi"]
+QA1 = "babi/qa1_single-supporting-fact_train.txt"
+
+# Files by name, the arguments of a training, what it must say.
+FILES = [
+    ({}, ["--config.data.background=books"], "there is no folder 'books'"),
+    ({"books/a.md": "x"}, ["--config.data.background=books"], "holds no .txt file"),
+    ({"books/a.txt": b"a\0b"}, ["--config.data.background=books"], "is a binary file"),
+    ({"books/a.txt": b"\xff\xfe x"}, ["--config.data.background=books"], "is not UTF-8 (byte 0)"),
+    ({"books/a.txt": ""}, ["--config.data.background=books"], "Background"),
+    (
+        {"books/a.txt": "x", "books/manifest.json": "{"},
+        ["--config.data.background=books"],
+        "is not a list of objects with 'file' and 'author'",
+    ),
+    ({"tok/x": ""}, ["--config.data.tokenizer=tok"], "tok holds no tokenizer"),
+    ({"tok/tokenizer.json": "{}"}, ["--config.data.tokenizer=tok"], "is no tokenizer file"),
+    ({}, BABI, "There is no folder 'babi' with bAbI files"),
+    ({"babi/readme.txt": ""}, BABI, "babi has no train file of qa1"),
+    ({QA1: ""}, BABI, "holds no question"),
+    ({QA1: "Mary moved.\n"}, BABI, "line 1: expected 'ID text'"),
+    ({QA1: "2 Mary moved.\n"}, BABI, "the file starts with ID 2"),
+    ({QA1: "1 Mary moved.\n3 Where?\ta\t1\n"}, BABI, "line 2: ID 3 follows ID 1"),
+    ({QA1: b"1 \xff\n"}, BABI, "is not text in UTF-8"),
+    ({"run": "a file"}, [], "--workdir run is not a folder"),
+    ({"run/config.json": "{"}, [], "is not JSON"),
+    ({"run/config.json": "[]"}, [], "should hold an object with settings, not []"),
+    ({"run/config.json": '{"modle": 1}'}, [], "The config has no field 'modle'"),
+    ({"run/config.json": '{"seed": "x"}'}, [], "config.seed takes a whole number, but got 'x'"),
+    ({"run/rescues.json": "{"}, [], "is not JSON"),
+    ({}, ["--config.init=nothing-there"], "nothing-there"),
+    ({"w/config.json": "{}"}, ["--config.init=w"], "w"),
+    ({"w/weights.safetensors": "half"}, ["--config.init=w"], "no config.json of the run beside it"),
+    (
+        {"w/model.safetensors": "half", "w/config.json": "{}"},
+        ["--config.init=w"],
+        "can't be read as safetensors",
+    ),
+    ({}, ["--config.curriculum.batch=12"], "curriculum.batch 12 does not divide evenly over mesh"),
+    ({}, ["--config.mesh.fsdp=3"], "does not cover the 8 visible devices"),
+    ({}, ["--config.mesh.data=-1", "--config.mesh.fsdp=-1"], "one of them may be -1"),
+    ({}, ["--config.mesh.tensor=0"], "each must be 1 or more"),
+    ({}, ["--config.curriculum.tasks=qa7"], "curriculum.tasks names 'qa7', which data.tasks does"),
+    ({}, ["--config.curriculum.tasks=qa1:x"], "is not a task and its weight"),
+    ({}, ["--config.curriculum.facts=9-2"], "must rise from 2 or more"),
+    ({}, ["--config.curriculum.facts=few"], "is no range such as '2-6'"),
+]
+
+
+@pytest.mark.parametrize(("files", "settings", "sentence"), FILES)
+def test_files(files, settings, sentence, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, content in files.items():
+        make(tmp_path / name, content)
+    text = told(train.main, ["--config", SMOKE, "--workdir", "run", *settings], capfd)
+    assert sentence in text and "Traceback" not in text
+
+
+def test_a_config_file_that_is_wrong(tmp_path, capfd):
+    cases = {
+        "get_config = 3": "TypeError",
+        "def get_config(): return {}": "returned dict, not a Config",
+        "import nothing_of_that_name": "ModuleNotFoundError",
+        "def get_config(:": "SyntaxError",
+    }
+    for number, (content, sentence) in enumerate(cases.items()):
+        file = make(tmp_path / f"{number}.py", content)
+        text = told(train.main, ["--config", str(file)], capfd)
+        assert sentence in text and "Traceback" not in text
+
+
+def test_a_config_of_another_version(tmp_path):
+    tree = config.to_dict(Config()) | {"model": {"layers": 2, "attention": "flash"}}
+    file = make(tmp_path / "config.json", json.dumps(tree))
+    with pytest.raises(ConfigError, match="no field 'model.attention'"):
+        workdir.read_config(file)
+
+
+def test_there_are_enough():
+    assert len(SETTINGS) + len(COMMANDS) + len(FILES) >= 60
