@@ -137,12 +137,12 @@ def _controlled(task, given: Names, dice: Dice, manner: Manner, most: int, notes
     low, high = (2, 2) if task == "qa4" else manner.facts
     high = max(2, min(high, most))
     count = dice.between(min(max(low, LEAST.get(task, 2)), high), high)
-    if count < manner.few and task != "qa4" and dice.uniform() < 0.5:
+    if count < manner.few and task != "qa4":
         people, objects = dice.sample(given.people, 2), dice.sample(given.objects, 2)
         place = world(task, Names(tuple(people), given.places, tuple(objects)), dice)
-        place.gather()
     else:
         place = world(task, given, dice)
+    place.gather()
     facts: list[str] = []
     while len(facts) < high:  # past `count` only while there is nothing to ask
         facts.append(place.fact())

@@ -31,6 +31,8 @@ _KINDS = {
 KINDS = {task: tuple("_" + k for k, n in w.items() for _ in range(n)) for task, w in _KINDS.items()}
 # What is asked on the way: the task's own question (own), where a person is, where an object is,
 # who has it, what a person carries, where a person was before.
+ANYWHERE = ""  # where an object lies that nobody has seen yet (`World.gather`)
+
 ASIDES = {
     "qa1": (("own", 1.0),),
     "qa2": (("own", 0.45), ("person", 0.15), ("holder", 0.2), ("carried", 0.2)),
@@ -79,21 +81,30 @@ class World:
         self.carried: dict[str, list[str]] = {}  # person: objects told to be carried, in order
         self.gifts: list[Gift] = []
         self.told = 0
+        self.gathered = False
 
     def gather(self) -> None:
-        """Lets every object lie where somebody stands: short stories get somewhere sooner."""
-        for thing in self.lies:
-            self.lies[thing] = self.place[self.dice.pick(self.names.people)]
+        """Nobody touches an object before it was told where they stand, and whoever first wants an
+        object finds it there: in the official world most short stories are over before a question
+        about an object has an answer."""
+        self.lies = dict.fromkeys(self.names.objects, ANYWHERE)
+        self.gathered = True
 
     # Events -----------------------------------------------------------------------------------
 
     def fact(self) -> str:
         kinds = KINDS[self.task]
         while True:
-            text = getattr(self, self.dice.pick(kinds))(self.dice.pick(self.names.people))
-            if text:
-                self.told += 1
-                return text
+            kind = self.dice.pick(kinds)
+            people = [self.dice.pick(self.names.people)]
+            if self.gathered:  # whoever can; and walks as often as officially, where many cannot
+                kind = "_walk" if self.dice.uniform() < 0.3 else kind
+                people = self.dice.shuffled(self.names.people)
+            for person in people:
+                text = getattr(self, kind)(person)
+                if text:
+                    self.told += 1
+                    return text
 
     def _walk(self, person: str) -> str | None:
         place = self.dice.pick(self.names.places)
@@ -107,8 +118,14 @@ class World:
         return f"{person} {self.dice.pick(MOVES)} the {place}."
 
     def _take(self, person: str) -> str | None:
+        if self.gathered and person not in self.moved:
+            return None
         here = self.place[person]
-        free = [t for t in self.names.objects if t not in self.holder and self.lies[t] == here]
+        free = [
+            t
+            for t in self.names.objects
+            if t not in self.holder and self.lies[t] in (here, ANYWHERE)
+        ]
         if not free:
             return None
         thing = self.dice.pick(free)
@@ -186,21 +203,27 @@ class World:
     def aside(self) -> Question | None:
         """A question of the task or of a step on its way, or None if nothing can be asked."""
         kinds, weights = zip(*ASIDES[self.task], strict=True)
-        kind = self.dice.weighted(kinds, weights)
+        first = self.dice.weighted(kinds, weights)
+        # Where that has no answer yet: another step on the way, but not where a person is; those
+        # questions would outnumber all others at the start of every story.
+        for kind in (first, *(k for k in kinds if k not in (first, "person"))):
+            found = self._asked(kind)
+            if found:
+                return self.choose(found) if kind == "own" else self.dice.pick(found)
+        return None
+
+    def _asked(self, kind: str) -> list[Question]:
         if kind == "own":
-            found = self.questions()
-            return self.choose(found) if found else None
+            return self.questions()
         if kind == "person":
-            found = self._persons()
-        elif kind == "object":
-            found = self._objects()
-        elif kind == "holder":
-            found = self._holders()
-        elif kind == "carried":
-            found = self._hands()
-        else:
-            found = self._before(self.names.people)
-        return self.dice.pick(found) if found else None
+            return self._persons()
+        if kind == "object":
+            return self._objects()
+        if kind == "holder":
+            return self._holders()
+        if kind == "carried":
+            return self._hands()
+        return self._before(self.names.people)
 
     def _persons(self) -> list[Question]:
         return [Question(f"Where is {p}?", self.place[p], (n,)) for p, n in self.moved.items()]
