@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -265,23 +267,42 @@ SMALLER = (
 )
 
 
+def node(processes: int, workdir: Path, *settings: str) -> tuple[list[str], dict]:
+    """The command and environment of a real run on two CPU devices, whatever the processes."""
+    command = ["bash", str(LAUNCH / "node.sh"), "--processes", str(processes), "--restarts", "0"]
+    command += ["--", "--config", "configs/multitask.py:smoke", "--workdir", str(workdir)]
+    command += [f"--config.{setting}" for setting in (*SMALLER, *settings)]
+    devices = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    return command, os.environ | devices | {"JAX_NUM_CPU_DEVICES": str(2 // processes)}
+
+
+@pytest.mark.slow  # minutes: two processes compile on two cores
+def test_one_of_two_processes_is_told_to_stop(tmp_path):
+    """Both save at the same step, whichever got the signal, and ask to be started again."""
+    command, env = node(2, tmp_path, "curriculum.steps=100000")
+    log = tmp_path / "metrics.jsonl"
+    with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not (log.exists() and log.read_text().count("\n") > 3):
+            assert process.poll() is None
+            time.sleep(0.5)
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
+        os.kill(int(children[-1]), signal.SIGTERM)
+        stderr = process.communicate(timeout=300)[1]
+    assert process.returncode == 75, stderr[-3000:]
+    assert stderr.count("the same command continues from there") == 2
+    assert len([f for f in (tmp_path / "checkpoints").iterdir() if f.name.isdecimal()]) == 1
+
+
 @pytest.mark.slow  # minutes: two processes compile on two cores
 def test_two_processes_train_as_one(tmp_path):
     """The same script starts one process and two: the same losses, and one set of files."""
     curves = []
-    for processes in ("1", "2"):
-        workdir = tmp_path / processes
-        devices = {"1": "2", "2": "1"}[processes]  # two devices either way
-        done = subprocess.run(
-            ["bash", str(LAUNCH / "node.sh"), "--processes", processes, "--"]
-            + ["--config", "configs/multitask.py:smoke", "--workdir", str(workdir)]
-            + [f"--config.{setting}" for setting in SMALLER],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ
-            | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": devices},
-        )
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        command, env = node(processes, workdir)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
         curves.append([x["loss"] for x in lines if "loss" in x])
