@@ -86,6 +86,8 @@ def parse(argv: list[str], doc: str) -> tuple[Config, argparse.Namespace]:
     )
     parser.add_argument("--config", metavar="FILE[:PRESET]", help="e.g. configs/multitask.py:gpt2")
     parser.add_argument("--workdir", help="where everything is written (default: runs/DATE-TIME)")
+    parser.add_argument("--log_to", default="", help="tensorboard, wandb, or both with a comma")
+    parser.add_argument("--profile_steps", default="", help="e.g. 20-25: a trace of these steps")
     parser.add_argument("--help", "-h", action="store_true", help="this text, with every field")
     known, rest = parser.parse_known_args(argv)
     if known.help:

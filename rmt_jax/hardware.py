@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from rmt_jax.config import Config
+from rmt_jax.config import Config, ConfigError
 
 # Dense bfloat16 peaks in TFLOP/s, from the makers' data sheets (without sparsity). The first entry
 # that `device_kind` contains counts; float32 on these is slower.
@@ -61,6 +61,43 @@ def device_memory(device: Any) -> int | None:
         return memory[1] if memory else None
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
+
+
+def fits(compiled: Any, device: Any, config: Config) -> None:
+    """Compares what a compiled step needs on a device with what there is, before it runs.
+
+    Raises:
+      ConfigError: with both sizes, and the settings that would fit.
+    """
+    need, limit = needed_memory(compiled), device_memory(device)
+    if need is None or limit is None or need <= limit:
+        return
+    largest, ways = max(config.curriculum.batch), config.optimizer.accumulate
+    split = next((n for n in range(ways + 1, largest + 1) if need * ways / n <= limit / 1.1), None)
+    advice = ["raise config.mesh.fsdp on more devices"]
+    if split is not None:
+        advice.insert(
+            0, f"set config.optimizer.accumulate to {split} or more (a divisor of the batch)"
+        )
+    if not config.model.remat:
+        advice.insert(0, "set config.model.remat=true")
+    raise ConfigError(
+        f"A train step needs about {need / 2**30:.1f} GiB on each device, but there are"
+        f" {limit / 2**30:.1f} GiB: {'; or '.join(advice)}."
+    )
+
+
+def needed_memory(compiled: Any) -> int | None:
+    """Bytes on each device that a compiled program needs, None where the backend does not say."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    return int(
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
 
 
 def driver(path: str = "/proc/driver/nvidia/version") -> str | None:

@@ -4,16 +4,27 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+
+from rmt_jax.trackers import Tracker, flat
 
 
 class Progress:
     """A bar over the curriculum's tokens (stages differ in tokens a step, so steps would lie about
     the time left), and one JSON line a log."""
 
-    def __init__(self, file: Path, total_tokens: int, done_tokens: int, owner: bool = True):
+    def __init__(
+        self,
+        file: Path,
+        total_tokens: int,
+        done_tokens: int,
+        owner: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ):
+        self._trackers = trackers if owner else ()
         # Of several processes only the owner writes and shows.
         self._file = open(file if owner else os.devnull, "a", encoding="utf-8", buffering=1)
         self._bar = tqdm(
@@ -36,8 +47,14 @@ class Progress:
         """Writes one line and shows it: `record` has step, stage, loss and accuracies."""
         record = {"seconds": round(time.monotonic() - self._start, 2), **record}
         self._file.write(json.dumps(record) + "\n")
+        if self._trackers:
+            values = flat({k: v for k, v in record.items() if k != "step"})
+            for tracker in self._trackers:
+                tracker.log(record["step"], values)
         if "loss" in record:
             shown = " ".join(f"{k} {100 * v:.0f}" for k, v in record["accuracy"].items())
+            if "mfu" in record:
+                shown += f" MFU {100 * record['mfu']:.0f}%"
             self._bar.set_description_str(
                 f"step {record['step']} stage {record['stage']} loss {record['loss']:.3f} {shown}",
                 refresh=False,

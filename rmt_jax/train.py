@@ -20,9 +20,10 @@ def main(argv: list[str]) -> int:
             "A run of several processes needs --workdir DIR: the same folder, seen by all of them."
         )
     # JAX, Grain and the tokenizer load only now: --help answers at once.
-    from rmt_jax import training, workdir
+    from rmt_jax import trackers, training, workdir
 
-    return training.run(config, Path(args.workdir) if args.workdir else workdir.default_path())
+    path = Path(args.workdir) if args.workdir else workdir.default_path()
+    return training.run(config, path, trackers.Looks(args.log_to, args.profile_steps))
 
 
 if __name__ == "__main__":

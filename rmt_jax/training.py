@@ -11,6 +11,7 @@ from flax import nnx
 from rmt_jax import (
     api,
     evaluate,
+    hardware,
     metrics,
     models,
     optimizer,
@@ -28,25 +29,27 @@ from rmt_jax.progress import Progress
 from rmt_jax.rescue import Diverged, Rescues, Watch, batches
 from rmt_jax.shapes import Batch, Sums
 from rmt_jax.stopping import REQUEUE, Signals, Stopped
+from rmt_jax.trackers import PLAIN, Looks, Tracker, open_trackers
 from rmt_jax.workdir import Workdir
 
 # Enough to see a plateau or a collapse; the final table uses evaluation.samples.
 VALIDATION_BATCHES = 8
 
 
-def run(config: Config, path: Path) -> int:
+def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
     """Trains, evaluates, reports; returns the exit code."""
+    looks.profiled()
     startup.prepare()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
         workdir.settle(config)
         try:
-            return _run(config, path, signals)
+            return _run(config, path, signals, looks)
         except Stopped as stop:
             print(f"{stop}; the same command continues from there", file=sys.stderr)
             return REQUEUE
 
 
-def _run(config: Config, path: Path, signals: Signals) -> int:
+def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     owner = startup.owner()
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batches(config, mesh)
@@ -76,6 +79,7 @@ def _run(config: Config, path: Path, signals: Signals) -> int:
     if owner:
         tokenizer.save(path / "tokenizer")
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
+    trackers = open_trackers(looks.log_to, path, config) if owner else []
     state = None
     while state is None:  # again from the last good checkpoint, if training goes wrong
         opt = optimizer.build(config, rescues.scale)
@@ -99,6 +103,9 @@ def _run(config: Config, path: Path, signals: Signals) -> int:
                 start = checkpoints.restore(start)
                 print(f"continuing from step {int(start.step):,}", file=sys.stderr)
             loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
+            loop.trackers, loop.profiled = trackers, looks.profiled()
+            if jax.devices()[0].platform != "cpu":
+                loop.fits(start, loader)
             state = loop.run(start, loader, validation)
         except Diverged as trouble:
             print(rescues.add(trouble), file=sys.stderr)
@@ -107,6 +114,8 @@ def _run(config: Config, path: Path, signals: Signals) -> int:
             checkpoints.close()  # what is being written shall be whole
             raise
     checkpoints.close()
+    for tracker in trackers:
+        tracker.close()
     save_weights(path, state.params, config)
     signals.now_at_once()
     if owner:
@@ -148,12 +157,16 @@ class Programs:
         self.seconds = 0.0
 
     def __call__(self, state, batch: Batch):
+        return self.compiled(state, batch)(state, batch)
+
+    def compiled(self, state, batch: Batch) -> jax.stages.Compiled:
+        """The program for the shapes of a batch; made at the first call."""
         key = tuple(x.shape for x in batch)
         if key not in self._programs:
             start = time.monotonic()
             self._programs[key] = self._jit.lower(state, batch).compile()
             self.seconds += time.monotonic() - start
-        return self._programs[key](state, batch)
+        return self._programs[key]
 
 
 class Loop:
@@ -176,12 +189,27 @@ class Loop:
         self.checkpoints, self.path, self.signals = checkpoints, path, signals
         self.stages = stages(config)
         self.rate = optimizer.schedule(config.curriculum, config.optimizer, scale)
+        self.trackers: list[Tracker] = []
+        self.profiled: tuple[int, int] = (0, 0)
+
+    def fits(self, state: steps.TrainState, loader: Loader) -> None:
+        """Compiles the largest step of the curriculum now, and refuses to start what will not fit
+        later (ConfigError)."""
+        largest = max(range(len(self.stages)), key=loader.tokens_at)
+        rows = loader.batch_at(largest, jax.process_index(), jax.process_count())
+        program = self.train.compiled(state, sharding.put_batch(rows, self.mesh))
+        hardware.fits(program, jax.local_devices()[0], self.config)
+        self.train.seconds = 0.0
 
     def run(self, state: steps.TrainState, loader: Loader, validation: Loader) -> steps.TrainState:
         step, total = int(state.step), len(self.stages)
         spent = [loader.tokens_at(s) for s in range(total)]
         progress = Progress(
-            self.path / "metrics.jsonl", sum(spent), sum(spent[:step]), startup.owner()
+            self.path / "metrics.jsonl",
+            sum(spent),
+            sum(spent[:step]),
+            startup.owner(),
+            self.trackers,
         )
         window, watch = Window(self.config), Watch(step)
         try:
@@ -196,7 +224,13 @@ class Loop:
                 batch = sharding.put_batch(next(stream), self.mesh)
                 window.waited += time.monotonic() - waited
                 compiled = self.train.seconds
+                if step + 1 == self.profiled[0]:
+                    jax.profiler.start_trace(str(self.path / "profile"))
                 state, sums = self.train(state, batch)
+                if step + 1 == self.profiled[1]:
+                    jax.block_until_ready(sums)
+                    jax.profiler.stop_trace()
+                    progress.say(f"profile of steps {self.profiled}: {self.path / 'profile'}")
                 window.compiled += self.train.seconds - compiled
                 window.add(sums, spent[step])
                 progress.advance(spent[step])
@@ -273,6 +307,9 @@ class Window:
 
     def __init__(self, config: Config):
         self.tasks = config.data.tasks
+        peak = hardware.peak(jax.devices()[0])
+        # Fraction of the peak that one token a second makes; None where the peak is not known.
+        self.unit = peak and hardware.train_flops(config) / (peak * jax.device_count())
         self.reset()
 
     def reset(self) -> None:
@@ -292,6 +329,8 @@ class Window:
             "data_wait_fraction": round(self.waited / seconds, 4),
             "compile_seconds": round(self.compiled, 2),
         }
+        if self.unit:
+            out["mfu"] = round(self.unit * self.tokens / seconds, 4)
         self.reset()
         return out
 

@@ -90,6 +90,8 @@ COMMANDS = [
     (train.main, ["--config", SMOKE, "--config.seed"], "needs a value: --config.seed=VALUE"),
     (train.main, ["--config", ".py:x"], "There is no config file"),
     (train.main, ["--config", str(ROOT)], "There is no config file"),
+    (train.main, ["--config", SMOKE, "--profile_steps", "20"], "such as 20-25, but got '20'"),
+    (train.main, ["--config", SMOKE, "--log_to", "csv"], "takes tensorboard and wandb, but got"),
     (doctor.main, ["--fast"], "Unrecognized arguments: --fast"),
     (doctor.main, ["--seconds", "ten"], "Argument --seconds: invalid float value: 'ten'"),
     (convert.main, ["export"], "--workdir"),

@@ -19,6 +19,7 @@ FLOORS = {
         "rescue",
         "progress",
         "hardware",
+        "trackers",
         "report",
     ),
     3: ("steps", "decoding", "checkpoint"),
