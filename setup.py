@@ -50,5 +50,6 @@ setup(
             "pyright",
         ],
         "bench": ["torch==2.13.0"],
+        "lmeval": ["lm_eval>=0.4.9", "datasets", "pyarrow"],
     },
 )

@@ -107,6 +107,7 @@ class Optimizer:
     warmup: float = 0.1  # fraction of a stage's steps
     decay: str = "linear"  # linear | cosine | constant
     adam_learning_rate: float = 0.0  # muon: rate of what is not a matrix; 0: same as the stage's
+    conv_rate: float = 1.0  # learning rate of the short convolution, times that of the rest
     accumulate: int = 1  # microbatches a step
 
 

@@ -54,7 +54,12 @@ def build(config: Config, scale: float = 1.0) -> optax.GradientTransformation:
             adam_learning_rate=adam_rate,
             muon_weight_dimension_numbers=_matrices,
         )
-    return optax.chain(optax.clip_by_global_norm(o.clip), core) if o.clip else core
+    parts = [optax.clip_by_global_norm(o.clip)] if o.clip else []
+    parts.append(core)
+    if o.conv_rate != 1.0:
+        # Starts at zero and must grow beside inputs of unit variance before it binds words.
+        parts.append(optax.masked(optax.scale(o.conv_rate), _convolutions))
+    return optax.chain(*parts)
 
 
 def _is_matrix(path: tuple, leaf: jax.Array) -> bool:
@@ -70,6 +75,10 @@ def _matrices(params):
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(numbers, params)
+
+
+def _convolutions(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "conv", params)
 
 
 def _decayed(params):
