@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import jax
 
-from rmt_jax import sharding, training
+from rmt_jax import loop, sharding, training
 from rmt_jax.checkpoint import Checkpoints
 from rmt_jax.config import (
     Checkpoint,
@@ -67,7 +67,7 @@ def quick(patch) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     make = sharding.make_mesh
     patch(sharding, "make_mesh", lambda mesh: make(mesh, jax.local_devices()[:1]))
-    patch(training, "VALIDATION_BATCHES", 1)
+    patch(loop, "VALIDATION_BATCHES", 1)
     patch(training, "finish", lambda path: None)
 
 
@@ -91,7 +91,7 @@ def kill(number: int):
 def main(workdir: str, fault: str = "") -> int:
     quick(setattr)
     if fault == "sigterm":  # in the third step (each asks twice)
-        training.Loop.validates = at_call(5, training.Loop.validates, kill(signal.SIGTERM))
+        loop.Loop.validates = at_call(5, loop.Loop.validates, kill(signal.SIGTERM))
     if fault == "kill_in_save":
         save = Checkpoints.save
 

@@ -14,9 +14,10 @@ import pytest
 from faulty_run import STEPS, at_call, config, kill, quick
 from safetensors.numpy import load_file
 
-from rmt_jax import checkpoint, rescue, training
+from rmt_jax import checkpoint, loop, rescue, training
 from rmt_jax.checkpoint import CheckpointError, Checkpoints
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.steps import TrainState
 from rmt_jax.stopping import REQUEUE
 from rmt_jax.workdir import Workdir
 
@@ -83,13 +84,13 @@ def test_sigterm_then_sigkill_in_a_save_then_the_same_bits(whole, tmp_path):
 
 
 def test_sigterm_in_a_validation_saves_first_and_validates_later(whole, tmp_path, monkeypatch):
-    path, check = tmp_path / "run", training.metrics.means
+    path, check = tmp_path / "run", loop.metrics.means
     settings = config().replace(evaluation=replace(config().evaluation, every=2))
-    validate = at_call(1, training.Loop.validate, kill(signal.SIGTERM))
+    validate = at_call(1, loop.Loop.validate, kill(signal.SIGTERM))
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loop, "validate", lambda *args: validate(*args))
+        patch.setattr(loop.Loop, "validate", lambda *args: validate(*args))
         assert training.run(settings, path) == REQUEUE
-    assert saved(path) == [1, 2] and check is training.metrics.means
+    assert saved(path) == [1, 2] and check is loop.metrics.means
     assert training.run(settings, path) == 0
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [2, 4, 6]
@@ -108,7 +109,7 @@ def test_sigterm_in_the_final_evaluation_asks_to_be_started_again(whole, monkeyp
 
 
 def test_a_nan_goes_back_and_lowers_the_rate(whole, tmp_path, monkeypatch, capfd):
-    close = training.Window.close
+    close = loop.Window.close
     spoil = []
 
     def closed(self):
@@ -116,7 +117,7 @@ def test_a_nan_goes_back_and_lowers_the_rate(whole, tmp_path, monkeypatch, capfd
         spoil.append(1)
         return means | {"loss": float("nan")} if len(spoil) == 5 else means
 
-    monkeypatch.setattr(training.Window, "close", closed)
+    monkeypatch.setattr(loop.Window, "close", closed)
     path = tmp_path / "run"
     assert training.run(config(), path) == 0
     told = capfd.readouterr().err
@@ -209,10 +210,8 @@ def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path):
     try:
         noise = np.random.default_rng(0).standard_normal(90_000).astype(np.float32)
 
-        def state(step: int) -> training.steps.TrainState:
-            return training.steps.TrainState(
-                jax.numpy.int32(step), {"w": jax.numpy.asarray(noise + step)}, {}
-            )
+        def state(step: int) -> TrainState:
+            return TrainState(jax.numpy.int32(step), {"w": jax.numpy.asarray(noise + step)}, {})
 
         checkpoints = Checkpoints(disk / "checkpoints", config().checkpoint)
         with pytest.raises(CheckpointError, match="could not be written") as told:

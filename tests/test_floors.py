@@ -23,7 +23,7 @@ FLOORS = {
         "report",
     ),
     3: ("steps", "decoding", "checkpoint"),
-    4: ("api", "evaluation", "evaluate", "lmeval"),
+    4: ("api", "evaluation", "evaluate", "lmeval", "loop"),
     5: ("training", "train", "ask", "prepare", "convert", "doctor"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

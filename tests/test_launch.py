@@ -292,7 +292,16 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path):
         stderr = process.communicate(timeout=300)[1]
     assert process.returncode == 75, stderr[-3000:]
     assert stderr.count("the same command continues from there") == 2
-    assert len([f for f in (tmp_path / "checkpoints").iterdir() if f.name.isdecimal()]) == 1
+    (saved,) = [int(f.name) for f in (tmp_path / "checkpoints").iterdir() if f.name.isdecimal()]
+    # One process continues what two have saved.
+    command, env = node(1, tmp_path, "curriculum.steps=100000")
+    with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while json.loads(log.read_text().splitlines()[-1])["step"] < saved + 3:
+            assert process.poll() is None
+            time.sleep(0.5)
+        process.terminate()
+        stderr = process.communicate(timeout=300)[1]
+    assert process.returncode == 75 and f"continuing from step {saved:,}" in stderr
 
 
 @pytest.mark.slow  # minutes: two processes compile on two cores

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from faulty_run import config, quick
 
-from rmt_jax import hardware, trackers, training
+from rmt_jax import hardware, loop, trackers, training
 from rmt_jax.config import Config, ConfigError, Model
 
 
@@ -41,13 +41,13 @@ def test_a_run_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "peak", lambda device: 1e9)
     quick(monkeypatch.setattr)
     # What accelerators do at the start: the largest step is compiled and its memory looked at.
-    run, fitted = training.Loop.run, []
+    run, fitted = loop.Loop.run, []
 
     def run_fitted(self, state, loader, validation):
         self.fits(state, loader)
         return run(self, state, loader, validation)
 
-    monkeypatch.setattr(training.Loop, "run", run_fitted)
+    monkeypatch.setattr(loop.Loop, "run", run_fitted)
     monkeypatch.setattr(
         hardware, "fits", lambda *args: fitted.append(hardware.needed_memory(args[0]))
     )
