@@ -173,7 +173,7 @@ def test_babilong_files(model, tmp_path):
     with pytest.raises(questions.QuestionError, match="holds neither qa2/4k.json"):
         source.count("qa2", "4k", 1)
     (tmp_path / "qa1" / "2k.json").write_text('[{"input": "x"}]')
-    with pytest.raises(questions.QuestionError, match="record 0 lacks 'question'"):
+    with pytest.raises(questions.QuestionError, match="record 0: no question"):
         source.ask("qa1", "2k", range(1))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import compose, perturb, prompts, tasks
+from rmt_jax.data import compose, perturb, prompts, published, tasks
 from rmt_jax.data.lengths import Length
 from rmt_jax.evaluation import texts
 from rmt_jax.evaluation.answering import Asked
@@ -169,13 +169,12 @@ class Generated:
 
 
 class Files:
-    """BABILong's published evaluation sets, or files like them: in FOLDER, for task qa1 at 4k,
-    `[data/]qa1/4k.json` (a list, or an object a line, with input, question, target) or
-    `[data/]4k/qa1-*.parquet`. Records are read one at a time."""
+    """BABILong's published evaluation sets, or files like them (`data.published` reads them, a
+    record at a time)."""
 
     def __init__(self, model: Any, folder: Path):
         self.model, self.folder = model, folder
-        self.open: dict[tuple[str, str], tuple[int, Iterator[dict[str, Any]]]] = {}
+        self.open: dict[tuple[str, str], tuple[int, Iterator[dict[str, str]]]] = {}
 
     def describe(self) -> str:
         return str(self.folder.resolve())
@@ -196,36 +195,17 @@ class Files:
         names = tuple(dict.fromkeys((*config.tasks, task)))
         return _sentence(compose.answer_room, names, self.model.tokenizer, config.new_names > 0)
 
-    def path(self, task: str, length: str) -> Path:
-        """Raises QuestionError naming what was looked for."""
-        for base in (self.folder, self.folder / "data"):
-            found = [p for kind in ("json", "jsonl") for p in [base / task / f"{length}.{kind}"]]
-            found += sorted((base / length).glob(f"{task}-*.parquet"))
-            for path in found:
-                if path.is_file():
-                    return path
-        raise QuestionError(
-            f"{self.folder} holds neither {task}/{length}.json nor {length}/{task}-*.parquet: "
-            "download RMT-team/babilong there, or name tasks and lengths that it has."
-        )
-
-    def records(self, task: str, length: str) -> Iterator[dict[str, Any]]:
-        path = self.path(task, length)
-        if path.suffix != ".parquet":
-            return texts.records(path)
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError as error:
-            raise QuestionError(
-                f"{path.name} needs pyarrow to be read: pip install pyarrow, or use the JSON files."
-            ) from error
-        batches = parquet.ParquetFile(path).iter_batches(batch_size=1)
-        return (row for batch in batches for row in batch.to_pylist())
+    def records(self, task: str, length: str) -> Iterator[dict[str, str]]:
+        """Raises QuestionError naming the file, and the record where one is wrong."""
+        rows = published.read(self.folder, task, length)
+        while True:
+            row = _sentence(next, rows, None)
+            if row is None:
+                return
+            yield row
 
     def count(self, task: str, length: str, samples: int) -> int:
         have = sum(1 for _ in zip(self.records(task, length), range(samples), strict=False))
-        if not have:
-            raise QuestionError(f"{self.path(task, length)} holds no question.")
         return have
 
     def check(self, how: str) -> None:
@@ -250,14 +230,8 @@ class Files:
         self.open[task, length] = (at, rows)
         return found
 
-    def _one(self, task: str, length: str, k: int, row: dict[str, Any], how: str) -> Question:
-        try:
-            text, question, target = row["input"], row["question"], row["target"]
-        except KeyError as error:
-            raise QuestionError(
-                f"{self.path(task, length)}: record {k} lacks {error}; it needs input, question "
-                "and target."
-            ) from error
+    def _one(self, task: str, length: str, k: int, row: dict[str, str], how: str) -> Question:
+        text, question, target = row["input"], row["question"], row["target"]
         told = perturb.description(how, task, k)
         asked = ask(self.model, task, question, told)
         context = texts.encode(self.model.tokenizer, context_text(text))

@@ -4,7 +4,6 @@ Nothing here holds a whole text twice: what is read is cut in pieces where the t
 anyway, so that the pieces' tokens joined are the tokens of the whole.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,30 +77,3 @@ def encode(tokenizer: Any, text: str) -> np.ndarray:
         found.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
         start = stop
     return np.concatenate(found) if found else np.zeros(0, np.int32)
-
-
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list, or of a file with one a line, one at a time: a million-token data
-    file is larger than what it is read with. Raises TextError for anything else."""
-    decoder, held, began = json.JSONDecoder(), "", False
-    with open_text(path) as stream:
-        while True:
-            more = stream.read(1 << 20)
-            held += more
-            while True:
-                held = held.lstrip(" \t\r\n,[" if not began else " \t\r\n,]")
-                began = began or bool(held)
-                if not held:
-                    break
-                try:
-                    found, end = decoder.raw_decode(held)
-                except json.JSONDecodeError as error:
-                    if more:
-                        break  # an object cut by the block: read on
-                    raise TextError(f"{path} is not JSON: {error}.") from error
-                if not isinstance(found, dict):
-                    raise TextError(f"{path} holds no list of objects.")
-                yield found
-                held = held[end:]
-            if not more:
-                return
