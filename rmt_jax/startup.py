@@ -24,6 +24,8 @@ def prepare() -> None:
         come together; with the way out.
     """
     place = cluster.find(os.environ)
+    if place is None and _on_tpu_host():
+        place = cluster.Cluster("Cloud TPU")  # its metadata server says whether it is a pod
     if place is not None:
         _join(place)
     _check_devices(place)
@@ -71,6 +73,15 @@ def tpu_present(dev: str = "/dev") -> bool:
     return bool(glob.glob(f"{dev}/accel[0-9]*")) or importlib.util.find_spec("libtpu") is not None
 
 
+def _on_tpu_host(dev: str = "/dev") -> bool:
+    """A machine with TPU chips (older ones are /dev/accelN, newer ones /dev/vfio/N) and the library
+    for them."""
+    if os.environ.get("JAX_PLATFORMS", "tpu") not in ("", "tpu"):
+        return False
+    chips = glob.glob(f"{dev}/accel[0-9]*") or glob.glob(f"{dev}/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
 def _join(place: cluster.Cluster) -> None:
     options = {}
     if place.address is not None:
@@ -86,6 +97,8 @@ def _join(place: cluster.Cluster) -> None:
     try:
         jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECONDS, **options)
     except Exception as error:  # gRPC and XLA raise several kinds
+        if not options and "coordinator_address should be defined" in str(error):
+            return  # a TPU host on its own, without a metadata server
         raise ConfigError(
             f"The {place.processes} processes of this run ({place.launcher}) did not find each"
             f" other at {place.address or 'the address that JAX found'}"

@@ -142,6 +142,29 @@ def test_falling_back_to_the_cpu_is_an_error(monkeypatch):
     startup._check_devices(None)
 
 
+def test_a_tpu_host_asks_jax_for_its_pod(tmp_path, monkeypatch):
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio" / "0").touch()
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert startup._on_tpu_host(str(tmp_path)) and not startup._on_tpu_host(str(tmp_path / "x"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not startup._on_tpu_host(str(tmp_path))
+    asked = []
+
+    def initialize(**options):
+        asked.append(options)
+        raise ValueError(problem)
+
+    monkeypatch.setattr(startup.jax.distributed, "initialize", initialize)
+    problem = "coordinator_address should be defined."
+    startup._join(cluster.Cluster("Cloud TPU"))  # alone
+    assert "coordinator_address" not in asked[0]  # JAX asks the metadata server
+    problem = "deadline exceeded"
+    with pytest.raises(ConfigError, match="did not find each other .*deadline exceeded"):
+        startup._join(cluster.Cluster("Cloud TPU"))
+
+
 def test_fewer_devices_than_the_host_has_is_an_error(monkeypatch):
     class Gpu:
         platform = "gpu"

@@ -1,0 +1,50 @@
+"""What the compiler says a step needs on each device."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rmt_jax import hardware, models, optimizer, sharding, steps
+from rmt_jax.config import Config, Curriculum, Mesh, Model, Prompt
+from rmt_jax.shapes import Batch
+
+CONFIG = Config(
+    model=Model(layers=2, width=256, heads=8, segment_tokens=8, memory_tokens=2, positions="alibi"),
+    prompt=Prompt(source="none"),
+    curriculum=Curriculum((2,), (10,), (8,), (1e-3,)),
+)
+
+
+def needed(mesh: Mesh) -> int:
+    """Bytes on each of the eight devices that a train step on this mesh needs."""
+    grid = sharding.make_mesh(mesh)
+    shape, answers = (8, 2, 8), (8, 1, 1)
+    batch = Batch(
+        tokens=np.ones(shape, np.int32),
+        mask=np.ones(shape, bool),
+        prompt=np.zeros((8, 0), np.int32),
+        prompt_mask=np.zeros((8, 0), bool),
+        task=np.zeros(8, np.int32),
+        at=np.ones(answers, np.int32),
+        answer=np.ones((*answers, 2), np.int32),
+        weight=np.ones((*answers, 2), np.float32),
+        row=np.zeros(answers, np.int32),
+    )
+    model = models.build(CONFIG.model, CONFIG.prompt, 512, 1, nnx.Rngs(0))
+    static, params = models.split(model)
+    opt = optimizer.build(CONFIG)
+    state = steps.init_state(params, opt)
+    place = sharding.place_state(state, params, grid)
+    step = steps.make_train_step(static, opt, 2, bptt=0, remat=True)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(place, sharding.replicated(grid)))
+    lowered = jitted.lower(jax.device_put(state, place), sharding.put_batch(batch, grid))
+    size = hardware.needed_memory(lowered.compile())
+    assert size is not None
+    return size
+
+
+def test_fsdp_lowers_what_each_device_needs():
+    copied, split = needed(Mesh()), needed(Mesh(fsdp=8))
+    print(f"data=8: {copied:,} bytes a device; fsdp=8: {split:,}")
+    # Weights, two moments and gradients are an eighth; gathered weights and activations are not.
+    assert split < 0.5 * copied
