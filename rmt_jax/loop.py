@@ -19,7 +19,7 @@ from rmt_jax.stopping import Signals, Stopped
 from rmt_jax.trackers import Tracker
 
 # Enough to see a plateau or a collapse; the final table uses evaluation.samples.
-VALIDATION_BATCHES = 8
+VALIDATION_QUESTIONS = 512
 
 
 class Programs:
@@ -156,9 +156,13 @@ class Loop:
         """
         tasks, stage = self.config.data.tasks, self.stages[step - 1]
         by_task: dict[str, dict[str, float]] = {task: {} for task in tasks}
+        size = self.config.evaluation.batch
+        most = min(VALIDATION_QUESTIONS, self.config.evaluation.samples * len(tasks))
         for segments in validation.stages[stage].buckets:
             sums = metrics.zeros(len(tasks) + 1)
-            for batch in validation.evaluation_batches(segments, VALIDATION_BATCHES, stage=stage):
+            for batch in validation.evaluation_batches(
+                segments, -(-most // size), size, stage=stage
+            ):
                 if self.signals.noted:
                     return None
                 batch = sharding.put_whole_batch(batch, self.mesh)
