@@ -36,7 +36,8 @@ def test_it_ends_with_a_table_and_the_next_commands(smoke):
 
 
 def test_the_summary_has_its_columns(smoke):
-    rows = list(csv.DictReader((smoke[0] / "results" / "summary.csv").open()))
+    table = (smoke[0] / "results" / "summary.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(table.splitlines()))
     assert list(rows[0])[:6] == ["task", "length", "score", "accuracy", "samples", "majority"]
     assert {(r["task"], r["length"]) for r in rows} == {
         (task, length) for task in TASKS for length in ("1s", "2s", "4s")
