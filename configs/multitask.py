@@ -55,24 +55,22 @@ def small() -> Config:
             name="muon",
             adam_learning_rate=5e-4,
             b2=0.99,
-            weight_decay=0.0,
+            conv_rate=8.0,
+            weight_decay=0.2,
             warmup=0.05,
             decay="linear",
         ),
         curriculum=Curriculum(
-            segments=(2, 4),
-            steps=(400, 600),
+            segments=(4, 8),
+            steps=(250, 150),
             batch=(32,),
-            learning_rate=(0.004,),
-            tasks=("qa1:0.7 qa2:1.6 qa3:1.5 qa4:1 qa5:1",),
-            facts=("2-12", "2-24"),
-            background=(0.5, 0.7),
+            learning_rate=(0.002, 0.0015),
+            tasks=("qa1:0.8 qa2:1.7 qa3:1.5 qa4:1.5 qa5:1",),
+            background=(0.9,),
             questions=("1 .5 .2 0",),
         ),
-        evaluation=Evaluation(
-            lengths=("1s", "2s", "4s", "8s", "16s"), samples=200, batch=100, every=200
-        ),
-        checkpoint=Checkpoint(every=200),
+        evaluation=Evaluation(lengths=("1s", "2s", "4s", "8s", "16s"), samples=200, batch=100),
+        checkpoint=Checkpoint(every=100),
         log_every=10,
     )
 

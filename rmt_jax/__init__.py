@@ -6,6 +6,11 @@
 See `rmt_jax.api` for what a model can do. JAX itself is imported at the first use.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmt_jax.api import load
+
 __all__ = ["load"]
 
 

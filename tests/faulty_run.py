@@ -67,7 +67,7 @@ def quick(patch) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     make = sharding.make_mesh
     patch(sharding, "make_mesh", lambda mesh: make(mesh, jax.local_devices()[:1]))
-    patch(loop, "VALIDATION_BATCHES", 1)
+    patch(loop, "VALIDATION_QUESTIONS", 1)
     patch(training, "finish", lambda path: None)
 
 
