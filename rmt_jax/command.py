@@ -2,7 +2,7 @@
 
 `--config FILE[:PRESET]` runs the file's `get_config(preset)`; `--config.section.field=value` then
 sets any field. (ml_collections' flags would need a mutable twin of the tree and read `sys.argv`
-themselves; fifty lines on the dataclasses give the errors we want.)
+themselves; the dataclasses know their types and give the errors we want.)
 """
 
 import argparse

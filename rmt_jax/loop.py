@@ -115,7 +115,7 @@ class Loop:
                     record = {
                         "step": step,
                         "stage": stage + 1,
-                        "segments": batch.tokens.shape[1],
+                        "segments": stage_value(self.config.curriculum.segments, stage),
                         "learning_rate": float(np.asarray(self.rate(step - 1))),
                     }
                     means = window.close()
