@@ -50,7 +50,7 @@ class Model:
     conv_width: int = 0  # causal depthwise convolution on the attention input; 0 is GPT-2
     segment_tokens: int = 512  # L
     memory_tokens: int = 16  # M
-    position_layout: str = "plain"  # plain | wrap_pos (SPEC: the table grows by the memory's rows)
+    position_layout: str = "plain"  # plain | wrap_pos (the table grows by the memory's)
     d_mem: int = 64  # ARMT: width of keys before the DPFP feature map
     nu: int = 3  # ARMT: DPFP order; K = 2 * nu * d_mem
     bptt: int = 0  # segments that gradients flow back through; 0: all

@@ -17,7 +17,7 @@ import numpy as np
 from rmt_jax.data import sources
 from rmt_jax.data.tokenizer import Tokenizer
 
-MIN_TOKENS = 10  # shorter sentences are skipped (SPEC)
+MIN_TOKENS = 10  # shorter sentences are skipped (BABILong)
 VERSION = 3  # of the arrays and of the sentence splitter
 _BLOCK = 2000  # sentences tokenised at a time
 

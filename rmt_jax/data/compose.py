@@ -1,6 +1,6 @@
 """A needle in its haystack: one sample as a pure function of (task, length, seed, index).
 
-The authors' rules (SPEC, section 4): the context has an exact budget of tokens; a story with more
+BABILong's rules (Kuratov et al. 2024): the context has an exact budget of tokens; a story with more
 than budget // 8 facts is left out; facts stand in order at gaps between background sentences drawn
 uniformly with replacement; the background is consecutive sentences from a random place, the last
 one cut to fit.

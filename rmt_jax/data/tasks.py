@@ -1,6 +1,6 @@
 """The twenty tasks of bAbI: what a model is told about each, and which answers it can have.
 
-Labels are those of BABILong's official scoring (SPEC: 'Labels'). Descriptions are ours.
+Labels are those of BABILong's official scoring. Descriptions are ours.
 """
 
 from typing import NamedTuple

@@ -56,7 +56,7 @@ class Plain(nnx.Module):
 
     @classmethod
     def position_rows(cls, config: settings.Model) -> int:
-        """Rows of the position table; `wrap_pos` grows it by a row a memory token (SPEC 1, 2)."""
+        """Rows of the position table; `wrap_pos` grows it by a row a memory token."""
         if config.positions != "learned":
             return 0
         grown = (cls.reading + cls.writing) * config.memory_tokens

@@ -15,7 +15,7 @@ from rmt_jax import config as settings
 from rmt_jax.models.cells import Memory, Plain
 from rmt_jax.models.gpt2 import View
 
-EPSILON = 1e-5  # beside every division by a normaliser (SPEC 2)
+EPSILON = 1e-5  # beside every division by a normaliser, as in the authors' code
 
 
 class PRMT(Plain):
