@@ -106,6 +106,8 @@ class Model:
                 return tokenizer.load(str(folder))
         if self.vocab == GPT2_VOCAB and self.folder:  # the authors' checkpoints come without
             return tokenizer.load("gpt2")
+        if self.folder and self.folder.parent == pretrained.ASSETS:  # the shipped ones share one
+            return tokenizer.load("builtin")
         raise InputError(
             f"{self.folder or 'This model'} holds no tokenizer (tokenizer/tokenizer.json, or "
             "vocab.json and merges.txt), so that only token ids can be used with it."

@@ -22,6 +22,7 @@ BOUNDS: tuple[tuple[str, float, float | None], ...] = (
     ("data.workers", 0, 512),
     ("data.seed", 0, 2**31 - 1),
     ("curriculum.learning_rate", 0, None),
+    ("curriculum.probes", 0, 1),
     ("optimizer.weight_decay", 0, None),
     ("optimizer.b1", 0, 0.999999),
     ("optimizer.b2", 0, 0.999999),
@@ -91,10 +92,12 @@ class Curriculum:
     batch: tuple[int, ...] = (64, 64, 64, 64, 64, 64, 64)
     learning_rate: tuple[float, ...] = (1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5)
     tasks: tuple[str, ...] = ("",)  # task weights, "qa1:1 qa2:3"; "": data.weights
-    facts: tuple[str, ...] = ("",)  # facts a story, "2-6"; "": as the official files
+    facts: tuple[str, ...] = ("",)  # facts a story, "2-6"; "" or "official": as in the official
+    # files; several, "2-6 official": one is drawn a sample
     background: tuple[float, ...] = (1.0,)  # probability that a sample is hidden in background text
     questions: tuple[str, ...] = ("0",)  # chance of a question after each fact (dense supervision);
     # several, "1 .5 0": one is drawn a sample. 0: one question at the end only
+    probes: tuple[int, ...] = (0,)  # 1: the question is asked of the memory after every segment
 
 
 @dataclass(frozen=True)

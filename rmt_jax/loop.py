@@ -35,7 +35,7 @@ class Programs:
 
     def compiled(self, state, batch: Batch) -> jax.stages.Compiled:
         """The program for the shapes of a batch; made at the first call."""
-        key = tuple(x.shape for x in batch)
+        key = tuple(x.shape for x in jax.tree.leaves(batch))
         if key not in self._programs:
             start = time.monotonic()
             self._programs[key] = self._jit.lower(state, batch).compile()

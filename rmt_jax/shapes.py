@@ -13,6 +13,7 @@
 | R      | answered segments: questions stand in the last R of S segments   |
 | Q      | questions per answered segment                                   |
 | T      | tokens per answer, the end token included                        |
+| N      | tokens per probe: the question asked of a memory, with an answer |
 | K      | rows of an associative memory (ARMT)                             |
 
 Only `numpy` is needed here, so that data workers start without JAX. A `NamedTuple` is a JAX
@@ -42,6 +43,10 @@ class Batch(NamedTuple):
         answer [[[[9, 2]]]]      ' garden', END: predicted at places 4 and 5
         weight [[[[1., 1.]]]]
         row    [[[0]]]           counted in row 0 of the metrics (the first task)
+
+    With `probe`, the question is also asked of the memory after each answered segment, apart from
+    the text (what it reads changes no memory): its answer is the last of the Q of that segment, and
+    its `at` is a place in `probe`.
     """
 
     tokens: Array  # i32[B, S, L]
@@ -55,6 +60,7 @@ class Batch(NamedTuple):
     row: (
         Array  # i32[B, R, Q]   metrics row of the question: task index, or len(tasks) for auxiliary
     )
+    probe: "Segment | None" = None  # tokens i32[B, R, N], mask bool[B, R, N]
 
 
 class Segment(NamedTuple):

@@ -1,11 +1,13 @@
 """Folding and loading: the tail stays whole, targets are where they should be, batches are pure."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_data_worlds import Oracle
 
 from rmt_jax.config import Config, ConfigError, Curriculum, Data, Model, Prompt
 from rmt_jax.data import tokenizer
@@ -15,6 +17,10 @@ from rmt_jax.data.loader import Loader, buckets
 from rmt_jax.data.worlds import Manner
 
 TOKENS = tokenizer.load()
+FACT = re.compile(
+    r"(?:Mary|John|Daniel|Sandra|Fred|Jeff|Bill) (?:moved|went|journeyed|travelled|picked|got|"
+    r"grabbed|took|dropped|left|put|discarded|passed|gave|handed) [a-z ]+(?:to [A-Z]\w+)?\."
+)
 
 
 def config(**curriculum):
@@ -188,11 +194,54 @@ def test_a_stage_has_its_tasks_facts_and_questions(loader):
     first = [loader.batch_at(step) for step in range(5)]
     tasks = np.concatenate([batch.task for batch in first])
     assert set(tasks.tolist()) == {0, 1} and (tasks == 1).mean() > 0.5
-    assert all(batch.at.shape[1:] == (1, 6) for batch in first)
+    assert all(batch.at.shape[1:] == (1, 4) for batch in first)
     dense = np.concatenate([(batch.weight.sum(-1) > 0).sum((1, 2)) for batch in first])
-    assert dense.min() == 1 and dense.max() >= 4
+    assert dense.min() == 1 and dense.max() >= 3
     later = loader.batch_at(7)
     assert later.at.shape[1:] == (1, 1) and later.weight[..., 0].all()
+
+
+def test_ranges_of_facts_are_drawn_a_sample():
+    loader = Loader(config(facts=("3 9-11 official",), background=(0.0,)), TOKENS, "train")
+    facts = [len(loader._sample(loader.stages[1], 8, i).facts) for i in range(120)]
+    short, long = facts.count(3) / 120, sum(9 <= n <= 11 for n in facts) / 120
+    assert short > 0.25 and long > 0.25 and max(facts) > 11
+
+
+def test_a_prompt_with_the_question_has_only_this_question_on_the_way(loader):
+    apart = dataclasses.replace(loader.config, prompt=Prompt(source="description", tokens=32))
+    for reader, known in ((loader, True), (Loader(apart, TOKENS, "train"), False)):
+        others = 0
+        for index in range(40):
+            story = reader._sample(reader.stages[0], 1, index).story
+            others += sum(ask.question != story.question for ask in story.asks)
+        assert (others == 0) == known
+
+
+def test_probes_are_answered_by_what_was_read():
+    stages = dict(facts=("6-12",), questions=("0 .5",), probes=(1,), tasks=("qa1 qa2 qa3 qa5",))
+    loader = Loader(config(**stages), TOKENS, "train")
+    checked = 0
+    for step in range(5, 11):
+        batch = loader.batch_at(step)
+        if batch.probe is None:
+            assert batch.tokens.shape[1] == 1
+            continue
+        for i, k in np.argwhere(batch.probe.mask.any(-1)):
+            read = TOKENS.decode(batch.tokens[i, : k + 1][batch.mask[i, : k + 1]])
+            told = TOKENS.decode(batch.tokens[i][batch.mask[i]])
+            oracle, known = Oracle(), None
+            for fact in FACT.findall(read):
+                oracle.read(fact)
+            asked, _, answer = TOKENS.decode(batch.probe.tokens[i, k]).partition("<answer>")
+            known = oracle.answer(asked.strip())
+            assert told.rpartition("<answer>")[0].endswith(asked)  # the final question
+            assert answer.startswith(f" {known}<end>"), (read, asked, known, answer)
+            at, right = batch.at[i, k, -1], batch.answer[i, k, -1]
+            assert batch.probe.tokens[i, k, at] == TOKENS.answer and batch.weight[i, k, -1, 0] == 1
+            assert TOKENS.decode(right).startswith(f" {known}<end>")
+            checked += 1
+    assert checked > 20
 
 
 def test_validation_is_another_world(loader):

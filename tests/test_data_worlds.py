@@ -114,8 +114,10 @@ MOVING = ["qa1", "qa2", "qa3", "qa5", "qa6", "qa7", "qa8"]
 @pytest.mark.parametrize("task", MOVING)
 def test_answers_are_right_also_on_the_way(task):
     for index in range(150):
-        manner = Manner(facts=(2, 20) if index % 2 else None, asks=1.0)
+        facts = (2, 20) if index % 2 else None
+        manner = Manner(facts=facts, asks=1.0, same=index % 3 == 0)
         story = worlds.tell(task, (5, index), manner)
+        assert not manner.same or {ask.question for ask in story.asks} <= {story.question}
         oracle = Oracle()
         asks = {ask.after: ask for ask in story.asks}
         for number, fact in enumerate(story.facts):
@@ -173,8 +175,18 @@ def test_a_story_is_a_function_of_its_address(task):
 def test_questions_on_the_way_do_not_change_the_story():
     for task in tasks.SIMULATED:
         bare = worlds.tell(task, (2, 5), Manner(facts=(4, 9)))
-        dense = worlds.tell(task, (2, 5), Manner(facts=(4, 9), asks=1.0))
-        assert dense._replace(asks=()) == bare
+        for same in (False, True):
+            dense = worlds.tell(task, (2, 5), Manner(facts=(4, 9), asks=1.0, same=same))
+            assert dense._replace(asks=()) == bare
+
+
+def test_a_question_that_the_reader_knows_is_asked_again_and_again():
+    stories = [worlds.tell("qa2", (8, i), Manner((12, 20), asks=1.0, same=True)) for i in range(40)]
+    asks = [ask for story in stories for ask in story.asks]
+    assert len(asks) > 4 * len(stories)
+    # Its answer changes on the way, or there would be nothing to keep track of.
+    changed = [s for s in stories if len({ask.answer for ask in s.asks}) > 1]
+    assert len(changed) > len(stories) / 2
 
 
 @pytest.mark.parametrize("task", FIGURES)

@@ -53,6 +53,35 @@ def test_scan_equals_loop_in_values_and_gradients(cell):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cell", tiny.CELLS)
+def test_a_probe_reads_the_memory_and_leaves_no_trace(cell):
+    graph, params = tiny.model(ASKED, cell=cell, positions="alibi", conv_width=2, layers=1)
+    model = models.merge(graph, params)
+    bare = tiny.batch(segments=3, answered=2)
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(0, tiny.VOCAB, (2, 2, 5)).astype(np.int32)
+    mask = np.ones(tokens.shape, bool)
+    mask[0, 0, 4:] = False
+    at, answer = np.full((2, 2, 1), 1, np.int32), bare.answer[:, :, :1]
+    batch = bare._replace(
+        at=np.concatenate([bare.at, at], axis=2),
+        answer=np.concatenate([bare.answer, answer], axis=2),
+        probe=Segment(tokens, mask),
+    )
+    without = jax.jit(recurrence.answer_logits)(model, bare)
+    probed = jax.jit(recurrence.answer_logits)(model, batch)
+    np.testing.assert_allclose(probed[:, :, :-1], without, rtol=1e-5, atol=1e-5)
+
+    prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
+    memory = model.initial(2)
+    for s in range(3):
+        memory = model.step(memory, Segment(batch.tokens[:, s], batch.mask[:, s]), prompt)[1]
+        if s:  # a step that reads the probe as if it were the next segment
+            hidden = model.step(memory, Segment(tokens[:, s - 1], mask[:, s - 1]), prompt)[0]
+            expected = model.backbone.logits(hidden[:, 1:3])
+            np.testing.assert_allclose(probed[:, s - 1, -1], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("cell", ("rmt", "armt"))
 def test_no_gradient_crosses_the_cut(cell):
     """Words that stand in one segment only get a gradient just if it lies behind the cut."""

@@ -138,8 +138,10 @@ class Composer:
         index: int,
         manner: Manner = worlds.OFFICIAL,
         hidden: bool = True,
+        plant: float = 1.0,
     ) -> Sample:
         """The sample at (task, length, seed, index); `hidden=False` leaves the background out.
+        `plant`: the chance of each of the story's questions on the way to stand in the text.
 
         Raises ValueError for an unknown task or length and where facts or window leave no room.
         """
@@ -152,14 +154,16 @@ class Composer:
             dice = Dice(seed, address, tasks.number(task), length.tokens, 1)
             if self.change:
                 story = perturb.story(self.change, story, Dice(seed, address, 7))
-            made = self._compose(story, length, dice, hidden)
+            made = self._compose(story, length, dice, hidden, plant)
             if made is not None:
                 return made
         raise ValueError(
             f"{task}: no story fits a length of {length.name} ({length.tokens} tokens)."
         )
 
-    def _compose(self, story: Story, length: Length, dice: Dice, hidden: bool) -> Sample | None:
+    def _compose(
+        self, story: Story, length: Length, dice: Dice, hidden: bool, plant: float
+    ) -> Sample | None:
         encode = self.tokenizer.sentence
         question = encode(story.question)
         facts = [encode(fact) for fact in story.facts]
@@ -169,16 +173,21 @@ class Composer:
             budget -= len(question) + 1 + self.room
         if length.tokens and size > budget:
             return None
-        asks = self._asks(story, (budget - size) if length.tokens else 10**6, dice)
+        room = (budget - size) if length.tokens else 10**6
+        asks = self._asks(story, room, dice, plant)
         size += sum(len(ids) for _, ids, _ in asks)
         hide = hidden and self.background is not None and length.tokens > 0
         return self._weave(story, facts, asks, budget - size if hide else 0, dice)
 
-    def _asks(self, story: Story, room: int, dice: Dice) -> list[tuple[int, tuple, int]]:
+    def _asks(
+        self, story: Story, room: int, dice: Dice, plant: float
+    ) -> list[tuple[int, tuple, int]]:
         """Questions on the way that fit in `room`: (after fact, ids, length of the answer)."""
         encode, kept = self.tokenizer.sentence, []
         order = dice.shuffled(story.asks) if len(story.asks) > 1 else story.asks
         for ask in order:
+            if plant < 1 and dice.uniform() >= plant:
+                continue
             answer = (*encode(ask.answer), self.tokenizer.end)
             ids = (*encode(ask.question), self.tokenizer.answer, *answer)
             if len(ids) <= room:

@@ -15,7 +15,7 @@ from rmt_jax import config
 from rmt_jax.data import prompts
 from rmt_jax.data.compose import Sample
 from rmt_jax.data.tokenizer import Tokenizer
-from rmt_jax.shapes import Batch
+from rmt_jax.shapes import Batch, Segment
 
 
 def layout(context: int, tail: int, segment: int, align: str = "left") -> list[tuple[int, int]]:
@@ -65,21 +65,27 @@ def fold(
     tasks: Sequence[str],
     prompt: config.Prompt,
     align: str = "left",
+    probe_tokens: int = 0,
 ) -> Batch:
     """`Batch` with S = segments, L = segment_tokens, T = room, R = answered, Q = questions.
 
     Questions in the context beyond Q of a segment, outside the last R segments, or torn by a
     segment's end are not counted (weight 0). The question at the end is the task's row of the
-    metrics, all others are auxiliary. Raises ValueError when a text does not fit in S segments.
+    metrics, all others are auxiliary. With `probe_tokens` (N) the final question is asked of the
+    memory after each of the last R segments but the last one too, where the facts read by then
+    answer it: Q is one more then. Raises ValueError when a text does not fit in S segments.
     """
     b, s, length = len(samples), segments, segment_tokens
-    r, q, t = answered, questions, room
+    r, q, t, n = answered, questions, room, probe_tokens
+    shown = q + (n > 0)
     tokens = np.full((b, s, length), tokenizer.pad, np.int32)
     mask = np.zeros((b, s, length), bool)
-    at = np.zeros((b, r, q), np.int32)
-    answer = np.full((b, r, q, t), tokenizer.pad, np.int32)
-    weight = np.zeros((b, r, q, t), np.float32)
-    row = np.full((b, r, q), len(tasks), np.int32)
+    at = np.zeros((b, r, shown), np.int32)
+    answer = np.full((b, r, shown, t), tokenizer.pad, np.int32)
+    weight = np.zeros((b, r, shown, t), np.float32)
+    row = np.full((b, r, shown), len(tasks), np.int32)
+    probe = np.full((b, r, n), tokenizer.pad, np.int32)
+    probe_mask = np.zeros((b, r, n), bool)
     told = np.zeros((b, prompt.tokens), np.int32)
     told_mask = np.zeros((b, prompt.tokens), bool)
     number = {name: i for i, name in enumerate(tasks)}
@@ -115,9 +121,36 @@ def fold(
             place = (i, here, int(filled[here]))
             _count(at, answer, weight, place, planted.at - start, planted.answer)
             filled[here] += 1
+        for k, end in enumerate(ends[:-1] if n else ()):
+            known = answered_by(sample, end)
+            here = empty + k - (s - r)
+            if here < 0 or not known:
+                continue
+            right = (*tokenizer.sentence(known), tokenizer.end)
+            words = (*sample.question_ids, tokenizer.answer, *right)
+            if len(words) > n or len(right) > t:
+                raise ValueError(
+                    f"The question {sample.question!r} and its answer take {len(words)} tokens, "
+                    f"but a probe has {n}."
+                )
+            probe[i, here, : len(words)] = words
+            probe_mask[i, here, : len(words)] = True
+            place = (i, here, q)
+            _count(at, answer, weight, place, len(sample.question_ids), right)
         told[i], told_mask[i] = prompts.ids(prompt, tokenizer, sample.task, sample.question)
     task = np.array([number[sample.task] for sample in samples], np.int32)
-    return Batch(tokens, mask, told, told_mask, task, at, answer, weight, row)
+    probes = Segment(probe, probe_mask) if n else None
+    return Batch(tokens, mask, told, told_mask, task, at, answer, weight, row, probes)
+
+
+def answered_by(sample: Sample, end: int) -> str:
+    """The answer to the sample's question after the first `end` tokens of its context, '' where
+    there is none yet. The story must have the final question on its way (`Manner.same`)."""
+    told = sum(stop <= end for _, stop in sample.facts)
+    if told == len(sample.facts):
+        return sample.answer
+    found = [ask.answer for ask in sample.story.asks if ask.after < told]
+    return found[-1] if found else ""
 
 
 def _count(at, answer, weight, place: tuple[int, int, int], where: int, right) -> None:

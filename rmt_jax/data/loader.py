@@ -20,7 +20,8 @@ from rmt_jax.shapes import Batch
 
 NEW_NAMES = ("people", "places", "objects")
 SHORT = 7  # facts
-TOKENS_PER_QUESTION = 10  # a fact and its question with answer take more; Q is a bound
+PROBE = 18  # tokens of the longest question and of ANSWER
+TOKENS_PER_QUESTION = 16  # a fact and its question with answer take more; Q is a bound
 
 
 class Stage:
@@ -36,8 +37,9 @@ class Stage:
         self.segments, self.batch = int(value("segments")), int(value("batch"))
         self.background = float(value("background"))
         self.tasks, self.weights = _mixture(config, str(value("tasks")))
-        self.facts = _facts(str(value("facts")))
+        self.facts = _facts(str(value("facts")))  # one is drawn a sample
         self.rates = tuple(float(rate) for rate in str(value("questions")).split()) or (0.0,)
+        self.probes = bool(value("probes"))
         self.dense = max(self.rates) > 0
         self.buckets = buckets(self.segments)
 
@@ -98,13 +100,21 @@ class Loader:
         rows = range(first + host * share, first + (host + 1) * share)
         segments = self.segments_at(step)
         samples = [self._sample(stage, segments, index) for index in rows]
-        answered = segments if stage.dense else 1
+        answered = segments if stage.dense or stage.probes else 1
         questions = 1
         if stage.dense:
             questions = max(2, self.config.model.segment_tokens // TOKENS_PER_QUESTION)
-        return self.fold(samples, segments, answered, questions)
+        probe = PROBE + self.composer.room if stage.probes and segments > 1 else 0
+        return self.fold(samples, segments, answered, questions, probe)
 
-    def fold(self, samples: list[Sample], segments: int, answered: int = 1, questions: int = 1):
+    def fold(
+        self,
+        samples: list[Sample],
+        segments: int,
+        answered: int = 1,
+        questions: int = 1,
+        probe_tokens: int = 0,
+    ) -> Batch:
         """Samples of this loader's composer as a `Batch`."""
         return fold(
             samples,
@@ -117,6 +127,7 @@ class Loader:
             tasks=self.config.data.tasks,
             prompt=self.config.prompt,
             align=self.config.data.align,
+            probe_tokens=probe_tokens,
         )
 
     def _sample(self, stage: Stage, segments: int, index: int) -> Sample:
@@ -128,9 +139,15 @@ class Loader:
         names = NEW_NAMES if dice.uniform() < data.new_names else ()
         # Two persons in half of the short stories: with four, a short story seldom comes back to
         # anybody, and 'the last place mentioned' would be right too often.
-        few = SHORT if stage.facts and dice.uniform() < 0.5 else 0
-        manner = Manner(stage.facts, names, asks=rate, few=few)
-        return self.composer.sample(task, self._length(segments), data.seed, index, manner, hidden)
+        facts = dice.pick(stage.facts)
+        few = SHORT if facts and dice.uniform() < 0.5 else 0
+        same = stage.probes or self.config.prompt.source in ("question", "both")
+        asks, plant = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
+        manner = Manner(facts, names, asks=asks, few=few, same=same)
+        length = self._length(segments)
+        return self.composer.sample(
+            task, length, data.seed, index, manner, hidden, plant
+        )
 
     def _length(self, segments: int) -> Length:
         return Length(f"{segments}s", segments * self.config.model.segment_tokens, True)
@@ -142,17 +159,16 @@ class Loader:
         tasks in turn. With a `stage`, its facts and its share of background; otherwise official
         numbers of facts, all hidden."""
         data, chosen = self.config.data, None if stage is None else self.stages[stage]
+        seed = self.config.evaluation.seed
         for number in range(count):
             samples = []
             for index in range(number * batch, (number + 1) * batch):
                 task = data.tasks[index % len(data.tasks)]
                 hidden, manner = True, Manner()
                 if chosen is not None:
-                    hidden = Dice(self.config.evaluation.seed, index, 4).uniform() < (
-                        chosen.background
-                    )
-                    manner = Manner(chosen.facts)
-                seed = self.config.evaluation.seed
+                    dice = Dice(seed, index, 4)
+                    hidden = dice.uniform() < chosen.background
+                    manner = Manner(dice.pick(chosen.facts))
                 length = self._length(segments)
                 samples.append(self.composer.sample(task, length, seed, index, manner, hidden))
             yield self.fold(samples, segments)
@@ -228,15 +244,21 @@ def _mixture(config: Config, text: str) -> tuple[tuple[str, ...], tuple[float, .
     return tuple(names), tuple(weights)
 
 
-def _facts(text: str) -> tuple[int, int] | None:
-    """'2-6' -> (2, 6); '4' -> (4, 4); '' -> None (as the official files)."""
-    if not text.strip():
-        return None
-    low, _, high = text.partition("-")
-    try:
-        found = int(low), int(high or low)
-    except ValueError:
-        raise ConfigError(f"curriculum.facts: {text!r} is no range such as '2-6'.") from None
-    if not 2 <= found[0] <= found[1]:
-        raise ConfigError(f"curriculum.facts: {text!r} must rise from 2 or more, such as '2-6'.")
-    return found
+def _facts(text: str) -> tuple[tuple[int, int] | None, ...]:
+    """'2-6 4 official' -> ((2, 6), (4, 4), None); '' -> (None,): as the official files."""
+    found: list[tuple[int, int] | None] = []
+    for word in text.split() or ["official"]:
+        if word == "official":
+            found.append(None)
+            continue
+        low, _, high = word.partition("-")
+        try:
+            least, most = int(low), int(high or low)
+        except ValueError:
+            raise ConfigError(
+                f"curriculum.facts: {word!r} is no range such as '2-6', nor 'official'."
+            ) from None
+        if not 2 <= least <= most:
+            raise ConfigError(f"curriculum.facts: {word!r} must rise from 2 or more, as '2-6'.")
+        found.append((least, most))
+    return tuple(found)

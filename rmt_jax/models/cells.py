@@ -71,6 +71,12 @@ class Plain(nnx.Module):
         x, state, _ = self.layers(x, memory, view)
         return self.leave(memory, segment, x, state, view)
 
+    def glance(self, memory: Memory, segment: Segment, prompt: Prompt | None = None) -> jax.Array:
+        """Hidden [B, L, D] of a segment, as `step`'s, that leaves no trace in the memory."""
+        x, view = self.enter(memory, segment, prompt, decoding=True)
+        x, _, _ = self.layers(x, memory, view)
+        return self.backbone.ln_f(x[:, -segment.tokens.shape[1] :])
+
     def enter(
         self, memory: Memory, segment: Segment, prompt: Prompt | None, decoding: bool = False
     ) -> tuple[jax.Array, View]:

@@ -23,6 +23,8 @@ PATTERNS = ["*.json", "model*.safetensors", "merges.txt"]
 OLDER = [*PATTERNS, "pytorch_model*.bin"]  # the same weights again where both are there
 SEGMENT, HEAD_WIDTH = 512, 64  # where nothing says otherwise: the authors' and GPT-2's
 MEMORY_TOKENS, NU = 16, 3
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+SHIPPED = ("backbone", "multitask")  # names of the checkpoints that come with the package
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,9 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
     The backbone must fit by name and shape; memory and prompt are taken where the source has them.
     What it lacks stays as drawn (a zero convolution is no convolution), except memory tokens, which
     are scaled to the source's embeddings. The table of positions may be longer there than here.
-    `source`: folder, hub name, or "backbone" for the one in the package. Raises WeightsError.
+    `source`: folder, hub name, or one of `SHIPPED`. Raises WeightsError.
     """
-    folder = Path(__file__).parents[1] / "assets" / "backbone" if source == "backbone" else source
-    opened = open_source(folder)
+    opened = open_source(source)
     found, fresh = weights.flatten(opened.params), weights.flatten(params)
     if "backbone/head" in fresh:
         found.setdefault("backbone/head", found["backbone/wte"])
@@ -149,8 +150,11 @@ def _positions(
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """A local folder as it is; anything else is downloaded from the hub (weights and json only)."""
+    """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
+    the hub (weights and json only)."""
     folder = Path(name).expanduser()
+    if str(name) in SHIPPED:
+        return ASSETS / str(name)
     if folder.is_dir():
         return folder
     if folder.is_file() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:

@@ -86,13 +86,20 @@ def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = Tr
         tokens, mask = batch.tokens[:, cut:silent], batch.mask[:, cut:silent]
         memory = read(model, memory, tokens, mask, prompt, remat=remat)
 
-    def body(memory: Memory, inputs: tuple[Segment, jax.Array]):
-        segment, at = inputs
+    tokens = batch.answer.shape[-1]  # T
+
+    def body(memory: Memory, inputs: tuple[Segment, jax.Array, Segment | None]):
+        segment, at, probe = inputs
         hidden, memory = model.step(memory, segment, prompt)
-        return memory, gather(hidden, at, batch.answer.shape[-1])
+        if probe is None:
+            return memory, gather(hidden, at, tokens)
+        seen = model.glance(memory, probe, prompt)
+        asked = gather(hidden, at[:, :-1], tokens), gather(seen, at[:, -1:], tokens)
+        return memory, jnp.concatenate(asked, axis=1)
 
     segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
-    inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1))
+    probes = None if batch.probe is None else _segments(*batch.probe)
+    inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
     _, hidden = jax.lax.scan(_checkpointed(body, remat), memory, inputs)
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1))
 

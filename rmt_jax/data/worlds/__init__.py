@@ -34,6 +34,7 @@ class Manner(NamedTuple):
     held_out: bool = False  # draw them from the part of the lists that training never sees
     asks: float = 0.0  # questions after a fact, on average, at most one a fact (dense supervision)
     few: int = 6  # half of the stories below this many facts have two persons: chains close
+    same: bool = False  # on the way ask the final question and no other: the reader knows it
 
 
 OFFICIAL = Manner()
@@ -68,22 +69,23 @@ def tell(
     """
     number, limit = tasks.number(task), min(most, LONGEST)
     for attempt in range(5000):
-        story = _tell(task, (*address, number, attempt), manner, limit, asks=False)
-        if story is not None:
-            # Told again with questions on the way, which do not change the story.
-            return _tell(task, (*address, number, attempt), manner, limit, True) or story
+        story = _tell(task, (*address, number, attempt), manner, limit, None)
+        if story is None:
+            continue
+        if not manner.asks:
+            return story
+        # Told again with questions on the way, which do not change the story.
+        notes = _Notes(Dice(*address, number, attempt, 1), manner.asks, manner.same, story.question)
+        return _tell(task, (*address, number, attempt), manner, limit, notes) or story
     raise ValueError(
         f"{task} finds no question in stories of {manner.facts or 'any number of'} facts, "
         f"{most} at most: allow more facts."
     )
 
 
-def _tell(task: str, address, manner: Manner, most: int, asks: bool) -> Story | None:
+def _tell(task: str, address, manner: Manner, most: int, notes) -> Story | None:
     """One attempt: None when no question can be asked in the facts allowed."""
-    if asks and not manner.asks:
-        return None
     dice = Dice(*address)
-    notes = _Notes(Dice(*address, 1), manner.asks) if asks else None
     given = names(task, manner, dice)
     tell = _controlled if manner.facts else _official
     return tell(task, given, dice, manner, most, notes)
@@ -92,20 +94,23 @@ def _tell(task: str, address, manner: Manner, most: int, asks: bool) -> Story | 
 class _Notes:
     """Questions on the way, with dice of their own."""
 
-    def __init__(self, dice: Dice, rate: float):
-        self.dice, self.rate = dice, rate
+    def __init__(self, dice: Dice, rate: float, same: bool, final: str):
+        self.dice, self.rate, self.same, self.final = dice, rate, same, final
         self.asks: list[Ask] = []
 
     def more(self, place, after: int) -> None:
         """A story that can tell no further fact is asked several questions at its end, else it
         would teach little (QA4: two facts)."""
-        for _ in range(LAST_ASKS):
+        for _ in range(0 if self.same else LAST_ASKS):
             self.take(place, after)
 
     def take(self, place, after: int) -> None:
         if self.dice.uniform() < self.rate:
             own, place.dice = place.dice, self.dice
-            question = place.aside()
+            if self.same:
+                question = next((q for q in place.questions() if q.text == self.final), None)
+            else:
+                question = place.aside()
             place.dice = own
             if question is not None:
                 self.asks.append(Ask(after, question.text, question.answer))
@@ -167,7 +172,8 @@ def _story(task: str, facts: list[str], question: Question, notes) -> Story:
     # What could be asked right before the final question is left to the final question.
     last = len(facts) - (task != "qa4")
     asks = notes.asks if notes else []
-    asks = [ask for ask in asks if ask.after < last and ask.question != question.text]
+    same = notes is not None and notes.same
+    asks = [ask for ask in asks if ask.after < last and (same or ask.question != question.text)]
     return Story(
         task, tuple(facts), question.text, question.answer, question.supporting, tuple(asks)
     )
