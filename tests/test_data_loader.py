@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,7 +49,8 @@ def loader():
 
 
 def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    leaves = (jax.tree.leaves(x) for x in (a, b))
+    return all(np.array_equal(x, y) for x, y in zip(*leaves, strict=True))
 
 
 # Folding ------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_resuming_at_a_step_gives_the_batch_of_that_step(loader):
 def test_four_hosts_see_what_one_sees(loader):
     for step in (0, 6):
         shares = [loader.batch_at(step, host, 4) for host in range(4)]
-        whole = [np.concatenate(parts) for parts in zip(*shares, strict=True)]
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
         assert same(whole, loader.batch_at(step))
     with pytest.raises(ConfigError, match="8 rows a batch cannot be shared by 3 hosts"):
         loader.batch_at(0, 0, 3)
@@ -202,10 +204,10 @@ def test_a_stage_has_its_tasks_facts_and_questions(loader):
 
 
 def test_ranges_of_facts_are_drawn_a_sample():
-    loader = Loader(config(facts=("3 9-11 official",), background=(0.0,)), TOKENS, "train")
+    loader = Loader(config(facts=("4 9-11 official",), background=(0.0,)), TOKENS, "train")
     facts = [len(loader._sample(loader.stages[1], 8, i).facts) for i in range(120)]
-    short, long = facts.count(3) / 120, sum(9 <= n <= 11 for n in facts) / 120
-    assert short > 0.25 and long > 0.25 and max(facts) > 11
+    short, long = facts.count(4) / 120, sum(9 <= n <= 11 for n in facts) / 120
+    assert short > 0.2 and long > 0.2 and max(facts) > 11
 
 
 def test_a_prompt_with_the_question_has_only_this_question_on_the_way(loader):
@@ -222,7 +224,7 @@ def test_probes_are_answered_by_what_was_read():
     stages = dict(facts=("6-12",), questions=("0 .5",), probes=(1,), tasks=("qa1 qa2 qa3 qa5",))
     loader = Loader(config(**stages), TOKENS, "train")
     checked = 0
-    for step in range(5, 11):
+    for step in range(5, 12):
         batch = loader.batch_at(step)
         if batch.probe is None:
             assert batch.tokens.shape[1] == 1
@@ -241,7 +243,7 @@ def test_probes_are_answered_by_what_was_read():
             assert batch.probe.tokens[i, k, at] == TOKENS.answer and batch.weight[i, k, -1, 0] == 1
             assert TOKENS.decode(right).startswith(f" {known}<end>")
             checked += 1
-    assert checked > 20
+    assert checked > 10
 
 
 def test_validation_is_another_world(loader):
