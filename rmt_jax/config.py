@@ -319,6 +319,11 @@ def validate(config: Config) -> None:
             "data.facts=official needs data.babi_dir, the folder of the bAbI text files"
             " (qa1_single-supporting-fact_train.txt, …)."
         )
+    if d.facts == "official" and any(c.probes):
+        raise ConfigError(
+            "curriculum.probes=1 needs the answer after every fact, which the official files do"
+            " not give: take data.facts=simulated, or set curriculum.probes to 0."
+        )
     stages = len(c.segments)
     if not stages:
         raise ConfigError("curriculum.segments is empty: a curriculum needs at least one stage.")

@@ -92,6 +92,8 @@ def _asks(items, number: int, manner: Manner, seed: int, index: int) -> tuple[As
     for earlier in items[max(0, number - 20) : number]:
         after = len(earlier.facts) - 1
         if earlier.story == item.story and after < len(item.facts) - 1:
+            if manner.same and earlier.question != item.question:
+                continue
             if dice.uniform() < manner.asks:
                 found.append(Ask(after, earlier.question, earlier.answer))
     return tuple(found)
