@@ -92,7 +92,7 @@ def test_train_and_validation_share_no_story(tmp_path):
     numbers = {s: {i.story for i in p.items("qa1")} for s, p in parts.items() if s != "test"}
     assert not numbers["train"] & numbers["validation"]
     assert len(numbers["train"]) + len(numbers["validation"]) == 200
-    assert 8 <= len(numbers["validation"]) <= 36
+    assert 24 <= len(numbers["validation"]) <= 56
     assert len(parts["test"].items("qa1")) == 3
     train = parts["train"]
     size = len(train.items("qa1"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rmt_jax.config import Data
 from rmt_jax.data import background, perturb, sources, tokenizer
-from rmt_jax.data.compose import Composer, split_of_story
+from rmt_jax.data.compose import Composer
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.story import Story
 from rmt_jax.data.worlds import Manner
@@ -102,7 +102,7 @@ def test_splits_share_no_story():
             for seed in (0, 1):
                 for index in range(100):
                     s = composer.sample(task, "0k", seed, index, Manner(facts=(2, 4)))
-                    assert split_of_story(s.story.facts) == split
+                    assert sources.split_of_story(s.story.facts) == split
                     seen[split].add(s.story.facts)
     assert not seen["train"] & seen["validation"]
     assert not seen["train"] & seen["test"]

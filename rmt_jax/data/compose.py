@@ -7,7 +7,6 @@ one cut to fit.
 """
 
 from typing import NamedTuple, Protocol
-from zlib import crc32
 
 import numpy as np
 
@@ -68,17 +67,12 @@ class Simulated:
             raise ValueError(f"There is room for {most} facts, but a story has 2 or more.")
         for attempt in range(ATTEMPTS):
             story = worlds.tell(task, (seed, index, attempt), manner, most)
-            if story is not None and split_of_story(story.facts) == self.split:
+            if story is not None and sources.split_of_story(story.facts) == self.split:
                 return story
         raise ValueError(
             f"{task}: no story of {most} facts or fewer in {ATTEMPTS:,} attempts. A longer "
             "length, or fewer facts (config.curriculum.facts), leaves room for one."
         )
-
-
-def split_of_story(facts: tuple[str, ...]) -> str:
-    """8:1:1, by a hash of the facts."""
-    return sources.SPLITS[max(0, crc32("\n".join(facts).encode()) % 10 - 7)]
 
 
 def answer_room(names: tuple[str, ...], tokenizer: Tokenizer, renamed: bool = False) -> int:

@@ -145,9 +145,7 @@ class Loader:
         asks, plant = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
         manner = Manner(facts, names, asks=asks, few=few, same=same)
         length = self._length(segments)
-        return self.composer.sample(
-            task, length, data.seed, index, manner, hidden, plant
-        )
+        return self.composer.sample(task, length, data.seed, index, manner, hidden, plant)
 
     def _length(self, segments: int) -> Length:
         return Length(f"{segments}s", segments * self.config.model.segment_tokens, True)

@@ -1,14 +1,13 @@
 """Facts from the official bAbI files, split so that training, validation and test share no story.
 
 The train files (and `_valid` files where a layout has them) give train and validation; a story
-belongs to one by a hash of all its facts. The test files are test, and nothing else is.
+belongs to one, 8:2, by a hash of all its facts. The test files are test, and nothing else is.
 """
 
 from functools import lru_cache
 from pathlib import Path
-from zlib import crc32
 
-from rmt_jax.data import babi, perturb, tasks
+from rmt_jax.data import babi, perturb, sources, tasks
 from rmt_jax.data.dice import Dice
 from rmt_jax.data.story import Ask, Story
 from rmt_jax.data.worlds import Manner
@@ -63,12 +62,8 @@ def _items(folder: str, task: str, split: str) -> tuple[babi.Item, ...]:
     if own is not None:
         return babi.cached(own) if split == "validation" else tuple(found)
     whole = {item.story: item.facts for item in found}  # the last question has seen every fact
-    part = {story: _part(facts) for story, facts in whole.items()}
-    return tuple(item for item in found if part[item.story] == split)
-
-
-def _part(facts: tuple[str, ...]) -> str:
-    return "validation" if crc32("\n".join(facts).encode()) % 10 == 0 else "train"
+    train = {n for n, facts in whole.items() if sources.split_of_story(facts) == "train"}
+    return tuple(item for item in found if (item.story in train) == (split == "train"))
 
 
 @lru_cache(maxsize=256)
