@@ -27,6 +27,7 @@ BOUNDS: tuple[tuple[str, float, float | None], ...] = (
     ("optimizer.b1", 0, 0.999999),
     ("optimizer.b2", 0, 0.999999),
     ("optimizer.clip", 0, None),
+    ("optimizer.stillness", 0, None),
     ("optimizer.warmup", 0, 1),
     ("optimizer.adam_learning_rate", 0, None),
     ("evaluation.every", 0, None),
@@ -112,6 +113,7 @@ class Optimizer:
     adam_learning_rate: float = 0.0  # muon: rate of what is not a matrix; 0: same as the stage's
     conv_rate: float = 1.0  # learning rate of the short convolution, times that of the rest
     accumulate: int = 1  # microbatches a step
+    stillness: float = 0.0  # weight of the penalty on memory change over background (with probes)
 
 
 @dataclass(frozen=True)
@@ -323,6 +325,11 @@ def validate(config: Config) -> None:
         raise ConfigError(
             "curriculum.probes=1 needs the answer after every fact, which the official files do"
             " not give: take data.facts=simulated, or set curriculum.probes to 0."
+        )
+    if config.optimizer.stillness and not any(c.probes):
+        raise ConfigError(
+            f"optimizer.stillness {config.optimizer.stillness:g} counts segments of background in"
+            " batches with probes: set curriculum.probes to 1, or stillness to 0."
         )
     stages = len(c.segments)
     if not stages:

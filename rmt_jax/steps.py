@@ -8,7 +8,7 @@ import optax
 
 from rmt_jax import metrics, models
 from rmt_jax.losses import answer_sums
-from rmt_jax.models.recurrence import answer_logits
+from rmt_jax.models.recurrence import answer_logits, answers
 from rmt_jax.shapes import Batch, Sums
 
 Params = Any  # nested dict of arrays
@@ -34,6 +34,7 @@ def make_train_step(
     bptt: int,
     remat: bool,
     accumulate: int = 1,
+    stillness: float = 0.0,
 ):
     """The train step of one model.
 
@@ -43,20 +44,25 @@ def make_train_step(
       bptt: segments that gradients flow back through; 0: all.
       accumulate: microbatches; their gradients are of sums, so that any split of the batch gives
         the same step up to rounding.
+      stillness: weight of the penalty on what idle segments do to the memory, the mean of
+        `Plain.drift` over them. 0: none.
     """
 
-    def loss(params: Params, batch: Batch, scale: jax.Array):
+    def loss(params: Params, batch: Batch, scale: jax.Array, still: jax.Array):
         model = models.merge(static, params)
-        logits = answer_logits(model, batch, bptt=bptt, remat=remat)
+        logits, drift = answers(model, batch, bptt=bptt, remat=remat)
         total, sums = answer_sums(logits, batch, rows)
+        if stillness and batch.idle is not None:
+            return total * scale + stillness * still * (drift * batch.idle).sum(), sums
         return total * scale, sums
 
     gradient = jax.grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         scale = 1.0 / jnp.maximum(batch.weight.sum(), 1e-9)
+        still = jnp.zeros(()) if batch.idle is None else 1.0 / jnp.maximum(batch.idle.sum(), 1)
         if accumulate == 1:
-            grads, sums = gradient(state.params, batch, scale)
+            grads, sums = gradient(state.params, batch, scale, still)
         else:
             # Row i goes to microbatch i mod n: each keeps rows of every device.
             micro = jax.tree.map(
@@ -64,7 +70,7 @@ def make_train_step(
             )
 
             def body(carry, part):
-                grads, sums = gradient(state.params, part, scale)
+                grads, sums = gradient(state.params, part, scale, still)
                 return jax.tree.map(jnp.add, carry, (grads, sums)), None
 
             start = (jax.tree.map(jnp.zeros_like, state.params), metrics.zeros(rows))

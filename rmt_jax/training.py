@@ -87,6 +87,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
                 bptt=config.model.bptt,
                 remat=config.model.remat,
                 accumulate=config.optimizer.accumulate,
+                stillness=config.optimizer.stillness,
             ),
             donate_argnums=0,
             out_shardings=(place, sharding.replicated(mesh)),

@@ -73,7 +73,7 @@ def fold(
     segment's end are not counted (weight 0). The question at the end is the task's row of the
     metrics, all others are auxiliary. With `probe_tokens` (N) the final question is asked of the
     memory after each of the last R segments but the last one too, where the facts read by then
-    answer it: Q is one more then. Raises ValueError when a text does not fit in S segments.
+    answer it: Q is one more then, and `idle` tells which of them hold no fact. Raises ValueError when a text does not fit in S segments.
     """
     b, s, length = len(samples), segments, segment_tokens
     r, q, t, n = answered, questions, room, probe_tokens
@@ -86,6 +86,7 @@ def fold(
     row = np.full((b, r, shown), len(tasks), np.int32)
     probe = np.full((b, r, n), tokenizer.pad, np.int32)
     probe_mask = np.zeros((b, r, n), bool)
+    idle = np.zeros((b, r), bool)
     told = np.zeros((b, prompt.tokens), np.int32)
     told_mask = np.zeros((b, prompt.tokens), bool)
     number = {name: i for i, name in enumerate(tasks)}
@@ -121,7 +122,10 @@ def fold(
             place = (i, here, int(filled[here]))
             _count(at, answer, weight, place, planted.at - start, planted.answer)
             filled[here] += 1
-        for k, end in enumerate(ends[:-1] if n else ()):
+        for k, (start, end) in enumerate(cuts[:-1] if n else ()):
+            if empty + k >= s - r:
+                inside = (first < end and stop > start for first, stop in sample.facts)
+                idle[i, empty + k - (s - r)] = not any(inside)
             known = answered_by(sample, end)
             here = empty + k - (s - r)
             if here < 0 or not known:
@@ -140,7 +144,8 @@ def fold(
         told[i], told_mask[i] = prompts.ids(prompt, tokenizer, sample.task, sample.question)
     task = np.array([number[sample.task] for sample in samples], np.int32)
     probes = Segment(probe, probe_mask) if n else None
-    return Batch(tokens, mask, told, told_mask, task, at, answer, weight, row, probes)
+    still = idle if n else None
+    return Batch(tokens, mask, told, told_mask, task, at, answer, weight, row, probes, still)
 
 
 def answered_by(sample: Sample, end: int) -> str:

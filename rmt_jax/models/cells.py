@@ -77,6 +77,22 @@ class Plain(nnx.Module):
         x, _, _ = self.layers(x, memory, view)
         return self.backbone.ln_f(x[:, -segment.tokens.shape[1] :])
 
+    def drift(self, old: Memory, new: Memory) -> jax.Array:
+        """How far a segment moved the memory, f32[B]: the norm of the change over the mean norm in
+        the batch, averaged over layers and arrays of the state."""
+
+        def change(old, new):
+            axes = tuple(range(self.batch_axis + 1, old.ndim))
+            # The root's slope has no bound at zero, where an empty segment stands.
+            moved = jnp.sqrt(jnp.square(new - old).sum(axes) + 1e-8)
+            size = jnp.sqrt(jnp.square(new).sum(axes)).mean(axis=-1, keepdims=True)
+            ratio = moved / (jax.lax.stop_gradient(size) + 1e-4)
+            return ratio.reshape(-1, ratio.shape[-1]).mean(axis=0)
+
+        pairs = zip(jax.tree.leaves(old.state), jax.tree.leaves(new.state), strict=True)
+        changes = [change(*pair) for pair in pairs]
+        return sum(changes, jnp.zeros(old.started.shape)) / max(1, len(changes))
+
     def enter(
         self, memory: Memory, segment: Segment, prompt: Prompt | None, decoding: bool = False
     ) -> tuple[jax.Array, View]:

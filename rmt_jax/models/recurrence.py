@@ -66,7 +66,15 @@ def all_logits(
 
 
 def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = True) -> jax.Array:
-    """Logits f32[B, R, Q, T, V] where answers stand, and nowhere else.
+    """Logits f32[B, R, Q, T, V] where answers stand, and nowhere else: see `answers`."""
+    return answers(model, batch, bptt=bptt, remat=remat)[0]
+
+
+def answers(
+    model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Logits f32[B, R, Q, T, V] where answers stand, and how far each of the R answered segments
+    moved the memory, f32[B, R] (`Plain.drift`; zeros where the batch does not say which are idle).
 
     bptt: segments from the end that gradients flow back through (0: all). It is a real cut: what
     lies before runs outside the differentiated loop, on weights without gradient, so that nothing
@@ -90,18 +98,20 @@ def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = Tr
 
     def body(memory: Memory, inputs: tuple[Segment, jax.Array, Segment | None]):
         segment, at, probe = inputs
-        hidden, memory = model.step(memory, segment, prompt)
+        hidden, new = model.step(memory, segment, prompt)
+        drift = jnp.zeros(at.shape[0]) if batch.idle is None else model.drift(memory, new)
+        memory = new
         if probe is None:
-            return memory, gather(hidden, at, tokens)
+            return memory, (gather(hidden, at, tokens), drift)
         seen = model.glance(memory, probe, prompt)
         asked = gather(hidden, at[:, :-1], tokens), gather(seen, at[:, -1:], tokens)
-        return memory, jnp.concatenate(asked, axis=1)
+        return memory, (jnp.concatenate(asked, axis=1), drift)
 
     segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
     probes = None if batch.probe is None else _segments(*batch.probe)
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
-    _, hidden = jax.lax.scan(_checkpointed(body, remat), memory, inputs)
-    return model.backbone.logits(jnp.moveaxis(hidden, 0, 1))
+    _, (hidden, drift) = jax.lax.scan(_checkpointed(body, remat), memory, inputs)
+    return model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T
 
 
 def gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
