@@ -229,6 +229,10 @@ def test_probes_are_answered_by_what_was_read():
         if batch.probe is None:
             assert batch.tokens.shape[1] == 1
             continue
+        for i, k in np.argwhere(batch.mask.any(-1)):
+            here = TOKENS.decode(batch.tokens[i, k])  # a fact may be torn by a segment's end
+            assert not (batch.idle[i, k] and FACT.search(here))
+        assert batch.idle.any() and not batch.idle[:, -1].any()
         for i, k in np.argwhere(batch.probe.mask.any(-1)):
             read = TOKENS.decode(batch.tokens[i, : k + 1][batch.mask[i, : k + 1]])
             told = TOKENS.decode(batch.tokens[i][batch.mask[i]])

@@ -82,6 +82,34 @@ def test_a_probe_reads_the_memory_and_leaves_no_trace(cell):
             np.testing.assert_allclose(probed[:, s - 1, -1], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cell", tiny.CELLS)
+def test_drift_is_how_far_a_segment_moves_the_memory(cell):
+    graph, params = tiny.model(ASKED, cell=cell, positions="alibi", layers=2)
+    model = models.merge(graph, params)
+    batch = tiny.batch(segments=3, answered=3)
+    mask = batch.mask.copy()
+    mask[1, 1] = False  # an empty segment
+    idle = np.ones((2, 3), bool)
+    _, drift = recurrence.answers(model, batch._replace(mask=mask, idle=idle))
+    prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
+    memory = model.initial(2)
+    for s in range(3):
+        new = model.step(memory, Segment(batch.tokens[:, s], mask[:, s]), prompt)[1]
+        for b in range(2):
+            ratios = []
+            leaves = (jax.tree.leaves(x.state) for x in (memory, new))
+            for pair in zip(*leaves, strict=True):
+                old, now = (np.take(x, b, model.batch_axis) for x in pair)
+                if not model.batch_axis:  # the whole state counts as one layer
+                    old, now = old[None], now[None]
+                layers = range(len(now))
+                moved = [np.linalg.norm(now[i] - old[i]) for i in layers]
+                ratios.append(np.mean([moved[i] / (1 + np.linalg.norm(now[i])) for i in layers]))
+            np.testing.assert_allclose(drift[b, s], np.mean(ratios or [0]), atol=2e-4)
+        memory = new
+    assert float(drift[1, 1]) < 2e-4
+
+
 @pytest.mark.parametrize("cell", ("rmt", "armt"))
 def test_no_gradient_crosses_the_cut(cell):
     """Words that stand in one segment only get a gradient just if it lies behind the cut."""

@@ -12,6 +12,7 @@ from flax import nnx
 from rmt_jax import metrics, models, optimizer, sharding, steps
 from rmt_jax.config import Config, ConfigError, Curriculum, Mesh, Model, Optimizer, Prompt
 from rmt_jax.losses import answer_sums
+from rmt_jax.models import recurrence
 from rmt_jax.shapes import Batch
 
 VOCAB, TASKS = 32, 2
@@ -59,7 +60,13 @@ def make(c: Config):
     static, params = models.split(model)
     tx = optimizer.build(c)
     step = steps.make_train_step(
-        static, tx, TASKS + 1, bptt=0, remat=True, accumulate=c.optimizer.accumulate
+        static,
+        tx,
+        TASKS + 1,
+        bptt=0,
+        remat=True,
+        accumulate=c.optimizer.accumulate,
+        stillness=c.optimizer.stillness,
     )
     return step, steps.init_state(params, tx)
 
@@ -105,6 +112,27 @@ def test_microbatches_equal_the_whole_batch():
     b, sums_b = jax.jit(parts)(state, batch())
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a.params, b.params)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), sums_a, sums_b)
+
+
+@pytest.mark.parametrize("cell", ["rmt", "armt"])
+def test_stillness_calms_idle_segments(cell):
+    """Twenty steps with the penalty: the idle segment moves the memory less, the other does not."""
+    c = config(model=dataclasses.replace(config().model, cell=cell, d_mem=4))
+    idle = np.zeros((8, 2), bool)
+    idle[:4, 1] = True
+    told = batch()._replace(idle=idle)
+    after = {}
+    for stillness in (0.0, 3.0):
+        o = dataclasses.replace(c.optimizer, accumulate=2, stillness=stillness)
+        step, state = make(c.replace(optimizer=o))
+        step = jax.jit(step)
+        for _ in range(20):
+            state, _ = step(state, told)
+        static, _ = models.split(models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0)))
+        drift = recurrence.answers(models.merge(static, state.params), told)[1]
+        after[stillness] = float(drift[idle].mean()), float(drift[:, 0].mean())
+    assert after[3.0][0] < 0.7 * after[0.0][0]
+    assert after[3.0][1] > 0.1
 
 
 def test_every_weight_has_one_row_and_every_row_a_weight():

@@ -73,7 +73,8 @@ def fold(
     segment's end are not counted (weight 0). The question at the end is the task's row of the
     metrics, all others are auxiliary. With `probe_tokens` (N) the final question is asked of the
     memory after each of the last R segments but the last one too, where the facts read by then
-    answer it: Q is one more then, and `idle` tells which of them hold no fact. Raises ValueError when a text does not fit in S segments.
+    answer it: Q is one more then, and `idle` tells which of them hold no fact. Raises ValueError
+    when a text does not fit in S segments.
     """
     b, s, length = len(samples), segments, segment_tokens
     r, q, t, n = answered, questions, room, probe_tokens

@@ -78,15 +78,14 @@ class Plain(nnx.Module):
         return self.backbone.ln_f(x[:, -segment.tokens.shape[1] :])
 
     def drift(self, old: Memory, new: Memory) -> jax.Array:
-        """How far a segment moved the memory, f32[B]: the norm of the change over the mean norm in
-        the batch, averaged over layers and arrays of the state."""
+        """How far a segment moved the memory, f32[B]: the norm of the change over that of the new
+        state (and 1, for a memory that is still nearly empty), averaged over layers and arrays."""
 
         def change(old, new):
             axes = tuple(range(self.batch_axis + 1, old.ndim))
             # The root's slope has no bound at zero, where an empty segment stands.
             moved = jnp.sqrt(jnp.square(new - old).sum(axes) + 1e-8)
-            size = jnp.sqrt(jnp.square(new).sum(axes)).mean(axis=-1, keepdims=True)
-            ratio = moved / (jax.lax.stop_gradient(size) + 1e-4)
+            ratio = moved / (1 + jax.lax.stop_gradient(jnp.sqrt(jnp.square(new).sum(axes))))
             return ratio.reshape(-1, ratio.shape[-1]).mean(axis=0)
 
         pairs = zip(jax.tree.leaves(old.state), jax.tree.leaves(new.state), strict=True)
