@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 CELLS = ("rmt", "prmt", "armt", "none")
+SCHEDULES = ("auto", "sequential", "diagonal")
 POSITIONS = ("learned", "alibi", "rotary")
 PROMPT_SOURCES = ("none", "question", "description", "both", "learned")
 PROMPT_PLACES = ("start", "every")
@@ -57,6 +58,8 @@ class Model:
     remat: bool = True  # rematerialise each segment in the backward pass
     scan_layers: bool = True  # layers as one compiled loop (fast to compile) or unrolled
     dtype: str = "auto"  # compute: auto (bfloat16 on accelerators) | float32 | bfloat16
+    attention: str = "auto"  # auto (cuDNN's kernel on NVIDIA GPUs, where it can) | xla
+    schedule: str = "auto"  # auto (sequential) | sequential | diagonal (prmt, armt)
     tied_head: bool = True  # logits through the embedding table; False: a head of its own
 
 
@@ -261,6 +264,8 @@ def validate(config: Config) -> None:
     _one_of("model.positions", m.positions, POSITIONS)
     _one_of("model.position_layout", m.position_layout, ("plain", "wrap_pos"))
     _one_of("model.dtype", m.dtype, ("auto", "float32", "bfloat16"))
+    _one_of("model.attention", m.attention, ("auto", "xla"))
+    _one_of("model.schedule", m.schedule, SCHEDULES)
     _one_of("prompt.source", p.source, PROMPT_SOURCES)
     _one_of("prompt.place", p.place, PROMPT_PLACES)
     _one_of("data.facts", d.facts, ("simulated", "official"))
@@ -281,6 +286,8 @@ def validate(config: Config) -> None:
             f"model.cell '{m.cell}' needs memory tokens, but model.memory_tokens is 0: set it to 1"
             " or more, or take model.cell=none."
         )
+    if m.schedule == "diagonal":
+        check_diagonal(m.cell)
     if p.source != "none":
         _at_least("prompt.tokens", p.tokens, 1)
     prompt = 0 if p.source == "none" else p.tokens
@@ -349,6 +356,18 @@ def validate(config: Config) -> None:
             if not least <= value <= (value if most is None else most):  # also not-a-number
                 limits = f"{least} or more" if most is None else f"between {least} and {most}"
                 raise ConfigError(f"config.{name} must be {limits}, but got {value}.")
+
+
+def check_diagonal(cell: str) -> None:
+    """Raises ConfigError for a cell that the diagonal schedule cannot run."""
+    if cell not in ("prmt", "armt"):
+        why = "it has no memory, and its segments do not depend on each other"
+        if cell == "rmt":
+            why = "its last layer's output of one segment is the first layer's input of the next"
+        raise ConfigError(
+            f"model.schedule=diagonal does not go with model.cell={cell}: {why}. Take"
+            " model.cell=armt or prmt, whose layers keep their own memory, or model.schedule=auto."
+        )
 
 
 def _validate_texts(config: Config) -> None:

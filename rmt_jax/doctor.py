@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
     if devices(report):
         memory(report)
         matmul(report, args.seconds / 2)
+        attend(report)
         train_step(report, args.seconds / 2)
     optional(report)
     hub(report, args.offline)
@@ -135,6 +136,45 @@ def matmul(report: Report, seconds: float) -> None:
     if best := hardware.peak(device):
         text += f", {100 * rate / best:.0f} % of its peak"
     report.line("matmul", text)
+
+
+def attend(report: Report) -> None:
+    """Whether the fused kernel, where this device has one, gives the einsum's numbers."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from rmt_jax.models import attention
+
+    shape = (2, 592, 12, 64)  # GPT-2 small's heads, places of the paper's model
+    if attention.available(jnp.bfloat16, shape, causal=True, biased=False) == "xla":
+        report.line("attention", "XLA's einsum (cuDNN's kernel takes an NVIDIA GPU)")
+        return
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.standard_normal((3, *shape)), jnp.bfloat16)
+    known = jnp.asarray(rng.random(shape[:2]) < 0.9).at[:, 0].set(True)
+    visible = jnp.tril(jnp.ones((shape[1], shape[1]), bool)) & known[:, None]
+
+    def results(way):
+        def loss(inputs):
+            out = jnp.where(known[:, :, None, None], way(*inputs).astype(jnp.float32), 0)
+            return jnp.sin(out).sum(), out
+
+        gradient, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
+        return np.asarray(out), np.asarray(gradient, np.float32)
+
+    advice = "train with --config.model.attention=xla until cuDNN is updated"
+    try:
+        fused = results(lambda q, k, v: attention.causal(q, k, v, known, "cudnn"))
+    except Exception as error:  # whatever cuDNN's libraries raise
+        report.problem(f"cuDNN's attention does not run ({str(error).splitlines()[0]}): {advice}")
+        return
+    plain = results(lambda q, k, v: attention.attend(q, k, v, visible))
+    apart = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(fused, plain, strict=True))
+    if not apart < 0.03:  # a few steps of bfloat16; also not-a-number
+        report.problem(f"cuDNN's attention differs from XLA's by {100 * apart:.1f} %: {advice}")
+    else:
+        report.line("attention", f"cuDNN's kernel, within {100 * apart:.1f} % of XLA's einsum")
 
 
 def train_step(report: Report, seconds: float) -> None:

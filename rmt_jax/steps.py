@@ -8,7 +8,7 @@ import optax
 
 from rmt_jax import metrics, models
 from rmt_jax.losses import answer_sums
-from rmt_jax.models.recurrence import answer_logits
+from rmt_jax.models.schedule import answer_logits
 from rmt_jax.shapes import Batch, Sums
 
 Params = Any  # nested dict of arrays
