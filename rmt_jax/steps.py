@@ -60,7 +60,8 @@ def make_train_step(
         else:
             # Row i goes to microbatch i mod n: each keeps rows of every device.
             micro = jax.tree.map(
-                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+                lambda x: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
+                batch,
             )
 
             def body(carry, part):

@@ -19,6 +19,8 @@ FLOORS = {
         "rescue",
         "progress",
         "hardware",
+        "costs",
+        "plan",
         "trackers",
         "report",
     ),
