@@ -112,11 +112,11 @@ def show(
     print(_header(["training", "steps", *HEADS], chips, "h"))
     hours = [[r.seconds(c, devices, utilisation) / 3600 for c in chips.values()] for r in trained]
     for row, spent in zip(trained, hours, strict=True):
-        print(_line(row, spent, "{:,.1f}"))
+        print(_line(row, spent, "{:,.2f}"))
     steps, tokens, flops, moved = (sum(column) for column in list(zip(*trained, strict=True))[1:5])
     held = max((row.held for row in trained), key=lambda held: held.total)
     every = Row("all stages", int(steps), tokens, flops, moved, held, 0.0)
-    print(_line(every, [sum(column) for column in zip(*hours, strict=True)], "{:,.1f}"))
+    print(_line(every, [sum(column) for column in zip(*hours, strict=True)], "{:,.2f}"))
     print()
     print(_header(["reading, one device", "texts", *HEADS], chips, "s/text"))
     seen = []
@@ -126,6 +126,10 @@ def show(
             seen.append(row)
             spent = [row.seconds(c, 1, utilisation) / batch for c in chips.values()]
             print(_line(row, spent, "{:,.2f}"))
+    print()
+    for name, chip in chips.items():
+        rates = (r.tokens / r.seconds(chip, devices, utilisation) for r in trained if r.count)
+        print(f"data: the loader must make {max(rates):,.0f} tokens/s on {devices} {name}")
     _notes(config, trained, seen, chips, utilisation)
 
 
@@ -139,7 +143,7 @@ def _notes(
     largest = max(trained, key=lambda row: row.held.total)
     parts = dataclasses.asdict(largest.held).items()
     print(
-        f"\nmemory at the fullest ({largest.name}): "
+        f"memory at the fullest ({largest.name}): "
         + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts if size)
     )
     texts = config.evaluation.samples * len(config.data.tasks)
