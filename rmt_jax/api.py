@@ -21,7 +21,7 @@ import numpy as np
 
 from rmt_jax import config as settings
 from rmt_jax import decoding, models
-from rmt_jax.models import pretrained, recurrence
+from rmt_jax.models import pretrained, recurrence, schedule
 from rmt_jax.models.cells import Memory
 from rmt_jax.shapes import Array, Prompt, Segment
 
@@ -82,7 +82,7 @@ class Model:
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._end = end
-        self._read = jax.jit(self._merged(recurrence.read_some))
+        self._read = jax.jit(self._merged(schedule.read_some))
         self._logits = jax.jit(self._merged(recurrence.all_logits))
         self._initial = jax.jit(
             self._merged(lambda model, batch: model.initial(batch)), static_argnums=1

@@ -12,7 +12,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from rmt_jax.config import Config, ConfigError, fields, update, validate
+from rmt_jax.config import Config, ConfigError, fields, update
+from rmt_jax.validation import validate
 
 
 class Usage(Exception):

@@ -1,6 +1,11 @@
 """Says what this machine has, how fast it is, and what is missing, with the commands that add it.
 
     python -m rmt_jax.doctor [--seconds 10] [--offline]
+    python -m rmt_jax.doctor --plan configs/multitask.py:gpt2 --devices 8 [--device h100]
+                             [--config.section.field=VALUE …]
+
+The second looks at no machine: it says what training that config, and reading long texts with it,
+would take on such devices: FLOPs, bytes, memory, hours.
 
 Exit code 0: training can start; 1: something needs repair (the lines that begin with 'problem').
 Optional parts that are missing, and a hub that cannot be reached, are no problems.
@@ -18,6 +23,7 @@ import urllib.request
 
 from rmt_jax import command
 from rmt_jax.config import ConfigError
+from rmt_jax.validation import validate
 
 REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "safetensors", "grain")
 SLOWER = ("transformers", "tokenizers", "tensorflow-datasets", "array-record", "matplotlib")
@@ -29,6 +35,7 @@ OPTIONAL = (
     ("lm_eval", "lm-evaluation-harness on our checkpoints", "pip install lm-eval"),
     ("pytest", "the tests", "pip install -e '.[test]'"),
 )
+GPT2_VOCAB = 50_257
 MATMUL_FLOPS = 2.0  # a multiply and an add, for each of n³
 
 
@@ -51,19 +58,51 @@ def main(argv: list[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=10.0, help="time for the speed tests")
     parser.add_argument("--offline", action="store_true", help="do not look for the hub")
-    args = parser.parse_args(argv)
+    parser.add_argument("--plan", metavar="FILE[:PRESET]", help="what this config would take")
+    parser.add_argument("--devices", type=int, default=1, help="how many to plan with")
+    parser.add_argument("--device", default="", help="v5e, v6e, a100, h100, h200 (default: all)")
+    parser.add_argument("--utilisation", type=float, default=0.0, help="share of the peak, 0 to 1")
+    args, rest = parser.parse_known_args(argv)
+    if args.plan:
+        return plan_run(args, command.parse_overrides(rest))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
     report = Report()
     versions(report)
     if devices(report):
         memory(report)
         matmul(report, args.seconds / 2)
+        attend(report)
         train_step(report, args.seconds / 2)
     optional(report)
     hub(report, args.offline)
     good = not report.problems
     report.line("verdict", "ready to train" if good else f"{len(report.problems)} problem(s)")
     return 0 if good else 1
+
+
+def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
+    """Prints what a config would take; no device of this machine is touched."""
+    config = command.apply_overrides(command.load_config(args.plan), overrides)
+    validate(config)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from rmt_jax import hardware, plan
+    from rmt_jax.data import tokenizer
+
+    names = args.device.split(",") if args.device else list(hardware.CHIPS)
+    for name in names:
+        if name not in hardware.CHIPS:
+            raise ConfigError(f"There are no figures for '{name}': {', '.join(hardware.CHIPS)}.")
+    if args.devices < 1:
+        raise ConfigError(f"--devices must be 1 or more, but got {args.devices}.")
+    if not 0 <= args.utilisation <= 1:
+        raise ConfigError(f"--utilisation is between 0 and 1, but got {args.utilisation}.")
+    vocab = GPT2_VOCAB  # known without fetching anything
+    if config.data.tokenizer != "gpt2":
+        vocab = tokenizer.load(config.data.tokenizer).vocab_size
+    plan.show(config, vocab, args.devices, names, args.utilisation or plan.UTILISATION)
+    return 0
 
 
 def versions(report: Report) -> None:
@@ -135,6 +174,45 @@ def matmul(report: Report, seconds: float) -> None:
     if best := hardware.peak(device):
         text += f", {100 * rate / best:.0f} % of its peak"
     report.line("matmul", text)
+
+
+def attend(report: Report) -> None:
+    """Whether the fused kernel, where this device has one, gives the einsum's numbers."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from rmt_jax.models import attention
+
+    shape = (2, 592, 12, 64)  # GPT-2 small's heads, places of the paper's model
+    if attention.available(jnp.bfloat16, shape, causal=True, biased=False) == "xla":
+        report.line("attention", "XLA's einsum (cuDNN's kernel takes an NVIDIA GPU)")
+        return
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.standard_normal((3, *shape)), jnp.bfloat16)
+    known = jnp.asarray(rng.random(shape[:2]) < 0.9).at[:, 0].set(True)
+    visible = jnp.tril(jnp.ones((shape[1], shape[1]), bool)) & known[:, None]
+
+    def results(way):
+        def loss(inputs):
+            out = jnp.where(known[:, :, None, None], way(*inputs).astype(jnp.float32), 0)
+            return jnp.sin(out).sum(), out
+
+        gradient, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
+        return np.asarray(out), np.asarray(gradient, np.float32)
+
+    advice = "train with --config.model.attention=xla until cuDNN is updated"
+    try:
+        fused = results(lambda q, k, v: attention.causal(q, k, v, known, "cudnn"))
+    except Exception as error:  # whatever cuDNN's libraries raise
+        report.problem(f"cuDNN's attention does not run ({str(error).splitlines()[0]}): {advice}")
+        return
+    plain = results(lambda q, k, v: attention.attend(q, k, v, visible))
+    apart = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(fused, plain, strict=True))
+    if not apart < 0.03:  # a few steps of bfloat16; also not-a-number
+        report.problem(f"cuDNN's attention differs from XLA's by {100 * apart:.1f} %: {advice}")
+    else:
+        report.line("attention", f"cuDNN's kernel, within {100 * apart:.1f} % of XLA's einsum")
 
 
 def train_step(report: Report, seconds: float) -> None:

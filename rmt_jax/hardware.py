@@ -1,7 +1,7 @@
 """What devices can do at best, what a train step needs, and how much memory there is."""
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmt_jax.config import Config, ConfigError
 
@@ -31,17 +31,33 @@ def peak(device: Any) -> float | None:
     return next((1e12 * t for kind, t in PEAKS if kind in device.device_kind), None)
 
 
-def train_flops(config: Config) -> float:
-    """Model FLOPs of a train step for each token of text: forward and twice that backward, without
-    what rematerialising repeats (Chowdhery et al. 2022, appendix B). Embeddings and the few answer
-    logits are left out."""
-    m, p = config.model, config.prompt
-    sides = {"rmt": 2, "prmt": 2, "armt": 1, "none": 0}[m.cell]
-    prompt = p.tokens if p.source != "none" else 0
-    places = m.segment_tokens + prompt + sides * m.memory_tokens
-    # 12·D² weights a layer; scores and mixing see half of the places on average.
-    for_a_place = m.layers * (2 * 12 * m.width**2 + 4 * m.width * places / 2)
-    return 3 * for_a_place * places / m.segment_tokens
+class Chip(NamedTuple):
+    """A device to plan with, from its maker's data sheet."""
+
+    kind: str  # as in PEAKS
+    bandwidth: float  # bytes/s between the chip and its memory
+    memory: float  # bytes
+    share: float  # of the memory that JAX takes: 75 % by default on a GPU, nearly all on a TPU
+
+    @property
+    def flops(self) -> float:
+        """Dense bfloat16 FLOP/s."""
+        return 1e12 * dict(PEAKS)[self.kind]
+
+    @property
+    def room(self) -> float:
+        """Bytes that a program can have."""
+        return self.share * self.memory
+
+
+# Google's pages on v5e and v6e; NVIDIA's data sheets of the SXM modules (A100 with 80 GB).
+CHIPS: dict[str, Chip] = {
+    "v5e": Chip("TPU v5e", 819e9, 16e9, 0.95),
+    "v6e": Chip("TPU v6", 1638e9, 32e9, 0.95),
+    "a100": Chip("A100", 2039e9, 80e9, 0.75),
+    "h100": Chip("H100", 3350e9, 80e9, 0.75),
+    "h200": Chip("H200", 4800e9, 141e9, 0.75),
+}
 
 
 def host_memory() -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rmt_jax import hardware, metrics, optimizer, sharding, startup, steps
+from rmt_jax import costs, hardware, metrics, optimizer, sharding, startup, steps
 from rmt_jax.checkpoint import Checkpoints
 from rmt_jax.config import Config, stage_value
 from rmt_jax.data.loader import Loader
@@ -187,7 +187,7 @@ class Window:
         self.tasks = config.data.tasks
         peak = hardware.peak(jax.devices()[0])
         # Fraction of the peak that one token a second makes; None where the peak is not known.
-        self.unit = peak and hardware.train_flops(config) / (peak * jax.device_count())
+        self.unit = peak and costs.train_flops(config) / (peak * jax.device_count())
         self.reset()
 
     def reset(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from rmt_jax import config as cfg
 from rmt_jax.config import ConfigError
@@ -14,6 +14,7 @@ from rmt_jax.shapes import Batch
 
 AXES = ("data", "fsdp", "tensor")
 P = PartitionSpec
+Sizes = tuple[int, int, int]  # of the axes
 
 # Weight name (regular expression over the whole path) -> where it lives. A leading `layers` axis
 # is never split. Small vectors are replicated: splitting them saves nothing.
@@ -39,21 +40,7 @@ def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
       ConfigError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
-    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise ConfigError(
-            f"mesh sizes data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}: each must be 1"
-            " or more, and one of them may be -1 (whatever is left)."
-        )
-    fixed = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if int(np.prod([abs(s) for s in sizes])) != len(devices) or -1 in sizes:
-        raise ConfigError(
-            f"mesh data={mesh.data} · fsdp={mesh.fsdp} · tensor={mesh.tensor} does not cover the"
-            f" {len(devices)} visible devices: choose sizes whose product is {len(devices)}, or set"
-            " one to -1."
-        )
+    sizes = mesh_sizes(mesh, len(devices))
     hosts = len({d.process_index for d in devices})
     if sizes[0] * sizes[1] % hosts:
         raise ConfigError(
@@ -64,10 +51,35 @@ def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         return _across_slices(sizes, slices, devices)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def _across_slices(sizes: list[int], slices: int, devices: list) -> jax.sharding.Mesh:
+def planned(sizes: Sizes) -> AbstractMesh:
+    """A mesh without devices, to plan with."""
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_sizes(mesh: cfg.Mesh, count: int) -> Sizes:
+    """Sizes of data, fsdp, tensor over `count` devices. Raises ConfigError, as `make_mesh`."""
+    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise ConfigError(
+            f"mesh sizes data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}: each must be 1"
+            " or more, and one of them may be -1 (whatever is left)."
+        )
+    fixed = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes and count % fixed == 0:
+        sizes[sizes.index(-1)] = count // fixed
+    if int(np.prod([abs(s) for s in sizes])) != count or -1 in sizes:
+        raise ConfigError(
+            f"mesh data={mesh.data} · fsdp={mesh.fsdp} · tensor={mesh.tensor} does not cover the"
+            f" {count} visible devices: choose sizes whose product is {count}, or set"
+            " one to -1."
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _across_slices(sizes: Sizes, slices: int, devices: list) -> jax.sharding.Mesh:
     """Several TPU slices: only `data` crosses the slow network between them."""
     if sizes[0] % slices:
         raise ConfigError(
@@ -80,7 +92,7 @@ def _across_slices(sizes: list[int], slices: int, devices: list) -> jax.sharding
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_batches(config: cfg.Config, mesh: jax.sharding.Mesh) -> None:
+def check_batches(config: cfg.Config, mesh: jax.sharding.Mesh | AbstractMesh) -> None:
     """Rows of a microbatch must spread evenly over `data` and `fsdp`.
 
     Raises:
@@ -102,7 +114,9 @@ def rows_of(name: str) -> list[str]:
     return [pattern for pattern, _ in TABLE if re.fullmatch(pattern, name)]
 
 
-def weight_spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+def weight_spec(
+    name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh | AbstractMesh
+) -> PartitionSpec:
     """Where the weight `name` of this shape lives.
 
     Raises:
@@ -125,7 +139,7 @@ def weight_spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P
     return spec
 
 
-def place_state(state: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
+def place_state(state: Any, params: Any, mesh: jax.sharding.Mesh | AbstractMesh) -> Any:
     """Shardings of a train state: weights by the table, moments where their weight is."""
     specs = {name: weight_spec(name, leaf.shape, mesh) for name, leaf in named(params).items()}
 

@@ -8,7 +8,7 @@ import optax
 
 from rmt_jax import metrics, models
 from rmt_jax.losses import answer_sums
-from rmt_jax.models.recurrence import answer_logits, answers
+from rmt_jax.models.schedule import answers
 from rmt_jax.shapes import Batch, Sums
 
 Params = Any  # nested dict of arrays
@@ -66,7 +66,8 @@ def make_train_step(
         else:
             # Row i goes to microbatch i mod n: each keeps rows of every device.
             micro = jax.tree.map(
-                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+                lambda x: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
+                batch,
             )
 
             def body(carry, part):
@@ -87,6 +88,6 @@ def make_eval_step(static: Any, rows: int):
 
     def step(params: Params, batch: Batch) -> Sums:
         model = models.merge(static, params)
-        return answer_sums(answer_logits(model, batch, bptt=0, remat=False), batch, rows)[1]
+        return answer_sums(answers(model, batch, bptt=0, remat=False)[0], batch, rows)[1]
 
     return step

@@ -24,6 +24,9 @@ SETTINGS = [
     ("model.positions=sine", "must be one of learned, alibi, rotary, but got 'sine'"),
     ("model.position_layout=odd", "must be one of plain, wrap_pos"),
     ("model.dtype=float16", "must be one of auto, float32, bfloat16, but got 'float16'"),
+    ("model.attention=flash", "must be one of auto, xla, but got 'flash'"),
+    ("model.schedule=fast", "must be one of auto, sequential, diagonal, but got 'fast'"),
+    ("model.schedule=diagonal", "does not go with model.cell=rmt: its last layer's output"),
     ("model.scan_layers=2", "model.scan_layers takes true or false, but got '2'"),
     ("model=rmt", "The config has no field 'model'"),
     ("model.", "The config has no field 'model.'"),
@@ -201,9 +204,9 @@ def test_a_config_file_that_is_wrong(tmp_path, capfd):
 
 
 def test_a_config_of_another_version(tmp_path):
-    tree = config.to_dict(Config()) | {"model": {"layers": 2, "attention": "flash"}}
+    tree = config.to_dict(Config()) | {"model": {"layers": 2, "kernel": "flash"}}
     file = make(tmp_path / "config.json", json.dumps(tree))
-    with pytest.raises(ConfigError, match="no field 'model.attention'"):
+    with pytest.raises(ConfigError, match="no field 'model.kernel'"):
         workdir.read_config(file)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax import command, config
+from rmt_jax import command, config, validation
 from rmt_jax.config import Config, ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -21,13 +21,13 @@ def parse(*overrides: str, preset: str = "") -> Config:
 
 def test_presets_are_valid():
     for preset in ("", ":small", ":smoke", ":gpt2", ":armt", ":prmt", ":none"):
-        config.validate(parse(preset=preset))
+        validation.validate(parse(preset=preset))
 
 
 @pytest.mark.parametrize("preset", ["tasks", "memory"])
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"
-    config.validate(command.parse(["--config", spec], "")[0])
+    validation.validate(command.parse(["--config", spec], "")[0])
 
 
 def test_overrides_are_typed():

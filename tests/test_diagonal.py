@@ -2,12 +2,13 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 from test_recurrence import ASKED, loss_of
 
-from rmt_jax import config, models
-from rmt_jax.models import diagonal, recurrence
+from rmt_jax import api, config, models, steps
+from rmt_jax.models import diagonal, recurrence, schedule
 
 
 @pytest.mark.parametrize("cell", ("prmt", "armt"))
@@ -32,8 +33,51 @@ def test_equal_to_the_sequential_schedule(cell):
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-5)
 
 
+def test_a_train_step_is_the_same():
+    """Through the config, as training does it: loss, gradients, and no gradient before the cut
+    (that the sequential schedule's cut is one, `test_recurrence` says)."""
+    batch = tiny.batch(segments=4)
+
+    def step(order):
+        graph, params = tiny.model(ASKED, cell="armt", layers=2, schedule=order)
+        opt = optax.sgd(1.0)  # the update is the gradient
+        train = steps.make_train_step(graph, opt, 3, bptt=2, remat=True)
+        state, sums = jax.jit(train)(steps.init_state(params, opt), batch)
+        return jax.tree.leaves((params, state.params)), sums.loss
+
+    (old, loss), (new, other) = step("sequential"), step("diagonal")
+    np.testing.assert_allclose(loss, other, rtol=1e-5)
+    moved = 0.0
+    for a, b in zip(old, new, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+        moved += float(np.abs(a).sum())
+    assert moved > 0
+
+
+def test_reading_is_the_same():
+    """`api.Model.read`, whole blocks and parts of one, on a text that has begun before."""
+    rng, memories = np.random.default_rng(0), []
+    settings = config.Config(
+        model=tiny.settings(cell="armt", layers=3), prompt=config.Prompt("none", "every", 1)
+    )
+    _, params = tiny.model(settings.prompt, cell="armt", layers=3)
+    tokens = rng.integers(0, tiny.VOCAB, (2, 67 * tiny.LENGTH)).astype(np.int32)
+    mask = np.ones(tokens.shape, bool)
+    mask[1, 50 * tiny.LENGTH :] = False
+    for order in ("sequential", "diagonal"):
+        model = api.Model(config.update(settings, {"model.schedule": order}), params)
+        memory = model.read(model.initial_memory(2), tokens[:, : 2 * tiny.LENGTH])
+        memories.append(model.read(memory, tokens, mask))
+    for a, b in zip(*map(jax.tree.leaves, memories), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_auto_is_what_was_measured():
+    assert schedule.settled("auto") == schedule.settled("sequential") == "sequential"
+
+
 def test_refused_for_rmt():
     model = models.merge(*tiny.model(cell="rmt"))
     tokens, mask = tiny.text()
-    with pytest.raises(config.ConfigError, match="prmt or armt"):
+    with pytest.raises(config.ConfigError, match="Take model.cell=armt or prmt"):
         diagonal.read(model, model.initial(2), tokens, mask)

@@ -4,7 +4,7 @@ import urllib.request
 
 import pytest
 
-from rmt_jax import doctor, hardware, startup
+from rmt_jax import costs, doctor, hardware, startup
 from rmt_jax.config import Config, ConfigError, Model, Prompt
 
 
@@ -59,4 +59,4 @@ def test_peaks_and_flops():
     # GPT-2 small without memory and prompt: 6 · 85M weights, and attention.
     config = Config(model=Model(cell="none", memory_tokens=0), prompt=Prompt(source="none"))
     weights, attention = 12 * 12 * 768**2, 12 * 768 * 512
-    assert hardware.train_flops(config) == pytest.approx(6 * (weights + attention))
+    assert costs.train_flops(config) == pytest.approx(6 * (weights + attention))

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "rmt_jax"
 
 FLOORS = {
-    0: ("shapes", "config", "command", "workdir", "__init__"),
+    0: ("shapes", "config", "validation", "command", "workdir", "__init__"),
     1: ("models", "data", "scores"),
     2: (
         "losses",
@@ -19,6 +19,8 @@ FLOORS = {
         "rescue",
         "progress",
         "hardware",
+        "costs",
+        "plan",
         "trackers",
         "report",
     ),

@@ -135,6 +135,16 @@ def test_stillness_calms_idle_segments(cell):
     assert after[3.0][1] > 0.1
 
 
+def test_microbatches_of_batches_without_a_prompt():
+    """Prompt arrays of width 0 are shared out too."""
+    c = config(optimizer=dataclasses.replace(config().optimizer, accumulate=2))
+    step, state = make(c.replace(prompt=Prompt(source="none")))
+    bare = batch()
+    bare = bare._replace(prompt=bare.prompt[:, :0], prompt_mask=bare.prompt_mask[:, :0])
+    after, _ = jax.eval_shape(step, state, bare)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
 def test_every_weight_has_one_row_and_every_row_a_weight():
     used = set()
     for cell in ("rmt", "prmt", "armt", "none"):

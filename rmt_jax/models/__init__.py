@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax import config as settings
+from rmt_jax import validation
 from rmt_jax.models.cells import RMT, Memory, Plain
 from rmt_jax.models.layerwise import ARMT, PRMT
 
@@ -27,7 +28,7 @@ def build(
 
     Raises ConfigError when the sizes don't fit together.
     """
-    settings.validate(settings.Config(model=config, prompt=prompt))
+    validation.validate(settings.Config(model=config, prompt=prompt))
     return CELLS[config.cell](config, prompt, vocab, tasks, rngs)
 
 

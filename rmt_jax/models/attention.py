@@ -1,13 +1,56 @@
 """Attention, in one function, in one place; and the two ways without a position table.
 
-A plain einsum: on a CPU it is as fast as anything; a backend that has better is chosen here.
+A plain einsum, except on NVIDIA GPUs, where cuDNN's fused kernel serves what it can (`chosen`). On
+a CPU the einsum is as fast as anything. On a TPU it stays too: segments are short (592 places in
+the paper's model), XLA fuses mask and softmax there, and a Pallas kernel that nobody has run on a
+TPU would be a guess.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 # Finite, so that a query that may see nothing (padding) gives numbers and not NaN.
 HIDDEN = -1e30
+# What a hidden key says in its extra column: JAX's own figure for cuDNN, far from overflow.
+HIDDEN_KEY = -float(2 << 40)
+EXTRA = 8  # columns that carry the mask: one would do, but cuDNN wants multiples of eight
+
+
+def chosen(
+    platform: str, capability: str, dtype: Any, shape: tuple[int, ...], causal: bool, biased: bool
+) -> str:
+    """'cudnn' or 'xla' for one call; pure, so that it can be tested without the device.
+
+    cuDNN (the checks of JAX 0.10.2, jax/_src/cudnn/fused_attention_stablehlo.py): an NVIDIA GPU
+    from Ampere on (capability 8.0), float16 or bfloat16, heads of a multiple of 8 up to 128 wide
+    (256 from Hopper, 9.0, on), an even number of places (JAX refuses odd ones while training, with
+    or without a bias). We use its plain causal kernel alone. With an array of biases it reads
+    [B, H, N, K] and writes a gradient as large, which is what a fused kernel should spare; so what
+    has a bias (ALiBi) goes to XLA.
+
+    Args:
+      platform: of the device, 'cpu', 'gpu', 'tpu'.
+      capability: of an NVIDIA GPU, such as '9.0' (an AMD GPU says 'gfx90a'); else ''.
+      shape: of the queries, [B, N, H, d].
+      causal: places see all known keys that are not behind them, nothing else hides anything.
+    """
+    number = capability.replace(".", "", 1)
+    if platform != "gpu" or not number.isdigit() or biased or not causal:
+        return "xla"
+    version = float(capability)
+    most = 256 if version >= 9 else 128
+    half = jnp.dtype(dtype) in (jnp.float16, jnp.bfloat16)
+    fits = shape[-1] % 8 == 0 and shape[-1] + EXTRA <= most and shape[1] % 2 == 0
+    return "cudnn" if version >= 8 and half and fits else "xla"
+
+
+def available(dtype: Any, shape: tuple[int, ...], causal: bool, biased: bool) -> str:
+    """`chosen` for the device that JAX runs on."""
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    return chosen(device.platform, capability, dtype, shape, causal, biased)
 
 
 def attend(
@@ -16,12 +59,17 @@ def attend(
     values: jax.Array,
     visible: jax.Array,
     bias: jax.Array | None = None,
+    known: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention; scores and softmax in float32 whatever the inputs are.
 
     queries [B, N, H, d]; keys, values [B, K, H, d]; visible bool[B, N, K]; bias f32[B, H, N, K]
-    is added to the scores. Returns [B, N, H, d] in the dtype of `values`.
+    is added to the scores. known bool[B, K] is given where `visible` is causal & known[:, None]:
+    what a fused kernel needs to hear. Returns [B, N, H, d] in the dtype of `values`.
     """
+    fused = available(queries.dtype, queries.shape, known is not None, bias is not None)
+    if fused == "cudnn" and known is not None:
+        return causal(queries, keys, values, known, fused)
     scores = jnp.einsum("bnhd,bkhd->bhnk", queries, keys, preferred_element_type=jnp.float32) * (
         queries.shape[-1] ** -0.5
     )
@@ -30,6 +78,31 @@ def attend(
     scores = jnp.where(visible[:, None], scores, HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     return jnp.einsum("bhnk,bkhd->bnhd", weights, values)
+
+
+def causal(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, known: jax.Array, implementation: str
+) -> jax.Array:
+    """`attend` where only the future and unknown keys are hidden, by `jax.nn`'s function.
+
+    Unknown keys (padding stands in the middle: behind the prompt, behind the text) are hidden by
+    columns of the keys, which every query reads with weight one, and not by a mask: so the kernel
+    stays the plain causal one. Exact: a known key's column is zero.
+    """
+    batch, places, heads, width = queries.shape
+    rest = ((0, 0), (0, 0), (0, 0), (0, EXTRA))
+    column = jnp.where(known, 0, HIDDEN_KEY).astype(keys.dtype)[:, :, None, None]
+    column = jnp.broadcast_to(column, (batch, keys.shape[1], heads, 1))
+    keys = jnp.pad(jnp.concatenate([keys, column], axis=-1), (*rest[:3], (0, EXTRA - 1)))
+    out = jax.nn.dot_product_attention(
+        jnp.pad(queries, rest, constant_values=1),
+        keys,
+        jnp.pad(values, rest),
+        scale=width**-0.5,
+        is_causal=True,
+        implementation=implementation,  # pyright: ignore
+    )
+    return out[..., :width]
 
 
 def alibi(

@@ -50,6 +50,7 @@ class Plain(nnx.Module):
     ):
         self.memory_tokens, self.heads = config.memory_tokens, config.heads
         self.alibi = config.positions == "alibi"
+        self.cell, self.schedule = config.cell, config.schedule
         self.wrapped = config.position_layout == "wrap_pos"
         self.backbone = Backbone(config, vocab, self.position_rows(config), rngs)
         self.prompt = TaskPrompt(prompt, tasks, config.width, rngs)

@@ -4,6 +4,8 @@ Cell (s, l), segment s in layer l, needs cell (s, l - 1) and the layer's memory 
 All cells with s + l = i are independent: S + layers - 1 steps, each all layers at once (a vmap over
 the stacked weights), in place of S * layers. Segments of padding fill and drain the pipeline; they
 leave every memory as it is. Worth it where one segment can't fill the device: a GPU at batch 1.
+While training it keeps the inputs of all layers for each step, [layers, B, N, D], where the
+sequential schedule keeps the memory of each segment.
 """
 
 from typing import Any, NamedTuple
@@ -11,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmt_jax.config import ConfigError
 from rmt_jax.models import recurrence
 from rmt_jax.models.cells import Memory, Plain
-from rmt_jax.models.layerwise import ARMT, PRMT
 from rmt_jax.shapes import Batch, Prompt, Segment
+from rmt_jax.validation import check_diagonal
 
 
 class Pipe(NamedTuple):
@@ -40,23 +41,54 @@ def read(
 
     Raises ConfigError for cells whose top feeds the next bottom (RMT) or that have no memory.
     """
-    return _run(model, memory, tokens, mask, prompt, lambda top, _: None, None, remat)[0]
+    return _run(model, memory, tokens, mask, prompt, _nothing, None, remat)[0]
 
 
-def answer_logits(model: Plain, batch: Batch, *, remat: bool = True) -> jax.Array:
-    """`recurrence.answer_logits` (all segments differentiated) on the diagonal schedule."""
-    silent = batch.tokens.shape[1] - batch.at.shape[1]
+def read_some(
+    model: Plain,
+    memory: Memory,
+    tokens: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt | None,
+    count: jax.Array,
+) -> Memory:
+    """`recurrence.read_some` on the diagonal schedule: the first `count` (i32[]) of S segments in
+    count + layers - 1 steps. Without gradient."""
+    known = jnp.asarray(mask) & (jnp.arange(mask.shape[1]) < count)[None, :, None]
+    state, body, inputs, layers = _prepared(model, memory, tokens, known, prompt, _nothing, None)
+
+    def step(index, carry):
+        return body(carry, jax.tree.map(lambda x: x[index], inputs))[0]
+
+    _, state = jax.lax.fori_loop(0, count + layers - 1, step, state)
+    return Memory(state, memory.started | known.any(axis=(1, 2)))
+
+
+def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = True) -> jax.Array:
+    """`recurrence.answer_logits` on the diagonal schedule."""
+    length, answered = batch.tokens.shape[1], batch.at.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
+    cut = recurrence.before_cut(length, answered, bptt)
+    memory = model.initial(batch.tokens.shape[0])
+    if cut:
+        lost = recurrence.frozen(model)
+        memory = read(lost, memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
+        memory = jax.lax.stop_gradient(memory)
     # A place for every segment, though only those of the last R are looked at.
+    silent = length - answered - cut
     at = jnp.pad(jnp.swapaxes(jnp.asarray(batch.at), 0, 1), ((silent, 0), (0, 0), (0, 0)))
     answer_tokens = batch.answer.shape[-1]
 
     def take(top: jax.Array, at: jax.Array) -> jax.Array:
         return recurrence.gather(model.backbone.ln_f(top), at, answer_tokens)
 
-    memory = model.initial(batch.tokens.shape[0])
-    _, hidden = _run(model, memory, batch.tokens, batch.mask, prompt, take, at, remat)
+    tokens, mask = batch.tokens[:, cut:], batch.mask[:, cut:]
+    _, hidden = _run(model, memory, tokens, mask, prompt, take, at, remat)
     return model.backbone.logits(jnp.moveaxis(hidden[silent:], 0, 1))
+
+
+def _nothing(top: jax.Array, _: Any) -> None:
+    """What reading takes of a segment's text output."""
 
 
 def _run(
@@ -70,14 +102,28 @@ def _run(
     remat: bool,
 ) -> tuple[Memory, Any]:
     """The final memory, and `take(top layer's text output, extra[s])` of each segment s."""
-    if not isinstance(model, (PRMT, ARMT)):
-        raise ConfigError(
-            "The diagonal schedule needs a cell whose layers keep their own memory, prmt or armt: "
-            "in rmt the last layer's output of one segment is the first layer's input of the next."
-        )
+    start, body, inputs, layers = _prepared(model, memory, tokens, mask, prompt, take, extra)
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    (_, state), out = jax.lax.scan(body, start, inputs)
+    out = jax.tree.map(lambda x: x[layers - 1 :], out)
+    return Memory(state, memory.started | jnp.asarray(mask).any(axis=(1, 2))), out
+
+
+def _prepared(
+    model: Plain,
+    memory: Memory,
+    tokens: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt | None,
+    take: Any,
+    extra: Any,
+) -> tuple[Any, Any, Any, int]:
+    """The loop over S + layers - 1 diagonals: its carry (`Pipe`, the layers' memories) at the
+    start, its body, the inputs of each step, and the number of layers."""
+    check_diagonal(model.cell)
     segments = Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
-    count, length = segments.tokens.shape[0], segments.tokens.shape[2]
-    weights, state = model.layer_weights(), memory.state
+    length = segments.tokens.shape[2]
+    weights = model.layer_weights()
     layers = jax.tree.leaves(weights)[0].shape[0]
 
     moved = segments.mask.any(axis=2)
@@ -119,11 +165,7 @@ def _run(
         out = take(x[-1, :, stop - length : stop], extra)
         return (pipe._replace(x=x), state), out
 
-    body = jax.checkpoint(body, prevent_cse=False) if remat else body
-    (_, state), out = jax.lax.scan(body, (pipe, state), (drain, late))
-    out = jax.tree.map(lambda x: x[layers - 1 :], out)
-    assert jax.tree.leaves(out) == [] or jax.tree.leaves(out)[0].shape[0] == count
-    return Memory(state, memory.started | moved.any(axis=0)), out
+    return (pipe, memory.state), body, (drain, late), layers
 
 
 def _enter(

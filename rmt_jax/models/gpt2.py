@@ -96,6 +96,7 @@ class Block(nnx.Module):
             config.positions == "rotary",
             config.conv_width,
         )
+        self.fused = config.attention == "auto"
         self.ln_1 = LayerNorm((layers, width))
         self.qkv = Linear(layers, width, 3 * width, rngs)
         self.out = Linear(layers, width, width, rngs, residual)
@@ -119,7 +120,9 @@ class Block(nnx.Module):
         if past is not None:
             keys = jnp.concatenate([past.keys, keys], axis=1)
             values = jnp.concatenate([past.values, values], axis=1)
-        y = attention.attend(queries, keys, values, view.visible, view.bias)
+        # With a past all of it is visible, which is not the causal triangle.
+        known = view.mask if self.fused and past is None else None
+        y = attention.attend(queries, keys, values, view.visible, view.bias, known)
         x = x + self.out(y.reshape(batch, places, width))
         x = x + self.down(jax.nn.gelu(self.up(self.ln_2(x)), approximate=True))
         return x, seen

@@ -84,11 +84,11 @@ def answers(
     length, answered = batch.tokens.shape[1], batch.at.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     silent = length - answered
-    cut = max(0, length - max(bptt, answered)) if bptt else 0
+    cut = before_cut(length, answered, bptt)
     memory = model.initial(batch.tokens.shape[0])
     if cut:
         memory = jax.lax.stop_gradient(
-            read(_frozen(model), memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
+            read(frozen(model), memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
         )
     if silent > cut:
         tokens, mask = batch.tokens[:, cut:silent], batch.mask[:, cut:silent]
@@ -114,6 +114,11 @@ def answers(
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T
 
 
+def before_cut(length: int, answered: int, bptt: int) -> int:
+    """Segments, of S = `length`, that are read without gradient; see `answer_logits`."""
+    return max(0, length - max(bptt, answered)) if bptt else 0
+
+
 def gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
     """hidden [B, L, D] at places at + t -> [B, Q, T, D]; at i32[B, Q]."""
     places = at[:, :, None] + jnp.arange(answer_tokens)
@@ -131,6 +136,7 @@ def _checkpointed(body: Any, remat: bool) -> Any:
     return jax.checkpoint(body, prevent_cse=False) if remat else body
 
 
-def _frozen(model: Plain) -> Plain:
+def frozen(model: Plain) -> Plain:
+    """The same model on weights that take no gradient."""
     graph, weights = nnx.split(model)
     return nnx.merge(graph, jax.lax.stop_gradient(weights))
