@@ -61,7 +61,7 @@ class Batch(NamedTuple):
         Array  # i32[B, R, Q]   metrics row of the question: task index, or len(tasks) for auxiliary
     )
     probe: "Segment | None" = None  # tokens i32[B, R, N], mask bool[B, R, N]
-    idle: Array | None = None  # bool[B, R]  nothing but background stands in this segment
+    idle: Array | None = None  # bool[B, R]  background alone, after a segment with facts
 
 
 class Segment(NamedTuple):

@@ -132,7 +132,7 @@ def test_stillness_calms_idle_segments(cell):
         drift = recurrence.answers(models.merge(static, state.params), told)[1]
         after[stillness] = float(drift[idle].mean()), float(drift[:, 0].mean())
     assert after[3.0][0] < 0.7 * after[0.0][0]
-    assert after[3.0][1] > 0.1
+    assert after[3.0][1] > 0.2 * after[0.0][1]
 
 
 def test_microbatches_of_batches_without_a_prompt():

@@ -73,8 +73,8 @@ def fold(
     segment's end are not counted (weight 0). The question at the end is the task's row of the
     metrics, all others are auxiliary. With `probe_tokens` (N) the final question is asked of the
     memory after each of the last R segments but the last one too, where the facts read by then
-    answer it: Q is one more then, and `idle` tells which of them hold no fact. Raises ValueError
-    when a text does not fit in S segments.
+    answer it: Q is one more then, and `idle` tells which of them, behind the first fact, hold none.
+    Raises ValueError when a text does not fit in S segments.
     """
     b, s, length = len(samples), segments, segment_tokens
     r, q, t, n = answered, questions, room, probe_tokens
@@ -126,7 +126,8 @@ def fold(
         for k, (start, end) in enumerate(cuts[:-1] if n else ()):
             if empty + k >= s - r:
                 inside = (first < end and stop > start for first, stop in sample.facts)
-                idle[i, empty + k - (s - r)] = not any(inside)
+                begun = end > sample.facts[0][0]
+                idle[i, empty + k - (s - r)] = begun and not any(inside)
             known = answered_by(sample, end)
             here = empty + k - (s - r)
             if here < 0 or not known:

@@ -80,13 +80,14 @@ class Plain(nnx.Module):
 
     def drift(self, old: Memory, new: Memory) -> jax.Array:
         """How far a segment moved the memory, f32[B]: the norm of the change over that of the new
-        state (and 1, for a memory that is still nearly empty), averaged over layers and arrays."""
+        state, averaged over layers and arrays. Relative, or a smaller memory would seem calmer."""
 
         def change(old, new):
             axes = tuple(range(self.batch_axis + 1, old.ndim))
             # The root's slope has no bound at zero, where an empty segment stands.
             moved = jnp.sqrt(jnp.square(new - old).sum(axes) + 1e-8)
-            ratio = moved / (1 + jax.lax.stop_gradient(jnp.sqrt(jnp.square(new).sum(axes))))
+            size = jnp.sqrt(jnp.square(new).sum(axes) + 1e-6)
+            ratio = moved / jax.lax.stop_gradient(size)
             return ratio.reshape(-1, ratio.shape[-1]).mean(axis=0)
 
         pairs = zip(jax.tree.leaves(old.state), jax.tree.leaves(new.state), strict=True)
