@@ -339,6 +339,25 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path):
     assert process.returncode == 75 and f"continuing from step {saved:,}" in stderr
 
 
+@pytest.mark.slow  # a minute: two processes compile on two cores
+def test_two_processes_are_told_to_stop_while_one_evaluates(tmp_path):
+    """Process 0 evaluates alone, the other waits for it: both end, and ask to be started again."""
+    short = ("curriculum.steps=2", "evaluation.batch=100")
+    command, env = node(2, tmp_path, *short, "evaluation.lengths=1s,64s", "evaluation.samples=3000")
+    cells = tmp_path / "results" / "cells"
+    with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not cells.is_dir():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.terminate()
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == REQUEUE and "Traceback" not in stderr, stderr[-3000:]
+    assert [file.name for file in cells.iterdir()] == ["qa1_1s.json"]
+    command, env = node(1, tmp_path, *short)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0 and (tmp_path / "results" / "summary.csv").is_file()
+
+
 @pytest.mark.slow  # minutes: two processes compile on two cores
 def test_two_processes_train_as_one(tmp_path):
     """The same script starts one process and two: the same losses, and one set of files."""

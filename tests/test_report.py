@@ -82,7 +82,7 @@ def test_cells_come_back_from_json(tmp_path):
 def test_tables_name_what_was_counted():
     text = report.table(cells())
     assert "qa1   1s" in text and "16s*" in text and "mean at 1s: 91.7" in text
-    assert "majority 25.0, memory reset 25.0" in text
+    assert "majority 25.0, random 16.7, memory reset 25.0" in text
     for table in (text, report.markdown(cells(), "official")):
         assert "score: official" in table and "greedy decoding" in table
         assert "tokens of builtin" in table and "250" in table
@@ -114,6 +114,8 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert comparison.main([*runs, "--groups", "rmt,rmt", "--references", *out]) == 0
     text = capsys.readouterr().out
     assert "| rmt | 2 | qa1 | 92.5 ± 3.5 |" in text
+    assert "| majority answer | | mean | 25.0 |" in text
+    assert "| random answer | | mean | 16.7 |" in text
     assert (tmp_path / "out" / "comparison.png").exists()
     assert comparison.main([*runs, "--names", "a", *out]) == 2
     assert "1 names for 2 runs" in capsys.readouterr().err

@@ -163,6 +163,7 @@ def measure(
         characters=characters / items,
         gpt2_tokens=gpt2 / items,
         tokenizer=model.tokenizer.name,
+        counted=source.counted,
         decoding=job.decoding,
         reset=count_right(rules, job.task, rows, [r.control for r in rows]) if reset else None,
         perturb=job.perturb,

@@ -87,6 +87,7 @@ class Generated:
         self.data = data or model.config.data
         self.counter = lengths_by or model.tokenizer
         self.own = lengths_by is None
+        self.counted = self.counter.name
         self.composers: dict[str, compose.Composer] = {}
         self.composer("")  # what is wrong with facts or background is said now
 
@@ -172,15 +173,18 @@ class Files:
     """BABILong's published evaluation sets, or files like them (`data.published` reads them, a
     record at a time)."""
 
-    def __init__(self, model: Any, folder: Path):
-        self.model, self.folder = model, folder
+    counted = "whoever made the files"
+
+    def __init__(self, model: Any, place: str):
+        self.model, self.place = model, place  # a folder, or a dataset's name on the hub
         self.open: dict[tuple[str, str], tuple[int, Iterator[dict[str, str]]]] = {}
 
     def describe(self) -> str:
-        return str(self.folder.resolve())
+        folder = Path(self.place)
+        return str(folder.resolve()) if folder.is_dir() else self.place
 
     def tasks(self) -> list[str]:
-        names = {p.name for p in self.folder.glob("**/qa*") if p.is_dir()}
+        names = {p.name for p in Path(self.place).glob("**/qa*") if p.is_dir()}
         return sorted(names & set(tasks.TASKS), key=tasks.number)
 
     def perturbations(self) -> list[str]:
@@ -197,7 +201,7 @@ class Files:
 
     def records(self, task: str, length: str) -> Iterator[dict[str, str]]:
         """Raises QuestionError naming the file, and the record where one is wrong."""
-        rows = published.read(self.folder, task, length)
+        rows = published.read(self.place, task, length)
         while True:
             row = _sentence(next, rows, None)
             if row is None:
@@ -276,11 +280,12 @@ def open_source(
         settings = dataclasses.replace(settings, facts="official", babi_dir=folder)
         split = split or ("test" if any(Path(folder).glob("qa*_test.txt")) else "")
     elif data != "generated":
-        if not Path(data).is_dir():
+        if not Path(data).is_dir() and (data.count("/") != 1 or data.startswith((".", "/"))):
             raise QuestionError(
-                f"--data is 'generated', 'official' or a folder; there is no folder {data}."
+                "--data is 'generated', 'official', a folder, or a dataset on the hub such as "
+                f"RMT-team/babilong; there is no folder {data}."
             )
-        return Files(model, Path(data))
+        return Files(model, data)
     return Generated(
         model, split=split or "validation", seed=seed, data=settings, lengths_by=counter
     )

@@ -24,6 +24,7 @@ from rmt_jax.evaluation.texts import TextError
 from rmt_jax.models.pretrained import WeightsError
 from rmt_jax.report import page
 from rmt_jax.scores import Cell
+from rmt_jax.stopping import REQUEUE, Signals, Stopped
 
 SENTENCES = (
     WeightsError, InputError, QuestionError, AnsweringError, EvaluationError, ConfigError,
@@ -32,14 +33,21 @@ SENTENCES = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code: 0, or 2 after a sentence on what is wrong."""
+    """The exit code: 0; 2 after a sentence on what is wrong; 75 where SIGTERM came between, as
+    schedulers send it: then the same command continues."""
+    kept = "finished cells are kept: the same command continues"
     try:
-        return _run(args)
+        with Signals() as signals:
+            signals.now_at_once()
+            return _run(args)
     except SENTENCES as error:
         print(error, file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"{stop}; {kept}", file=sys.stderr)
+        return REQUEUE
     except KeyboardInterrupt:
-        print("stopped; finished cells are kept: the same command continues", file=sys.stderr)
+        print(f"stopped; {kept}", file=sys.stderr)
         return 130
 
 

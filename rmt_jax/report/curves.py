@@ -1,6 +1,5 @@
 """Lines: accuracy against length, learning curves, accuracy against the depth of the facts."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,31 +22,19 @@ from rmt_jax.report.figures import (
 from rmt_jax.scores import Cell, wilson
 
 # Light for short texts, dark for long ones.
-GPT2_CHARACTERS = 4.0  # a token of GPT-2 in English prose (3.9 in novels, 4.6 in manuals)
 DEPTHS = ("#BFD9E6", "#8FC1D4", "#5FA6C0", "#3587AB", "#1B668E", "#0B4566", "#06283D")
-REFERENCE = ("#9A9A9A", "#C2A26B", "#8FA9C4", "#B58FB5", "#A3B899", "#C99")
 
 
 def lengths(
-    runs: Mapping[str, Sequence[Cell]],
-    path: Path,
-    *,
-    rule: str = "official",
-    title: str = "",
-    references: Sequence[Mapping[str, Any]] = (),
+    cells: Sequence[Cell], path: Path, *, rule: str = "official", title: str = ""
 ) -> list[Path]:
-    """Accuracy against tokens read (log axis). One run: a line a task with its Wilson band, mean
-    in black, the memory-reset control and the majority answer dashed. Several runs: one small plot
-    a task and one for the mean, a line a run. `references` are published curves (`reference.py`):
-    drawn thin behind ours, each labelled with its own metric."""
-    if len(runs) > 1 or references:
-        return _lengths_compared(runs, path, rule, title, references)
-    cells = next(iter(runs.values()))
+    """Accuracy against tokens read (log axis): a line a task with its Wilson band, mean in black,
+    the memory-reset control and the majority answer dashed."""
     tasks, _ = names(cells)
     figure, axes = canvas(7.2, 4.4)
     ends = []
     for i, task in enumerate(tasks):
-        x, y, band = _curve([c for c in cells if c.task == task], rule)
+        x, y, band = curve([c for c in cells if c.task == task], rule)
         colour = COLOURS[i % len(COLOURS)]
         axes.fill_between(x, band[0], band[1], color=colour, alpha=0.10, lw=0)
         axes.plot(x, y, "o-", color=colour, lw=1.8, ms=4, zorder=3)
@@ -73,18 +60,12 @@ def lengths(
     return save(figure, path, pdf=True)
 
 
-def _curve(cells: Sequence[Cell], rule: str) -> tuple[list, list, tuple[list, list]]:
+def curve(cells: Sequence[Cell], rule: str) -> tuple[list, list, tuple[list, list]]:
     cells = sorted(cells, key=lambda c: c.tokens)
     intervals = [c.interval(rule) for c in cells]
     x = [max(1.0, c.tokens) for c in cells]
     y = [100 * c.accuracy(rule) for c in cells]
     return x, y, ([100 * low for low, _ in intervals], [100 * high for _, high in intervals])
-
-
-def gpt2_tokens(cell: Cell) -> float:
-    """Published lengths are in GPT-2's tokens: counted where that tokenizer was at hand, else
-    estimated from the characters."""
-    return cell.gpt2_tokens or cell.characters / GPT2_CHARACTERS or cell.tokens
 
 
 def _means(cells: Sequence[Cell], tasks: Sequence[str], pick: Any) -> tuple[list, list]:
@@ -145,64 +126,6 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
             name, (right, y), xytext=(6, 0), textcoords="offset points", va="center",
             fontsize=9, color=colour, fontweight="bold", annotation_clip=False,
         )  # fmt: skip
-
-
-def _lengths_compared(
-    runs: Mapping[str, Sequence[Cell]],
-    path: Path,
-    rule: str,
-    title: str,
-    references: Sequence[Mapping[str, Any]],
-) -> list[Path]:
-    if references:
-        runs = {n: [dataclasses.replace(c, tokens=gpt2_tokens(c)) for c in r]
-                   for n, r in runs.items()}  # fmt: skip
-    everything = [c for cells in runs.values() for c in cells]
-    tasks, _ = names(everything)
-    panels = [*tasks, "mean"] if len(tasks) > 1 else tasks
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, grid = canvas(3.9 * columns + 0.4, 3.0 * rows + 1.0, rows, columns)
-    flat = grid.ravel() if hasattr(grid, "ravel") else [grid]
-    published = sorted({(r["model"], r["metric"]) for r in references})
-    for axes, task in zip(flat, panels, strict=False):
-        for k, (model, metric) in enumerate(published):
-            points = sorted((r["tokens"], r["accuracy"]) for r in references
-                            if (r["model"], r["metric"], r["task"]) == (model, metric, task)
-                            and r["tokens"] > 0)  # fmt: skip
-            if points:
-                axes.plot(*zip(*points, strict=True), color=REFERENCE[k % len(REFERENCE)],
-                          lw=1.4, ls=(0, (3, 1.2)), marker=".", ms=4, zorder=2,
-                          label=f"{model} ({metric})")  # fmt: skip
-        for k, (name, cells) in enumerate(runs.items()):
-            colour = COLOURS[k % len(COLOURS)]
-            if task == "mean" and len(tasks) > 1:
-                x, y = _means(cells, names(cells)[0], lambda c: c.accuracy(rule))
-            else:
-                mine = [c for c in cells if c.task == task]
-                x, y, band = _curve(mine, rule)
-                axes.fill_between(x, band[0], band[1], color=colour, alpha=0.12, lw=0)
-            axes.plot(x, y, "o-", color=colour, lw=2.2, ms=4, zorder=3, label=f"{name} ({rule})")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda v, _: short(v))
-        axes.set_ylim(-0.5, 106)
-        axes.yaxis.grid(True, color=PALE, lw=0.8)
-        axes.set_title(task.upper() if task != "mean" else "mean")
-    for axes in list(flat)[len(panels) :]:
-        axes.set_visible(False)
-    handles: dict[str, Any] = {}
-    for axes in flat:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center",
-                  ncols=min(3, len(handles)), fontsize=8.5)  # fmt: skip
-    counted = " (GPT-2's; ours estimated at 4 characters each where not counted)"
-    figure.suptitle(
-        (title or "Accuracy against tokens read") + (counted if references else ""),
-        fontweight="bold", x=0.01, ha="left",
-    )  # fmt: skip
-    figure.supylabel("accuracy, %", fontsize=9)
-    return save(figure, path, pdf=True)
 
 
 def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:

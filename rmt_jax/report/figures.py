@@ -161,6 +161,9 @@ def footnote(cells: Sequence[Cell], rule: str) -> str:
         rates = [c.characters / c.tokens for c in cells if c.tokens and c.characters]
         each = f" ({mean(rates):.1f} characters each)" if rates else ""
         parts.append(f"tokens of {', '.join(tokenizers)}{each}")
+    others = sorted({c.counted for c in cells if c.counted and c.counted != c.tokenizer})
+    if others:
+        parts.append(f"lengths counted by {', '.join(others)}")
     return " · ".join(parts)
 
 
