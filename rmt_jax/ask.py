@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rmt_jax.evaluation.texts import TextError, open_text, pieces
+from rmt_jax.evaluation.texts import TextError, open_text, pieces, rewindable
 
 
 class AskError(ValueError):
@@ -108,8 +108,12 @@ def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source:
     else:
         prompts = session.prompts_for(args.question, args.task)
         size = args.file.stat().st_size if args.file else None
-        start = time.monotonic()
-        session.read(shown(pieces(stream), size, args.quiet), prompts)
+        start, head = time.monotonic(), 0
+        if session.ends_aligned:
+            stream = rewindable(stream)
+            head = session.head(pieces(stream), args.question)
+            stream.seek(0)
+        session.read(shown(pieces(stream), size, args.quiet), prompts, head)
         seconds = time.monotonic() - start
         if session.tokens == 0:
             raise AskError(f"{source} holds no text: there is nothing to read.")

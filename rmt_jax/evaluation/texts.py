@@ -5,6 +5,7 @@ anyway, so that the pieces' tokens joined are the tokens of the whole.
 """
 
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -57,6 +58,17 @@ def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
             held = held[cut:]
     if held:
         yield held
+
+
+def rewindable(stream: IO[str]) -> IO[str]:
+    """The stream, or a copy on disk of one that can be read once only (a pipe)."""
+    if stream.seekable():
+        return stream
+    copy = tempfile.TemporaryFile("w+", encoding="utf-8", newline="")
+    for piece in pieces(stream):
+        copy.write(piece)
+    copy.seek(0)
+    return copy
 
 
 def tokens(tokenizer: Any, parts: Iterator[str]) -> Iterator[np.ndarray]:
