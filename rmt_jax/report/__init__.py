@@ -71,10 +71,10 @@ def write(
     if references:
         path, ours = folder / "published.png", {title or "this run": [cells]}
         paths += comparison.curves(ours, path, rule=rule, references=reference())
-    paths += curves.depths(cells, folder / "depths.png")
+    paths += curves.depths(cells, folder / "depths.png", title=title)
     if metrics is not None and metrics.exists():
         try:
-            paths += curves.learning(metrics, folder / "curves.png")
+            paths += curves.learning(metrics, folder / "curves.png", title=title)
         except ValueError as error:  # evaluated before the first log line
             print(error, file=sys.stderr)
     return paths

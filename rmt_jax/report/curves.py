@@ -18,8 +18,12 @@ from rmt_jax.report.figures import (
     save,
     short,
     task_order,
+    titled,
+    wrapped,
 )  # fmt: skip
 from rmt_jax.scores import Cell, wilson
+
+FEW = 5  # questions at a depth, below which a point would be chance
 
 # Light for short texts, dark for long ones.
 DEPTHS = ("#BFD9E6", "#8FC1D4", "#5FA6C0", "#3587AB", "#1B668E", "#0B4566", "#06283D")
@@ -53,7 +57,7 @@ def lengths(
     _shade_trained(axes, cells)
     _length_axis(axes, cells)
     _label_ends(axes, ends)
-    axes.set_title(title or "Accuracy against length")
+    axes.set_title(titled("Accuracy against length", title))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", fontsize=8, handlelength=2.6)
     figure.supxlabel(footnote(cells, rule), fontsize=7, color="#6B6B6B")
@@ -163,12 +167,15 @@ def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
         axes.yaxis.grid(True, color=PALE, lw=0.8)
         axes.set_axisbelow(True)
     top.set_ylim(-0.5, 104)
+    if checks:
+        top.plot([], [], "D", color=GREY, ms=4.5, label="validation (mean over lengths)")
+        top.legend(loc="lower left", fontsize=8)
     _label_ends(top, ends)
     _bands((top, bottom), rows)
     top.set_ylabel("accuracy in training, %", fontsize=9)
     bottom.set_ylabel("loss (nats a token)", fontsize=9)
     bottom.set_xlabel("training step", fontsize=9)
-    top.set_title(title or "Learning curves", pad=18)
+    top.set_title(titled("Learning curves", title), pad=18)
     return save(figure, path, pdf=True)
 
 
@@ -211,15 +218,16 @@ def _running(values: Sequence[float], width: int) -> list[float]:
 
 def _bands(plots: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """One band a stage; its segments written above the top plot."""
-    starts: list[tuple[int, str]] = []
+    starts: list[tuple[int, str]] = []  # (last step before the stage, which stage)
+    before = 0
     for row in rows:
         key = f"{row.get('stage', '')}/{row.get('segments', '')}"
         if not starts or starts[-1][1] != key:
-            starts.append((row["step"], key))
+            starts.append((before, key))
+        before = row["step"]
     last = rows[-1]["step"]
-    for k, (step, key) in enumerate(starts):
+    for k, (begin, key) in enumerate(starts):
         end = starts[k + 1][0] if k + 1 < len(starts) else last
-        begin = 0 if k == 0 else step
         segments = key.split("/")[1]
         if k % 2 == 0:
             for axes in plots:
@@ -229,26 +237,24 @@ def _bands(plots: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
                           fontsize=7.5, color=GREY)  # fmt: skip
 
 
-def depths(
-    cells: Sequence[Cell], path: Path, *, bins: int = 5, rule: str = "official", title: str = ""
-) -> list[Path]:
+def depths(cells: Sequence[Cell], path: Path, *, bins: int = 5, title: str = "") -> list[Path]:
     """Accuracy against where in the text the last supporting fact stands (0 the start, 1 the end):
-    one small plot a task, a line a length, Wilson bars. Cells without depths are left out; returns
-    no file when none has any."""
+    one small plot a task, a line a length, Wilson bars; a fifth of the text with fewer than FEW
+    questions has no point. Cells without depths are left out; returns no file when none has any."""
     known = [c for c in cells if c.depths]
     if not known:
         return []
     tasks, order = names(known)
-    columns = min(3, len(tasks))
+    columns = 2 if len(tasks) in (2, 4) else min(3, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure, grid = canvas(3.6 * columns + 0.6, 2.8 * rows + 0.9, rows, columns)
     flat = list(grid.ravel()) if hasattr(grid, "ravel") else [grid]
-    for axes, task in zip(flat, tasks, strict=False):
+    for place, (axes, task) in enumerate(zip(flat, tasks, strict=False)):
         for k, length in enumerate(order):
             for c in known:
                 if (c.task, c.length) != (task, length):
                     continue
-                points = depth_bins(c.depths, bins)
+                points = [p for p in depth_bins(c.depths, bins) if p[4] >= FEW]
                 colour = DEPTHS[round((len(DEPTHS) - 1) * (k + 1) / len(order))]
                 x = [p[0] + (k - len(order) / 2) * 0.06 / bins for p in points]
                 y = [100 * p[1] for p in points]
@@ -257,26 +263,34 @@ def depths(
                 axes.errorbar(x, y, yerr=bars, fmt="o-", ms=3.5, lw=1.6, elinewidth=0.8,
                               color=colour, label=length)  # fmt: skip
         axes.set_title(task.upper())
-        axes.set_xlabel("depth (0: start of the text, 1: its end)", fontsize=8)
+        if place + columns >= len(tasks):
+            axes.set_xlabel("depth (0: start of the text, 1: its end)", fontsize=8)
+        if place % columns == 0:
+            axes.set_ylabel("accuracy, %", fontsize=9)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.5, 106)
         axes.yaxis.grid(True, color=PALE, lw=0.8)
     for axes in flat[len(tasks) :]:
         axes.set_visible(False)
     handles, labels = flat[0].get_legend_handles_labels()
+    rule = "official" if all("official" in c.right for c in known) else "exact"
+    note = footnote(known, rule) + f" · a point: {FEW} questions or more · bars: 95 % Wilson"
     figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)),
-                  fontsize=8.5, title="length", title_fontsize=8.5)  # fmt: skip
-    figure.suptitle(title or "Accuracy against depth of the last supporting fact",
+                  fontsize=8.5, title_fontsize=7, title=wrapped(note, 34 * columns))  # fmt: skip
+    figure.suptitle(titled("Accuracy against depth of the last supporting fact", title),
                     fontweight="bold", x=0.01, ha="left")  # fmt: skip
-    figure.supylabel("accuracy, %", fontsize=9)
     return save(figure, path, pdf=True)
 
 
 def depth_bins(
     points: Sequence[tuple[float, bool]], bins: int
-) -> list[tuple[float, float, float, float]]:
-    """(middle of the bin, accuracy, Wilson low, Wilson high) of each bin that holds a sample."""
+) -> list[tuple[float, float, float, float, int]]:
+    """(middle of the bin, accuracy, Wilson low and high, samples) of each bin that holds one."""
     held: list[list[bool]] = [[] for _ in range(bins)]
     for depth, right in points:
         held[min(bins - 1, int(depth * bins))].append(right)
-    return [((b + 0.5) / bins, mean(h), *wilson(sum(h), len(h))) for b, h in enumerate(held) if h]
+    return [
+        ((b + 0.5) / bins, mean(h), *wilson(sum(h), len(h)), len(h))
+        for b, h in enumerate(held)
+        if h
+    ]
