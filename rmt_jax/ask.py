@@ -38,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--task", default="", help="qa1 … qa20, or a description of the task in your words")
     add("--save_memory", type=Path, help="keep what was read in this .npz file")
     add("--load_memory", type=Path, help="start from what an earlier --save_memory kept")
-    add("--tokens", type=int, default=8, help="longest answer, in tokens")
+    add("--tokens", type=int, help="longest answer, in tokens (default: as in training)")
     add("--quiet", action="store_true", help="answers only")
     return parser
 
@@ -70,7 +70,7 @@ def _main(args: argparse.Namespace, stream: IO[str] | None, source: str) -> int:
         recall.RecallError,
     )  # fmt: skip
     try:
-        session = recall.Session(api.load(args.workdir), room=args.tokens)
+        session = recall.Session(api.load(args.workdir), room=args.tokens or 0)
         return talk(args, session, stream, source)
     except sentences as error:
         raise AskError(str(error)) from error
@@ -80,7 +80,7 @@ def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
     """The text to read, if no memory is loaded, and its name. Raises AskError, TextError."""
     if args.load_memory and args.file:
         raise AskError("Give --file or --load_memory, not both: a memory is of one text.")
-    if args.tokens < 1:
+    if args.tokens is not None and args.tokens < 1:
         raise AskError(f"--tokens is {args.tokens}: an answer needs at least 1.")
     if any(not q.strip() for q in args.question):
         raise AskError("An empty --question cannot be answered.")

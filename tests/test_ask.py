@@ -42,7 +42,7 @@ def test_a_streamed_text_is_answered_as_evaluation_does(model):
     one = questions.ask(model, "qa1", "Where is Mary?")
     context = texts.encode(model.tokenizer, questions.context_text(TEXT))
     asked = answering.Asked(context, one.tail, one.prompt)
-    expected = answering.answer(model, [asked], room=8, batch=1)[0][0]
+    expected = answering.answer(model, [asked], room=held.room, batch=1)[0][0]
     assert held.answer("Where is Mary?") == expected
     assert held.tokens == len(context) and held.characters == len(TEXT)
     assert held.answer("Where is John?", "qa1") is not None  # the memory is not used up
@@ -58,11 +58,11 @@ def test_texts_that_end_with_their_last_segment(tmp_path, asked):
     for text in ("Mary went.", TEXT[:300], TEXT):
         context = texts.encode(model.tokenizer, questions.context_text(text))
         whole = answering.Asked(context, one.tail, one.prompt)
-        expected = answering.answer(model, [whole], room=8, batch=1)[0][0]
         held = recall.Session(model)
+        expected = answering.answer(model, [whole], room=held.room, batch=1)[0][0]
         head = held.head(texts.pieces(io.StringIO(text), 100), [asked])
         held.read(texts.pieces(io.StringIO(text), 100), held.prompts_for([asked], "qa1"), head)
-        place = answering.layout(len(context), len(one.tail), 8, 48, "right")
+        place = answering.layout(len(context), len(one.tail), held.room, 48, "right")
         assert len(held.rest) == place.kept and held.tokens == len(context)
         assert held.answer(asked, "qa1") == expected
     pipe = io.TextIOWrapper(io.BufferedReader(Pipe(TEXT.encode())), encoding="utf-8", newline="")

@@ -66,6 +66,14 @@ def ask(model: Any, task: str, question: str, told: str | None = None) -> Asked:
     return Asked(np.zeros(0, np.int32), tail_ids(model.tokenizer, question), ids, learned)
 
 
+def room(model: Any, asked: Sequence[str] = (), renamed: bool = False) -> int:
+    """Tokens for an answer, END included: the room of training, or more where the tasks `asked`
+    need it. More than that would cut texts otherwise than training did."""
+    data = model.config.data
+    names = tuple(dict.fromkeys((*data.tasks, *asked)))
+    return _sentence(compose.answer_room, names, model.tokenizer, renamed or data.new_names > 0)
+
+
 class Generated:
     """Stories hidden in background, as in training, of a split that training never saw.
 
@@ -123,10 +131,7 @@ class Generated:
         return _length(length, self.model.segment_tokens).tokens or 100
 
     def room(self, task: str, how: str = "") -> int:
-        """Tokens for an answer, END included: the room of training, or more where needed."""
-        new = how.startswith("new_") or self.data.new_names > 0
-        names = tuple(dict.fromkeys((*self.model.config.data.tasks, task)))
-        return _sentence(compose.answer_room, names, self.model.tokenizer, new)
+        return room(self.model, (task,), how.startswith("new_") or self.data.new_names > 0)
 
     def count(self, task: str, length: str, samples: int) -> int:
         _sentence(tasks.task, task)
@@ -195,9 +200,7 @@ class Files:
         return _length(length, self.model.segment_tokens).tokens or 100
 
     def room(self, task: str, how: str = "") -> int:
-        config = self.model.config.data
-        names = tuple(dict.fromkeys((*config.tasks, task)))
-        return _sentence(compose.answer_room, names, self.model.tokenizer, config.new_names > 0)
+        return room(self.model, (task,))
 
     def records(self, task: str, length: str) -> Iterator[dict[str, str]]:
         """Raises QuestionError naming the file, and the record where one is wrong."""

@@ -41,8 +41,9 @@ class Session:
     together with a question, as in training.
     """
 
-    def __init__(self, model: Any, room: int = 8):
-        self.model, self.room = model, room
+    def __init__(self, model: Any, room: int = 0):
+        """`room`: tokens for an answer; 0: as in training."""
+        self.model, self.room = model, room or questions.room(model)
         self.tokens = self.characters = 0
         self.rest = np.zeros(0, np.int32)
         self.prompts: list[Told] = []
