@@ -110,12 +110,21 @@ def paper(
     config, out = model.config, settings["out"]
     tasks = list(tasks or config.data.tasks)
     longest = max(config.curriculum.segments)
-    trained = [f"{s}s" for s in sorted({*config.curriculum.segments, longest})]
+    doubled = {1 << k for k in range(longest.bit_length())}
+    trained = [f"{s}s" for s in sorted({*config.curriculum.segments, *doubled})]
     longer = [f"{longest * k}s" for k in (2, 4, 8, 16)]
+    changes = words(args.perturb) or source.perturbations()
+    for how in changes:  # a wrong name is told before hours of work
+        source.check(how)
     parts: list[tuple[str, str, list[Cell]]] = []
 
     def part(title: str, text: str, **what: Any) -> None:
-        cells = evaluation.evaluate(model, source=source, **(settings | what))
+        try:
+            cells = evaluation.evaluate(model, source=source, **(settings | what))
+        except QuestionError as error:  # one part that cannot be had must not cost the others
+            print(f"\n{title}: left out. {error}")
+            parts.append((title, f"{text} Left out: {error}", []))
+            return
         folder = out / title.lower().replace(" ", "_")
         report.write(cells, folder, rule=args.score, title=title)
         print(f"\n{title}\n{report.table(cells, args.score)}")
@@ -135,7 +144,7 @@ def paper(
             tasks=unseen,
             lengths=trained[:1],
         )
-    for how in words(args.perturb) or source.perturbations():
+    for how in changes:
         part(
             f"Perturbed {how}",
             perturb.PERTURBATIONS[how],

@@ -32,6 +32,10 @@ def write(
     lines = ["# Evaluation report", "", about(model), ""]
     body = [f"<h1>Evaluation report</h1><p>{html.escape(about(model))}</p>"]
     for title, text, cells in parts:
+        if not cells:  # it could not be had; the text says why
+            lines += [f"## {title}", "", text, ""]
+            body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>")
+            continue
         name = title.lower().replace(" ", "_")
         main = rule or report.main_rule(cells)
         table = report.markdown(cells, main)
