@@ -135,11 +135,15 @@ def test_page_holds_its_pictures(tmp_path):
 
     report.write(cells(), tmp_path / "lengths")
     model = SimpleNamespace(config=Config(), tokenizer=SimpleNamespace(name="builtin"))
-    parts = [("Lengths", "Trained lengths & longer.", cells()), ("Typos", "Left out: why.", [])]
+    parts = [("Lengths", "Trained lengths & longer.", cells())]
+    parts += [("Perturbed typos", "x", cells(2, "typos")), ("Other", "Left out: why.", [])]
     page.write(tmp_path, parts, model)
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:image/png;base64,") == 3 and "Trained lengths &amp; longer." in text
-    assert "<h2>Typos</h2><p>Left out: why.</p>" in text
+    assert "<h2>Other</h2><p>Left out: why.</p>" in text
+    summary = (tmp_path / "report.md").read_text().split("## Lengths")[0]
+    assert "| unchanged | 91.7 | 86.7 | 41.7 | official |" in summary
+    assert "| typos | 81.7 | 76.7 | 31.7 | official |" in summary
     assert "<th>16s</th>" in text and "<b>mean</b>" in text
     assert "lengths/heatmap.png" in (tmp_path / "report.md").read_text()
 

@@ -126,7 +126,7 @@ def paper(
             parts.append((title, f"{text} Left out: {error}", []))
             return
         folder = out / title.lower().replace(" ", "_")
-        report.write(cells, folder, rule=args.score, title=title)
+        report.write(cells, folder, rule=args.score, title="" if title == "Lengths" else title)
         print(f"\n{title}\n{report.table(cells, args.score)}")
         parts.append((title, text, cells))
 
