@@ -94,6 +94,7 @@ def test_pieces_give_the_tokens_of_the_whole(monkeypatch):
         assert np.concatenate(list(texts.tokens(words, iter(parts)))).tolist() == whole
         monkeypatch.setattr(texts, "PIECE", size)
         assert texts.encode(words, text).tolist() == whole
+        assert "".join(texts.decoded(words, np.array(whole))) == text
     assert texts.encode(words, "").tolist() == []
 
 

@@ -155,18 +155,20 @@ class Generated:
         s = _sentence(self.composer(how).sample, task, length, self.seed, k)
         told = perturb.description(how, task, k)
         asked = ask(self.model, task, s.question, told)
-        facts, context = s.facts, s.context
-        text = self.counter.decode(s.context)
-        if not self.own:
-            context, facts = texts.encode(self.model.tokenizer, text), ()
-        tail = len(s.question) + 1
+        facts, context, parts = s.facts, s.context, texts.decoded(self.counter, s.context)
+        if self.own:
+            characters = sum(map(len, parts))
+        else:
+            text = "".join(parts)
+            characters, facts = len(text), ()
+            context = texts.encode(self.model.tokenizer, text)
         gpt2 = len(s.context) + len(s.question_ids) if "gpt2" in self.counter.name else 0
         return Question(
             s.question,
             s.answer,
             dataclasses.replace(asked, context=context),
             np.asarray(self.model.tokenizer.sentence(s.answer), np.int32),
-            len(text) + tail,
+            characters + len(s.question) + 1,
             gpt2,
             max(s.depths) if s.depths else None,
             facts,

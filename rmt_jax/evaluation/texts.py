@@ -77,6 +77,18 @@ def tokens(tokenizer: Any, parts: Iterator[str]) -> Iterator[np.ndarray]:
         yield np.asarray(tokenizer.encode(part), np.int32)
 
 
+def decoded(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
+    """The text of i32[n] in pieces (a list of a million Python integers takes 60 MB). A piece ends
+    before a token that begins with a space: no letter of several bytes is cut in two."""
+    start = 0
+    while start < len(ids):
+        stop = min(start + PIECE, len(ids))
+        while stop < len(ids) and not tokenizer.decode(ids[stop : stop + 1]).startswith(" "):
+            stop += 1
+        yield tokenizer.decode(ids[start:stop])
+        start = stop
+
+
 def encode(tokenizer: Any, text: str) -> np.ndarray:
     """i32[n] of a whole text, encoded in pieces: the tokenizer's own bookkeeping (a hundred bytes a
     token) never covers more than one."""
