@@ -67,7 +67,7 @@ def _main(args: argparse.Namespace, stream: IO[str] | None, source: str) -> int:
 
     sentences = (
         WeightsError, api.InputError, answering.AnsweringError, questions.QuestionError,
-        recall.RecallError,
+        recall.RecallError, OSError,
     )  # fmt: skip
     try:
         session = recall.Session(api.load(args.workdir), room=args.tokens or 0)

@@ -20,10 +20,14 @@ import numpy as np
 from rmt_jax import api
 from rmt_jax.data.tasks import TASKS
 from rmt_jax.evaluation import answering, questions, recall, texts
+from rmt_jax.models.pretrained import WeightsError
 
 
 class HarnessError(ValueError):
     """A request of the harness that this model cannot serve; the message is a sentence."""
+
+
+SENTENCES = (HarnessError, api.InputError, WeightsError, answering.AnsweringError)
 
 
 def texts_of(request: Any, whole: bool) -> tuple[str, str]:
@@ -116,7 +120,11 @@ def main() -> int:
         return 2
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except SENTENCES as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

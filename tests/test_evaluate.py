@@ -258,6 +258,8 @@ def test_sigterm_keeps_finished_cells_and_asks_to_be_started_again(run, tmp_path
         (["--data", "official"], "name their folder with --babi"),
         (["--perturb", "other_background"], "other_background"),
         (["--samples", "-1"], r"samples (-1)"),
+        (["--out", "/dev/null/x"], "Not a directory: '/dev/null/x"),
+        (["--data", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     ],
 )
 def test_command_line_errors_are_sentences(run, tmp_path, capsys, words, message):

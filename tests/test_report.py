@@ -88,7 +88,8 @@ def test_tables_name_what_was_counted():
         assert "tokens of builtin" in table and "250" in table
     kinder = [Cell("qa1", "1s", 4, {"exact": 4}, decoding="teacher-forced")]
     assert "teacher-forced decoding" in report.table(kinder)
-    assert report.main_rule(kinder) == "exact"
+    assert report.main_rule(kinder) == report.main_rule(kinder, "official") == "exact"
+    assert report.main_rule(cells(), "lm_eval") == "lm_eval"
 
 
 def test_learning_curves_want_a_training_step(tmp_path):

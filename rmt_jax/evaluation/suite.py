@@ -28,7 +28,7 @@ from rmt_jax.stopping import REQUEUE, Signals, Stopped
 
 SENTENCES = (
     WeightsError, InputError, QuestionError, AnsweringError, EvaluationError, ConfigError,
-    TextError, report.ReportError,
+    TextError, report.ReportError, OSError,
 )  # fmt: skip
 
 

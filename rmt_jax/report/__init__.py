@@ -54,7 +54,7 @@ def write(
         raise ReportError(
             "there is no cell to report: evaluate at least one task and length first."
         )
-    rule = rule or main_rule(cells)
+    rule = main_rule(cells, rule)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "summary.csv": csv_text(cells, [rule]),

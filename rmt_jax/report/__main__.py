@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmt_jax.report import ReportError, comparison, main_rule, read, reference, replace
-from rmt_jax.scores import Cell
+from rmt_jax.scores import RULES, Cell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--names", default="", help="a name for each run, with commas between")
     parser.add_argument("--groups", default="", help="a group for each run: seeds of one setting")
     parser.add_argument("--references", action="store_true", help="published curves behind ours")
-    parser.add_argument("--score", default="", help="official, corrected, exact or lm_eval")
+    parser.add_argument("--score", default="", choices=("", *RULES), help="of table and curves")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     args = parser.parse_args(argv)
     try:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2
-    rule = args.score or main_rule([c for run in cells for c in run])
+    rule = main_rule([c for run in cells for c in run if not c.perturb], args.score)
     grouped: dict[str, list[Sequence[Cell]]] = {}
     for group, run in zip(groups, cells, strict=True):
         grouped.setdefault(group, []).append(run)

@@ -42,7 +42,7 @@ def write(
             body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>")
             continue
         name = title.lower().replace(" ", "_")
-        main = rule or report.main_rule(cells)
+        main = report.main_rule(cells, rule)
         table = report.markdown(cells, main)
         lines += [f"## {title}", "", text, "", table]
         body += [f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>", as_html(table)]

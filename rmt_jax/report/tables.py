@@ -23,9 +23,11 @@ class ReportError(ValueError):
     """Results that cannot be read; the message is a sentence for the user."""
 
 
-def main_rule(cells: Sequence[Cell]) -> str:
-    """The score to show first: the official one unless a cell could not be scored by it."""
-    return "official" if "official" in rules(cells) else "exact"
+def main_rule(cells: Sequence[Cell], wanted: str = "") -> str:
+    """The score to show first: the wanted or the official one, unless a cell could not be scored by
+    it (its words are no labels): then strict exact match."""
+    known = rules(cells)
+    return next((rule for rule in (wanted, "official") if rule in known), "exact")
 
 
 def rules(cells: Sequence[Cell]) -> list[str]:
@@ -166,7 +168,7 @@ def _baselines(rule: str, mean: bool) -> list[tuple[str, Any]]:
 
 def table(cells: Sequence[Cell], rule: str = "") -> str:
     """For the terminal: a row a task and length."""
-    rule = rule or main_rule(cells)
+    rule = main_rule(cells, rule)
     head = (
         "task",
         "length",
