@@ -8,22 +8,14 @@
 # --processes N   N processes that talk over localhost, each with its share of the GPUs. One process
 #                 is as fast; this is how a cluster is rehearsed on one machine.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=options.sh
+. "$(dirname "$0")/options.sh"
 
 processes=1 restarts=100 dry_run=""
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --processes) processes=$2; shift 2 ;;
-    --restarts) restarts=$2; shift 2 ;;
-    --dry_run) dry_run=1; shift ;;
-    --) shift; break ;;
-    *) echo "error: unknown argument '$1'; the training's own arguments come after --" >&2; exit 2 ;;
-  esac
-done
-if [[ " $* " != *" --workdir"* ]]; then
-  echo "error: give --workdir DIR after --: a run that is started again must find its folder" >&2
-  exit 2
-fi
-command=("${PYTHON:-python}" -m rmt_jax.train "$@")
+parse "processes restarts" "dry_run" "$@"
+[[ " ${training[*]} " == *" --workdir"* ]] ||
+  fail "give --workdir DIR after --: a run that is started again must find its folder"
+command=("${PYTHON:-python}" -m rmt_jax.train "${training[@]}")
 
 gpus() {
   if [[ ${JAX_PLATFORMS:-} == cpu* ]]; then echo 0; return; fi

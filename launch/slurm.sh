@@ -6,25 +6,16 @@
 #
 # The workdir must lie on a disk that all nodes share.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=options.sh
+. "$(dirname "$0")/options.sh"
 
-nodes=1 gpus=8 limit=24:00:00 dry_run="" more=()
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --nodes) nodes=$2; shift 2 ;;
-    --gpus) gpus=$2; shift 2 ;;
-    --time) limit=$2; shift 2 ;;
-    --partition | --account) more+=("$1=$2"); shift 2 ;;
-    --dry_run) dry_run=1; shift ;;
-    --) shift; break ;;
-    *) echo "error: unknown argument '$1'; the training's own arguments come after --" >&2; exit 2 ;;
-  esac
-done
-if [[ " $* " != *" --workdir"* ]]; then
-  echo "error: give --workdir DIR after --, on a disk that all nodes share" >&2
-  exit 2
-fi
+nodes=1 gpus=8 time=24:00:00 partition="" account="" dry_run=""
+parse "nodes gpus time partition account" "dry_run" "$@"
+[[ " ${training[*]} " == *" --workdir"* ]] ||
+  fail "give --workdir DIR after --, on a disk that all nodes share"
 command=(sbatch "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus"
-  "--time=$limit" ${more[@]+"${more[@]}"} "$(dirname "$0")/slurm.sbatch" "$@")
+  "--time=$time" ${partition:+"--partition=$partition"} ${account:+"--account=$account"}
+  "$(dirname "$0")/slurm.sbatch" "${training[@]}")
 printf '%q ' "${command[@]}"
 echo
 [[ -n $dry_run ]] || "${command[@]}"

@@ -10,29 +10,12 @@
 # It uses `gcloud compute tpus`, which serves TPUs up to v6e and no longer grows: for TPU7x and later
 # Google supports GKE (launch/gke/tpu.yaml) and Compute Engine.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=options.sh
+. "$(dirname "$0")/options.sh"
 
 name=rmt zone="" type="" bucket="" run="" version="" spot="" restarts=20 dry_run=""
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --name) name=$2; shift 2 ;;
-    --zone) zone=$2; shift 2 ;;
-    --type) type=$2; shift 2 ;;
-    --bucket) bucket=$2; shift 2 ;;
-    --run) run=$2; shift 2 ;;
-    --version) version=$2; shift 2 ;;
-    --restarts) restarts=$2; shift 2 ;;
-    --spot) spot=--spot; shift ;;
-    --dry_run) dry_run=1; shift ;;
-    --) shift; break ;;
-    *) echo "error: unknown argument '$1'; the training's own arguments come after --" >&2; exit 2 ;;
-  esac
-done
-for needed in zone type bucket; do
-  if [[ -z ${!needed} ]]; then
-    echo "error: --$needed is missing (see the head of $0)" >&2
-    exit 2
-  fi
-done
+parse "name zone type bucket run version restarts" "spot dry_run" "$@"
+need zone type bucket
 # One run id for all restarts: it names the folder in the bucket that the run continues in.
 run=${run:-$name}
 if [[ -z $version ]]; then
@@ -67,10 +50,11 @@ request() {
       do_it "${tpus[@]}" queued-resources delete "$name" --zone="$zone" --force --quiet ;;&
     "" | SUSPENDED | FAILED)
       do_it "${tpus[@]}" queued-resources create "$name" --node-id="$name" --zone="$zone" \
-        --accelerator-type="$type" --runtime-version="$version" ${spot:+"$spot"} || return ;;
+        --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot} || return ;;
   esac
-  while [[ -z $dry_run && $(state) != ACTIVE ]]; do
-    echo "waiting for $type in $zone ($(state))" >&2
+  while [[ -z $dry_run ]] && now=$(state) && [[ $now != ACTIVE ]]; do
+    [[ $now != FAILED && $now != SUSPENDED ]] || return 1 # it will not come: request it anew
+    echo "waiting for $type in $zone ($now)" >&2
     sleep "${WAIT_SECONDS:-30}"
   done
 }
@@ -91,7 +75,7 @@ train() {
 
 for ((try = 0; try <= restarts; try++)); do
   code=0
-  request && install && train "$@" || code=$?
+  request && install && train "${training[@]}" || code=$?
   if [[ $code -eq 0 || -n $dry_run ]]; then
     echo "done: gs://$bucket/$run; free the TPU with:"
     say "${tpus[@]}" queued-resources delete "$name" --zone="$zone" --force --quiet

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rmt_jax.evaluation.texts import TextError, open_text, pieces
+from rmt_jax.evaluation.texts import TextError, open_text, pieces, rewindable
 
 
 class AskError(ValueError):
@@ -38,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--task", default="", help="qa1 … qa20, or a description of the task in your words")
     add("--save_memory", type=Path, help="keep what was read in this .npz file")
     add("--load_memory", type=Path, help="start from what an earlier --save_memory kept")
-    add("--tokens", type=int, default=8, help="longest answer, in tokens")
+    add("--tokens", type=int, help="longest answer, in tokens (default: as in training)")
     add("--quiet", action="store_true", help="answers only")
     return parser
 
@@ -67,10 +67,10 @@ def _main(args: argparse.Namespace, stream: IO[str] | None, source: str) -> int:
 
     sentences = (
         WeightsError, api.InputError, answering.AnsweringError, questions.QuestionError,
-        recall.RecallError,
+        recall.RecallError, OSError,
     )  # fmt: skip
     try:
-        session = recall.Session(api.load(args.workdir), room=args.tokens)
+        session = recall.Session(api.load(args.workdir), room=args.tokens or 0)
         return talk(args, session, stream, source)
     except sentences as error:
         raise AskError(str(error)) from error
@@ -80,7 +80,7 @@ def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
     """The text to read, if no memory is loaded, and its name. Raises AskError, TextError."""
     if args.load_memory and args.file:
         raise AskError("Give --file or --load_memory, not both: a memory is of one text.")
-    if args.tokens < 1:
+    if args.tokens is not None and args.tokens < 1:
         raise AskError(f"--tokens is {args.tokens}: an answer needs at least 1.")
     if any(not q.strip() for q in args.question):
         raise AskError("An empty --question cannot be answered.")
@@ -108,8 +108,12 @@ def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source:
     else:
         prompts = session.prompts_for(args.question, args.task)
         size = args.file.stat().st_size if args.file else None
-        start = time.monotonic()
-        session.read(shown(pieces(stream), size, args.quiet), prompts)
+        start, head = time.monotonic(), 0
+        if session.ends_aligned:
+            stream = rewindable(stream)
+            head = session.head(pieces(stream), args.question)
+            stream.seek(0)
+        session.read(shown(pieces(stream), size, args.quiet), prompts, head)
         seconds = time.monotonic() - start
         if session.tokens == 0:
             raise AskError(f"{source} holds no text: there is nothing to read.")

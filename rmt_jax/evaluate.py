@@ -6,7 +6,7 @@
 A context of any length is read with constant memory; samples are read in batches; each batch size
 is compiled once for all lengths. Finished cells (a task at a length) are kept in OUT/cells, so that
 a stopped evaluation continues where it stopped. Decoding is free-running and greedy;
-`--teacher-forced` is faster and kinder, and every table then says so.
+`--teacher_forced` is faster and kinder, and every table then says so.
 """
 
 import argparse
@@ -39,8 +39,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--perturb", default="", help="new_people,new_places,paraphrase,…: see data/perturb.py")
     add("--suite", default="", choices=("", "paper"), help="everything a paper's table needs")
     add("--inspect", action="store_true", help="draw memory and attention for one sample")
-    add("--teacher-forced", action="store_true", help="faster, kinder; named in every table")
-    add("--no-reset", action="store_true", help="leave out the memory-reset control")
+    add(
+        "--teacher_forced",
+        "--teacher-forced",
+        action="store_true",
+        help="faster, kinder; named in every table",
+    )
+    add("--no_reset", "--no-reset", action="store_true", help="leave out the memory-reset control")
     add("--score", default="", choices=("", *scores.RULES), help="of summary.csv and pictures")
     add("--references", action="store_true", help="published curves behind ours")
     add("--batch", type=int, default=0, help="texts read together")

@@ -20,10 +20,14 @@ import numpy as np
 from rmt_jax import api
 from rmt_jax.data.tasks import TASKS
 from rmt_jax.evaluation import answering, questions, recall, texts
+from rmt_jax.models.pretrained import WeightsError
 
 
 class HarnessError(ValueError):
     """A request of the harness that this model cannot serve; the message is a sentence."""
+
+
+SENTENCES = (HarnessError, api.InputError, WeightsError, answering.AnsweringError)
 
 
 def texts_of(request: Any, whole: bool) -> tuple[str, str]:
@@ -45,25 +49,22 @@ def task_of(request: Any, question: str, known: Sequence[str]) -> str:
 
 def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> list[str]:
     """Greedy answers, cut at the harness's stop texts. Texts of like lengths are read together."""
-    asked, config = [], model.config.data
+    asked, names = [], []
     for request in requests:
         text, question = texts_of(request, whole)
-        task = task_of(request, question, config.tasks)
+        task = task_of(request, question, model.config.data.tasks)
+        names.append(task)
         one = questions.ask(model, task, question)
         context = texts.encode(model.tokenizer, questions.context_text(text))
         asked.append(answering.Asked(context, one.tail, one.prompt, one.task))
     order = np.argsort([len(a.context) for a in asked], kind="stable")
-    room = max(8, *(_room(r) for r in requests)) if requests else 8
-    room = min(room, 16)
+    # Not `max_gen_toks`: a longer room would cut the texts otherwise than training did.
+    room = questions.room(model, names)
     said, _ = answering.answer(model, [asked[i] for i in order], room=room, batch=batch)
     found = [""] * len(asked)
     for place, output in zip(order, said, strict=True):
         found[place] = cut(output, requests[place].args[1].get("until", []))
     return found
-
-
-def _room(request: Any) -> int:
-    return int(request.args[1].get("max_gen_toks", 8))
 
 
 def cut(output: str, until: Any) -> str:
@@ -119,7 +120,11 @@ def main() -> int:
         return 2
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except SENTENCES as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

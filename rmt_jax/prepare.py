@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
         Length.parse(length, 512)
     for task in recipe.tasks:
         tasks.task(task)
+    if args.samples < 1:
+        raise ValueError(f"--samples is {args.samples}: a set needs at least 1 question.")
     if not 0 <= (args.shard_index or 0) < args.num_shards:
         raise ValueError(f"--shard_index {args.shard_index} is not below {args.num_shards}.")
     out = Path(args.out)

@@ -171,6 +171,7 @@ class Cell:
     tokens: float = 0.0  # mean tokens read a sample, question included
     characters: float = 0.0  # mean characters of the same text
     tokenizer: str = ""  # whose tokens
+    counted: str = ""  # whose tokens the length names, where they are not the model's own
     gpt2_tokens: float = 0.0  # the same text as GPT-2 counts it, for published lengths; 0: unknown
     decoding: str = "greedy"  # free-running greedy | teacher-forced
     reset: dict[str, int] | None = None  # the same with the memory reset at each segment

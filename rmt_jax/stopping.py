@@ -28,12 +28,18 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if self._alone:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+            self._take()
         return self
 
     def __exit__(self, *_) -> None:
         if self._alone:
             signal.signal(signal.SIGTERM, self._previous)
+        elif self._at_once:
+            # All that is left is to wait for process 0, which is told to stop as well.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def _take(self) -> None:
+        self._previous = signal.signal(signal.SIGTERM, self._note)
 
     def stop_at(self, step: int) -> bool:
         """Whether to save and stop after this step. Every process must ask after every step."""
@@ -42,6 +48,8 @@ class Signals:
     def now_at_once(self) -> None:
         """From here on nothing is left to save: SIGTERM raises `Stopped` wherever it meets us."""
         self._at_once = True
+        if not self._alone:  # no step comes any more at which JAX's service would be asked
+            self._take()
         if self.noted:
             raise Stopped("told to stop")
 

@@ -1,5 +1,6 @@
 """One text, read once, asked often; memory kept in a small file; errors are sentences."""
 
+import dataclasses
 import io
 import sys
 
@@ -41,10 +42,38 @@ def test_a_streamed_text_is_answered_as_evaluation_does(model):
     one = questions.ask(model, "qa1", "Where is Mary?")
     context = texts.encode(model.tokenizer, questions.context_text(TEXT))
     asked = answering.Asked(context, one.tail, one.prompt)
-    expected = answering.answer(model, [asked], room=8, batch=1)[0][0]
+    expected = answering.answer(model, [asked], room=held.room, batch=1)[0][0]
     assert held.answer("Where is Mary?") == expected
     assert held.tokens == len(context) and held.characters == len(TEXT)
     assert held.answer("Where is John?", "qa1") is not None  # the memory is not used up
+
+
+@pytest.mark.parametrize("asked", ["Where is Mary?", "Where is the tall woman called Mary now?"])
+def test_texts_that_end_with_their_last_segment(tmp_path, asked):
+    """A model trained with align=right: the first segment is the ragged one, as in evaluation."""
+    config = tiny_run.config()
+    config = config.replace(data=dataclasses.replace(config.data, align="right"))
+    model = tiny_run.api.load(tiny_run.save(tmp_path / "run", config))
+    one = questions.ask(model, "qa1", asked)
+    for text in ("Mary went.", TEXT[:300], TEXT):
+        context = texts.encode(model.tokenizer, questions.context_text(text))
+        whole = answering.Asked(context, one.tail, one.prompt)
+        held = recall.Session(model)
+        expected = answering.answer(model, [whole], room=held.room, batch=1)[0][0]
+        head = held.head(texts.pieces(io.StringIO(text), 100), [asked])
+        held.read(texts.pieces(io.StringIO(text), 100), held.prompts_for([asked], "qa1"), head)
+        place = answering.layout(len(context), len(one.tail), held.room, 48, "right")
+        assert len(held.rest) == place.kept and held.tokens == len(context)
+        assert held.answer(asked, "qa1") == expected
+    pipe = io.TextIOWrapper(io.BufferedReader(Pipe(TEXT.encode())), encoding="utf-8", newline="")
+    again = texts.rewindable(pipe)
+    assert again is not pipe and again.read() == TEXT
+    again.close()
+
+
+class Pipe(io.BytesIO):
+    def seekable(self):
+        return False
 
 
 def test_white_space_is_single_however_the_text_is_cut(model):
@@ -65,6 +94,7 @@ def test_pieces_give_the_tokens_of_the_whole(monkeypatch):
         assert np.concatenate(list(texts.tokens(words, iter(parts)))).tolist() == whole
         monkeypatch.setattr(texts, "PIECE", size)
         assert texts.encode(words, text).tolist() == whole
+        assert "".join(texts.decoded(words, np.array(whole))) == text
     assert texts.encode(words, "").tolist() == []
 
 

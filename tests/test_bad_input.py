@@ -9,6 +9,7 @@ import pytest
 
 from rmt_jax import ask, command, config, convert, doctor, evaluate, prepare, train, workdir
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.report import __main__ as comparison
 
 ROOT = Path(__file__).parents[1]
 SMOKE = str(ROOT / "configs" / "multitask.py") + ":smoke"
@@ -107,6 +108,10 @@ COMMANDS = [
     (prepare.main, [], "--out DIR says where the data goes"),
     (prepare.main, ["--out", "x", "--lengths", "4q"], "Unknown length '4q'"),
     (prepare.main, ["--out", "x", "--tasks", "qa99"], "Unknown task 'qa99'"),
+    (prepare.main, ["--out", "x", "--samples", "-1"], "--samples is -1: a set needs at least 1"),
+    (comparison.main, ["nowhere-at-all"], "nowhere-at-all holds no summary.json"),
+    (comparison.main, ["x", "--score", "f1"], "invalid choice: 'f1'"),
+    (comparison.main, [], "the following arguments are required: runs"),
 ]
 
 

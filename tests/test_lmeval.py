@@ -8,25 +8,12 @@ import tiny_run
 
 from rmt_jax import lmeval
 
-TASK = """
-task: babilong_qa1
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {data}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{input.strip()}}}}\\n{{{{question.strip()}}}}"
-doc_to_target: "{{{{target}}}}"
-process_results: !function score.score
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-generation_kwargs: {{do_sample: false, max_gen_toks: 16, until: []}}
-"""
-SCORE = """
-def score(doc, results):
-    return {"acc": float(doc["target"].lower() in results[0].lower())}
+# Where the harness looks for the hub's data set first: a folder of its name.
+CARD = """---
+configs:
+- config_name: 0k
+  data_files: [{split: qa1, path: qa1.jsonl}]
+---
 """
 ROWS = [
     {"input": f"Mary went to the {p}. " * 20, "question": "Where is Mary? ", "target": p}
@@ -60,21 +47,19 @@ def test_answers_come_back_in_order(tmp_path):
 
 # The harness and what it imports warn of their own affairs.
 @pytest.mark.filterwarnings("ignore")
-def test_the_harness_itself(tmp_path):
+def test_the_harness_itself(tmp_path, monkeypatch):
+    """Its own BABILong task, two examples and score included, on local data."""
     harness = pytest.importorskip("lm_eval", reason="pip install -e '.[lmeval]'")
-    from lm_eval.tasks import TaskManager
-
-    (tmp_path / "data.json").write_text("\n".join(map(json.dumps, ROWS)))
-    (tmp_path / "score.py").write_text(SCORE)
-    (tmp_path / "qa1.yaml").write_text(TASK.format(data=tmp_path / "data.json"))
+    datasets = pytest.importorskip("datasets", reason="pip install -e '.[lmeval]'")
+    folder = tmp_path / "RMT-team" / "babilong-1k-samples"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(CARD)
+    (folder / "qa1.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     run = tiny_run.save(tmp_path / "run", tiny_run.config())
     ours = lmeval.register()(workdir=str(run), batch_size=2)
-    found = harness.simple_evaluate(
-        model=ours,
-        tasks=["babilong_qa1"],
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-        bootstrap_iters=0,
-    )
+    found = harness.simple_evaluate(model=ours, tasks=["babilong_qa1"], bootstrap_iters=0)
     assert found["results"]["babilong_qa1"]["acc,none"] in (0.0, 1 / 3, 2 / 3, 1.0)
     outputs = [s["filtered_resps"][0] for s in found["samples"]["babilong_qa1"]]
     requests = [request(row, task_name="babilong_qa1") for row in ROWS]

@@ -82,13 +82,14 @@ def test_cells_come_back_from_json(tmp_path):
 def test_tables_name_what_was_counted():
     text = report.table(cells())
     assert "qa1   1s" in text and "16s*" in text and "mean at 1s: 91.7" in text
-    assert "majority 25.0, memory reset 25.0" in text
+    assert "majority 25.0, random 16.7, memory reset 25.0" in text
     for table in (text, report.markdown(cells(), "official")):
         assert "score: official" in table and "greedy decoding" in table
         assert "tokens of builtin" in table and "250" in table
     kinder = [Cell("qa1", "1s", 4, {"exact": 4}, decoding="teacher-forced")]
     assert "teacher-forced decoding" in report.table(kinder)
-    assert report.main_rule(kinder) == "exact"
+    assert report.main_rule(kinder) == report.main_rule(kinder, "official") == "exact"
+    assert report.main_rule(cells(), "lm_eval") == "lm_eval"
 
 
 def test_learning_curves_want_a_training_step(tmp_path):
@@ -114,6 +115,8 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert comparison.main([*runs, "--groups", "rmt,rmt", "--references", *out]) == 0
     text = capsys.readouterr().out
     assert "| rmt | 2 | qa1 | 92.5 ± 3.5 |" in text
+    assert "| majority answer | | mean | 25.0 |" in text
+    assert "| random answer | | mean | 16.7 |" in text
     assert (tmp_path / "out" / "comparison.png").exists()
     assert comparison.main([*runs, "--names", "a", *out]) == 2
     assert "1 names for 2 runs" in capsys.readouterr().err
@@ -134,9 +137,14 @@ def test_page_holds_its_pictures(tmp_path):
     report.write(cells(), tmp_path / "lengths")
     model = SimpleNamespace(config=Config(), tokenizer=SimpleNamespace(name="builtin"))
     parts = [("Lengths", "Trained lengths & longer.", cells())]
+    parts += [("Perturbed typos", "x", cells(2, "typos")), ("Other", "Left out: why.", [])]
     page.write(tmp_path, parts, model)
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:image/png;base64,") == 3 and "Trained lengths &amp; longer." in text
+    assert "<h2>Other</h2><p>Left out: why.</p>" in text
+    summary = (tmp_path / "report.md").read_text().split("## Lengths")[0]
+    assert "| unchanged | 91.7 | 86.7 | 41.7 | official |" in summary
+    assert "| typos | 81.7 | 76.7 | 31.7 | official |" in summary
     assert "<th>16s</th>" in text and "<b>mean</b>" in text
     assert "lengths/heatmap.png" in (tmp_path / "report.md").read_text()
 

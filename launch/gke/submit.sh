@@ -6,38 +6,19 @@
 #
 # The bucket must be readable and writable for the Kubernetes service account 'rmt-jax'.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../options.sh
+. "$(dirname "$0")/../options.sh"
 
 kind=${1:-} image="" run="" bucket="" dry_run=""
-if [[ $kind != tpu && $kind != gpu ]]; then
-  echo "error: the first argument is tpu or gpu" >&2
-  exit 2
-fi
+[[ $kind == tpu || $kind == gpu ]] || fail "the first argument is tpu or gpu"
 shift
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --image) image=$2; shift 2 ;;
-    --run) run=$2; shift 2 ;;
-    --bucket) bucket=$2; shift 2 ;;
-    --dry_run) dry_run=1; shift ;;
-    --) shift; break ;;
-    *) echo "error: unknown argument '$1'; the training's own arguments come after --" >&2; exit 2 ;;
-  esac
-done
-for needed in image run bucket; do
-  if [[ -z ${!needed} ]]; then
-    echo "error: --$needed is missing (see the head of $0)" >&2
-    exit 2
-  fi
-done
-if [[ ! $run =~ ^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$ ]]; then
-  echo "error: --run '$run' must be a Kubernetes name: a-z, 0-9 and '-', from a letter, 42 at most" >&2
-  exit 2
-fi
-if [[ $* == *[\"\\\|\&]* ]]; then
-  echo "error: the training's arguments go into YAML and take no quotes, backslashes, | or &" >&2
-  exit 2
-fi
-filled=$(sed -e '/^ *#/d' -e "s|\bIMAGE\b|$image|; s|\bRUN\b|$run|g; s|\bBUCKET\b|$bucket|; s|\bARGS\b|$*|" \
+parse "image run bucket" "dry_run" "$@"
+need image run bucket
+[[ $run =~ ^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$ ]] ||
+  fail "--run '$run' must be a Kubernetes name: a-z, 0-9 and '-', from a letter, 42 at most"
+[[ "${training[*]}" != *[\"\\\|\&]* ]] ||
+  fail "the training's arguments go into YAML and take no quotes, backslashes, | or &"
+filled=$(sed -e '/^ *#/d' -e "s|\bIMAGE\b|$image|; s|\bRUN\b|$run|g; s|\bBUCKET\b|$bucket|; s|\bARGS\b|${training[*]}|" \
   "$(dirname "$0")/$kind.yaml")
 if [[ -n $dry_run ]]; then
   echo "$filled"

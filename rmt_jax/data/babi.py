@@ -150,7 +150,7 @@ def download(folder: str | Path, sha256: str = "", address: str = "") -> Path:
             with tarfile.open(archive) as tar:
                 tar.extractall(Path(name) / "out", filter="data")
         except tarfile.TarError as error:
-            raise BabiError(f"{source} is no tar archive ({error}). {manual_route()}") from None
+            raise BabiError(f"{source} cannot be unpacked ({error}). {manual_route()}") from None
         unpacked = Path(name) / "out" / "tasks_1-20_v1-2"
         if not (unpacked / "en-10k").is_dir():
             raise BabiError(f"{source} does not hold tasks_1-20_v1-2/en-10k. {manual_route()}")

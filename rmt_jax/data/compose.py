@@ -236,11 +236,9 @@ class Composer:
         if self.window != (0.0, 1.0):
             low = int(np.searchsorted(starts, self.window[0] * fill, "left"))
             high = int(np.searchsorted(starts, self.window[1] * fill, "right"))
-            if high <= low:
-                raise ValueError(
-                    f"The window {self.window[0]:g} to {self.window[1]:g} of {fill} background "
-                    "tokens holds no gap between two sentences: widen it."
-                )
+            if high <= low:  # few sentences: the gap nearest to the window's middle
+                low = int(np.abs(starts - sum(self.window) / 2 * fill).argmin())
+                high = low + 1
         return np.sort(dice.numpy.integers(low, high, count))
 
 

@@ -60,13 +60,15 @@ def locate(source: str | Path, task: str, length: str) -> Path:
 def _from_hub(name: str, task: str, length: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
+    name, _, pinned = name.partition("@")  # NAME@REVISION
+    revision = pinned or None
     try:
-        files = HfApi().list_repo_files(name, repo_type="dataset")
+        files = HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
         parquet = [f for f in files if f"{length}/{task}-" in f and f.endswith(".parquet")]
         wanted = [f for f in files if f.endswith(f"{task}/{length}.json")] + parquet
         if not wanted:
             raise PublishedError(f"{name} has no {task} at {length} among {len(files)} files.")
-        return Path(hf_hub_download(name, wanted[0], repo_type="dataset"))
+        return Path(hf_hub_download(name, wanted[0], repo_type="dataset", revision=revision))
     except PublishedError:
         raise
     except Exception as error:  # the hub raises many kinds

@@ -89,7 +89,8 @@ def load(name: str | Path = "builtin") -> Tokenizer:
     if folder.is_dir():
         return _from_folder(folder, folder.name)
     try:
-        inner = Inner.from_pretrained(str(name))
+        repository, _, revision = str(name).partition("@")  # NAME@REVISION pins it
+        inner = Inner.from_pretrained(repository, revision or "main")
     except Exception as error:  # the library raises a bare Exception
         raise ValueError(
             f"There is no tokenizer {str(name)!r}: it is no folder here, and the hub says "

@@ -74,6 +74,8 @@ def evaluate(
         for length in lengths
         for task in tasks
     ]
+    if out is not None:
+        (out / "cells").mkdir(parents=True, exist_ok=True)  # before an hour of reading
     key = fingerprint(model, source, start, reset)
     cells, bar = [], Bar(jobs, source, progress)
     with bar:
@@ -163,6 +165,7 @@ def measure(
         characters=characters / items,
         gpt2_tokens=gpt2 / items,
         tokenizer=model.tokenizer.name,
+        counted=source.counted,
         decoding=job.decoding,
         reset=count_right(rules, job.task, rows, [r.control for r in rows]) if reset else None,
         perturb=job.perturb,
@@ -231,10 +234,8 @@ def kept(out: Path | None, job: Job, key: str) -> Cell | None:
 def keep(out: Path | None, job: Job, key: str, cell: Cell) -> None:
     if out is None:
         return
-    folder = out / "cells"
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"key": key, "cell": dataclasses.asdict(cell)})
-    tables.replace(folder / f"{job.stem}.json", text)
+    tables.replace(out / "cells" / f"{job.stem}.json", text)
 
 
 class Bar:

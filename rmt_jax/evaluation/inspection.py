@@ -6,6 +6,7 @@ at. It runs the same cell on the same weights, one segment at a time, with atten
 """
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,11 +122,15 @@ def inspect(
     for task in tasks or model.config.data.tasks:
         question = source.ask(task, length, range(1))[0]
         seen = trace(model, question.asked)
+        said = answering.answer(model, [question.asked], room=source.room(task), batch=1)[0][0]
         stem = out / f"{task}_{length}"
-        paths += draw(model, question, seen, stem, f"{task.upper()}, {length}")
+        title = f"{task.upper()} at {length}: {question.question} {question.target}"
+        title += f" (answered: {said or 'nothing'})"
+        paths += draw(model, question, seen, stem, title)
         numbers = {
             "question": question.question,
             "target": question.target,
+            "answer": said,
             "facts": question.facts,
             "supporting": question.supporting,
             "change": seen.change.round(5).tolist(),
@@ -153,7 +158,9 @@ def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list
     plots[0].xaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=plots[0], pad=0.01, label="relative change", aspect=12, extend="max")
     plots[0].set_ylabel(seen.kind, fontsize=9)
-    plots[0].set_title(f"{title}: change of memory at each segment", pad=16)
+    plots[0].yaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(textwrap.fill(title, 88), fontweight="bold", x=0.01, ha="left")
+    plots[0].set_title("change of memory at each segment", pad=16)
     for k, (start, stop) in enumerate(question.facts):
         supports = k in question.supporting
         colour = "#D55E00" if supports else figures.GREY
@@ -165,11 +172,12 @@ def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list
         "segment (bars above: facts; orange: those that the answer rests on)", fontsize=9
     )
     if words:
-        _attention(plots[1], plots[2], model, question, seen)
+        shown = _attention(plots[1], plots[2], model, question, seen)
+        figure.colorbar(shown, ax=plots[2], pad=0.01, label="attention, %", aspect=12)
     return figures.save(figure, stem.with_suffix(".png"), pdf=True)
 
 
-def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) -> None:
+def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) -> Any:
     segments, size = seen.mask.shape
     spans, key = question.facts, list(question.supporting)
     flat = seen.attention.mean(axis=1).reshape(-1)
@@ -188,14 +196,14 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
     whole.set_title("attention of the write memory to each token (mean), %")
     whole.set_xlabel("segment", fontsize=9)
 
-    at = spans[key[-1]][0] if key and spans else 0
+    at = max((spans[k][0] for k in key), default=0) if spans else 0
     s = min(at // size, segments - 1)
     first = max(0, min(at - s * size - 12, size - 48))
     shown = range(first, min(first + 48, size))
     labels = [
         model.tokenizer.decode([int(seen.tokens[s, n])]) if seen.mask[s, n] else "" for n in shown
     ]
-    part.imshow(
+    image = part.imshow(
         100 * seen.attention[s][:, first : first + len(labels)], aspect="auto", cmap="BuPu",
         vmin=0, interpolation="nearest",
     )  # fmt: skip
@@ -205,4 +213,6 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
             tick.set_color("#D55E00")
             tick.set_fontweight("bold")
     part.set_ylabel("write token", fontsize=9)
+    part.yaxis.get_major_locator().set_params(integer=True)
     part.set_title(f"segment {s}, where the last supporting fact stands")
+    return image

@@ -66,6 +66,14 @@ def ask(model: Any, task: str, question: str, told: str | None = None) -> Asked:
     return Asked(np.zeros(0, np.int32), tail_ids(model.tokenizer, question), ids, learned)
 
 
+def room(model: Any, asked: Sequence[str] = (), renamed: bool = False) -> int:
+    """Tokens for an answer, END included: the room of training, or more where the tasks `asked`
+    need it. More than that would cut texts otherwise than training did."""
+    data = model.config.data
+    names = tuple(dict.fromkeys((*data.tasks, *asked)))
+    return _sentence(compose.answer_room, names, model.tokenizer, renamed or data.new_names > 0)
+
+
 class Generated:
     """Stories hidden in background, as in training, of a split that training never saw.
 
@@ -87,6 +95,7 @@ class Generated:
         self.data = data or model.config.data
         self.counter = lengths_by or model.tokenizer
         self.own = lengths_by is None
+        self.counted = self.counter.name
         self.composers: dict[str, compose.Composer] = {}
         self.composer("")  # what is wrong with facts or background is said now
 
@@ -122,10 +131,7 @@ class Generated:
         return _length(length, self.model.segment_tokens).tokens or 100
 
     def room(self, task: str, how: str = "") -> int:
-        """Tokens for an answer, END included: the room of training, or more where needed."""
-        new = how.startswith("new_") or self.data.new_names > 0
-        names = tuple(dict.fromkeys((*self.model.config.data.tasks, task)))
-        return _sentence(compose.answer_room, names, self.model.tokenizer, new)
+        return room(self.model, (task,), how.startswith("new_") or self.data.new_names > 0)
 
     def count(self, task: str, length: str, samples: int) -> int:
         _sentence(tasks.task, task)
@@ -149,18 +155,20 @@ class Generated:
         s = _sentence(self.composer(how).sample, task, length, self.seed, k)
         told = perturb.description(how, task, k)
         asked = ask(self.model, task, s.question, told)
-        facts, context = s.facts, s.context
-        text = self.counter.decode(s.context)
-        if not self.own:
-            context, facts = texts.encode(self.model.tokenizer, text), ()
-        tail = len(s.question) + 1
+        facts, context, parts = s.facts, s.context, texts.decoded(self.counter, s.context)
+        if self.own:
+            characters = sum(map(len, parts))
+        else:
+            text = "".join(parts)
+            characters, facts = len(text), ()
+            context = texts.encode(self.model.tokenizer, text)
         gpt2 = len(s.context) + len(s.question_ids) if "gpt2" in self.counter.name else 0
         return Question(
             s.question,
             s.answer,
             dataclasses.replace(asked, context=context),
             np.asarray(self.model.tokenizer.sentence(s.answer), np.int32),
-            len(text) + tail,
+            characters + len(s.question) + 1,
             gpt2,
             max(s.depths) if s.depths else None,
             facts,
@@ -172,15 +180,18 @@ class Files:
     """BABILong's published evaluation sets, or files like them (`data.published` reads them, a
     record at a time)."""
 
-    def __init__(self, model: Any, folder: Path):
-        self.model, self.folder = model, folder
+    counted = "whoever made the files"
+
+    def __init__(self, model: Any, place: str):
+        self.model, self.place = model, place  # a folder, or a dataset's name on the hub
         self.open: dict[tuple[str, str], tuple[int, Iterator[dict[str, str]]]] = {}
 
     def describe(self) -> str:
-        return str(self.folder.resolve())
+        folder = Path(self.place)
+        return str(folder.resolve()) if folder.is_dir() else self.place
 
     def tasks(self) -> list[str]:
-        names = {p.name for p in self.folder.glob("**/qa*") if p.is_dir()}
+        names = {p.name for p in Path(self.place).glob("**/qa*") if p.is_dir()}
         return sorted(names & set(tasks.TASKS), key=tasks.number)
 
     def perturbations(self) -> list[str]:
@@ -191,13 +202,11 @@ class Files:
         return _length(length, self.model.segment_tokens).tokens or 100
 
     def room(self, task: str, how: str = "") -> int:
-        config = self.model.config.data
-        names = tuple(dict.fromkeys((*config.tasks, task)))
-        return _sentence(compose.answer_room, names, self.model.tokenizer, config.new_names > 0)
+        return room(self.model, (task,))
 
     def records(self, task: str, length: str) -> Iterator[dict[str, str]]:
         """Raises QuestionError naming the file, and the record where one is wrong."""
-        rows = published.read(self.folder, task, length)
+        rows = published.read(self.place, task, length)
         while True:
             row = _sentence(next, rows, None)
             if row is None:
@@ -276,11 +285,12 @@ def open_source(
         settings = dataclasses.replace(settings, facts="official", babi_dir=folder)
         split = split or ("test" if any(Path(folder).glob("qa*_test.txt")) else "")
     elif data != "generated":
-        if not Path(data).is_dir():
+        if not Path(data).is_dir() and (data.count("/") != 1 or data.startswith((".", "/"))):
             raise QuestionError(
-                f"--data is 'generated', 'official' or a folder; there is no folder {data}."
+                "--data is 'generated', 'official', a folder, or a dataset on the hub such as "
+                f"RMT-team/babilong; there is no folder {data}."
             )
-        return Files(model, Path(data))
+        return Files(model, data)
     return Generated(
         model, split=split or "validation", seed=seed, data=settings, lengths_by=counter
     )

@@ -18,6 +18,8 @@ from rmt_jax.evaluation import answering, questions
 from rmt_jax.evaluation.answering import Asked
 from rmt_jax.evaluation.texts import tokens as encoded
 
+TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
+
 
 class RecallError(ValueError):
     """A memory or question that does not fit; the message is a sentence for the user."""
@@ -39,8 +41,9 @@ class Session:
     together with a question, as in training.
     """
 
-    def __init__(self, model: Any, room: int = 8):
-        self.model, self.room = model, room
+    def __init__(self, model: Any, room: int = 0):
+        """`room`: tokens for an answer; 0: as in training."""
+        self.model, self.room = model, room or questions.room(model)
         self.tokens = self.characters = 0
         self.rest = np.zeros(0, np.int32)
         self.prompts: list[Told] = []
@@ -91,8 +94,23 @@ class Session:
             found = [self.told("", task)]
         return list(dict.fromkeys(found))
 
-    def read(self, pieces: Iterable[str], prompts: Sequence[Told]) -> None:
-        """Reads a text, given in pieces, once for all prompts side by side."""
+    @property
+    def ends_aligned(self) -> bool:
+        """Was the model trained on texts that end where their last segment ends (`align=right`)?
+        Then where the first segment ends depends on the length of the text: `head` needs it."""
+        return self.model.config.data.align == "right"
+
+    def head(self, pieces: Iterable[str], asked: Sequence[str]) -> int:
+        """Tokens of the first, ragged segment of a text that is read through to its end for this.
+        Exact for the longest of the questions `asked`, or one of TYPICAL tokens."""
+        total = sum(len(some) for some in self._encoded(pieces))
+        tails = [len(questions.tail_ids(self.model.tokenizer, q)) for q in asked] or [TYPICAL]
+        size = self.model.segment_tokens
+        return answering.layout(total, max(tails), self.room, size, "right").head
+
+    def read(self, pieces: Iterable[str], prompts: Sequence[Told], head: int = 0) -> None:
+        """Reads a text, given in pieces, once for all prompts side by side; its first `head` tokens
+        as a segment of their own."""
         self.prompts = list(prompts)
         size, many = self.model.segment_tokens, len(self.prompts)
         batch = answering.prompts(self.model, [self._asked(self.rest, t) for t in prompts])
@@ -101,13 +119,18 @@ class Session:
         def counted() -> Iterable[str]:
             for piece in pieces:
                 self.characters += len(piece)
-                if not piece.isspace():
-                    yield questions.context_text(piece)  # later pieces begin with a space anyway
+                yield piece
 
-        for some in encoded(self.model.tokenizer, iter(counted())):
+        for some in self._encoded(counted()):
             self.tokens += len(some)
             held = np.concatenate([self.rest, some])
-            whole = len(held) // size * size
+            if head and len(held) >= head:
+                ragged = np.zeros((many, size), np.int32)
+                ragged[:, :head] = held[:head]
+                known = np.broadcast_to(np.arange(size) < head, ragged.shape)
+                self.memory = self.model.read(self.memory, ragged, known, batch)
+                held, head = held[head:], 0
+            whole = 0 if head else len(held) // size * size
             if whole:
                 same = np.broadcast_to(held[:whole], (many, whole))
                 self.memory = self.model.read(self.memory, same, None, batch)
@@ -127,13 +150,16 @@ class Session:
         k, model = self.prompts.index(told), self.model
         asked = self._asked(self.rest, told, questions.tail_ids(model.tokenizer, question))
         place = answering.layout(len(self.rest), len(asked.tail), self.room, model.segment_tokens)
-        # (A model trained with `align=right` is read from the left all the same: where a streamed
-        # text ends is not known when it begins.)
         prompt = answering.prompts(model, [asked])
         memory = self._row(k)
         memory = answering.read(model, [asked], [place], prompt, memory)
         tail = answering.tails(model, [asked], [place])
         return answering.generate(model, memory, *tail, prompt, self.room)[0]
+
+    def _encoded(self, pieces: Iterable[str]) -> Iterable[np.ndarray]:
+        """i32[n] of each piece. Later pieces begin with a space anyway."""
+        spaced = (questions.context_text(piece) for piece in pieces if not piece.isspace())
+        return encoded(self.model.tokenizer, spaced)
 
     def _asked(self, context: np.ndarray, told: Told, tail: Any = ()) -> Asked:
         ids = np.asarray(told.ids, np.int32)

@@ -24,22 +24,30 @@ from rmt_jax.evaluation.texts import TextError
 from rmt_jax.models.pretrained import WeightsError
 from rmt_jax.report import page
 from rmt_jax.scores import Cell
+from rmt_jax.stopping import REQUEUE, Signals, Stopped
 
 SENTENCES = (
     WeightsError, InputError, QuestionError, AnsweringError, EvaluationError, ConfigError,
-    TextError, report.ReportError,
+    TextError, report.ReportError, OSError,
 )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code: 0, or 2 after a sentence on what is wrong."""
+    """The exit code: 0; 2 after a sentence on what is wrong; 75 where SIGTERM came between, as
+    schedulers send it: then the same command continues."""
+    kept = "finished cells are kept: the same command continues"
     try:
-        return _run(args)
+        with Signals() as signals:
+            signals.now_at_once()
+            return _run(args)
     except SENTENCES as error:
         print(error, file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"{stop}; {kept}", file=sys.stderr)
+        return REQUEUE
     except KeyboardInterrupt:
-        print("stopped; finished cells are kept: the same command continues", file=sys.stderr)
+        print(f"stopped; {kept}", file=sys.stderr)
         return 130
 
 
@@ -102,14 +110,23 @@ def paper(
     config, out = model.config, settings["out"]
     tasks = list(tasks or config.data.tasks)
     longest = max(config.curriculum.segments)
-    trained = [f"{s}s" for s in sorted({*config.curriculum.segments, longest})]
+    doubled = {1 << k for k in range(longest.bit_length())}
+    trained = [f"{s}s" for s in sorted({*config.curriculum.segments, *doubled})]
     longer = [f"{longest * k}s" for k in (2, 4, 8, 16)]
+    changes = words(args.perturb) or source.perturbations()
+    for how in changes:  # a wrong name is told before hours of work
+        source.check(how)
     parts: list[tuple[str, str, list[Cell]]] = []
 
     def part(title: str, text: str, **what: Any) -> None:
-        cells = evaluation.evaluate(model, source=source, **(settings | what))
+        try:
+            cells = evaluation.evaluate(model, source=source, **(settings | what))
+        except QuestionError as error:  # one part that cannot be had must not cost the others
+            print(f"\n{title}: left out. {error}")
+            parts.append((title, f"{text} Left out: {error}", []))
+            return
         folder = out / title.lower().replace(" ", "_")
-        report.write(cells, folder, rule=args.score, title=title)
+        report.write(cells, folder, rule=args.score, title="" if title == "Lengths" else title)
         print(f"\n{title}\n{report.table(cells, args.score)}")
         parts.append((title, text, cells))
 
@@ -127,7 +144,7 @@ def paper(
             tasks=unseen,
             lengths=trained[:1],
         )
-    for how in words(args.perturb) or source.perturbations():
+    for how in changes:
         part(
             f"Perturbed {how}",
             perturb.PERTURBATIONS[how],

@@ -5,6 +5,7 @@ anyway, so that the pieces' tokens joined are the tokens of the whole.
 """
 
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -59,10 +60,33 @@ def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
         yield held
 
 
+def rewindable(stream: IO[str]) -> IO[str]:
+    """The stream, or a copy on disk of one that can be read once only (a pipe)."""
+    if stream.seekable():
+        return stream
+    copy = tempfile.TemporaryFile("w+", encoding="utf-8", newline="")
+    for piece in pieces(stream):
+        copy.write(piece)
+    copy.seek(0)
+    return copy
+
+
 def tokens(tokenizer: Any, parts: Iterator[str]) -> Iterator[np.ndarray]:
     """i32[n] of each piece."""
     for part in parts:
         yield np.asarray(tokenizer.encode(part), np.int32)
+
+
+def decoded(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
+    """The text of i32[n] in pieces (a list of a million Python integers takes 60 MB). A piece ends
+    before a token that begins with a space: no letter of several bytes is cut in two."""
+    start = 0
+    while start < len(ids):
+        stop = min(start + PIECE, len(ids))
+        while stop < len(ids) and not tokenizer.decode(ids[stop : stop + 1]).startswith(" "):
+            stop += 1
+        yield tokenizer.decode(ids[start:stop])
+        start = stop
 
 
 def encode(tokenizer: Any, text: str) -> np.ndarray:

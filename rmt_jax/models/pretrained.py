@@ -151,7 +151,8 @@ def _positions(
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
-    the hub (weights and json only)."""
+    the hub (weights and json only). NAME@REVISION pins a branch, tag or commit wherever a hub name
+    is taken."""
     folder = Path(name).expanduser()
     if str(name) in SHIPPED:
         return ASSETS / str(name)
@@ -165,10 +166,12 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    repository, _, pinned = str(name).partition("@")
+    revision = revision or pinned or None
     try:
-        found = Path(snapshot_download(str(name), revision=revision, allow_patterns=PATTERNS))
+        found = Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
         if not any(found.glob("model*.safetensors*")):
-            snapshot_download(str(name), revision=revision, allow_patterns=OLDER)
+            snapshot_download(repository, revision=revision, allow_patterns=OLDER)
         return found
     except Exception as error:  # the hub's errors have no common parent below Exception
         raise WeightsError(

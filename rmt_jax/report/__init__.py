@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rmt_jax.report import curves, figures
+from rmt_jax.report import comparison, curves, figures
 from rmt_jax.report.tables import (
     ReportError,
     csv_text,
@@ -54,7 +54,7 @@ def write(
         raise ReportError(
             "there is no cell to report: evaluate at least one task and length first."
         )
-    rule = rule or main_rule(cells)
+    rule = main_rule(cells, rule)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "summary.csv": csv_text(cells, [rule]),
@@ -67,16 +67,14 @@ def write(
         replace(folder / name, text)
         paths.append(folder / name)
     paths += figures.heatmap(cells, folder / "heatmap.png", rule=rule, title=title)
-    published = reference() if references else []
-    name = title or "this run"
-    paths += curves.lengths({name: cells}, folder / "lengths.png", rule=rule, title=title)
-    if published:
-        path = folder / "published.png"
-        paths += curves.lengths({name: cells}, path, rule=rule, references=published)
-    paths += curves.depths(cells, folder / "depths.png")
+    paths += curves.lengths(cells, folder / "lengths.png", rule=rule, title=title)
+    if references:
+        path, ours = folder / "published.png", {title or "this run": [cells]}
+        paths += comparison.curves(ours, path, rule=rule, references=reference())
+    paths += curves.depths(cells, folder / "depths.png", title=title)
     if metrics is not None and metrics.exists():
         try:
-            paths += curves.learning(metrics, folder / "curves.png")
+            paths += curves.learning(metrics, folder / "curves.png", title=title)
         except ValueError as error:  # evaluated before the first log line
             print(error, file=sys.stderr)
     return paths

@@ -7,43 +7,12 @@ standard deviation.
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rmt_jax.report import ReportError, curves, figures, main_rule, read, reference, replace
-from rmt_jax.scores import Cell
-
-
-def spread(groups: Mapping[str, Sequence[Sequence[Cell]]], rule: str) -> str:
-    """Markdown: mean ± standard deviation over the runs of each group, a row a group and task."""
-    everything = [c for runs in groups.values() for cells in runs for c in cells]
-    tasks, lengths = figures.names(everything)
-    lines = ["| group | runs | task | " + " | ".join(lengths) + " |"]
-    lines.append("|---" * (len(lengths) + 3) + "|")
-    for group, runs in groups.items():
-        for task in [*tasks, "mean"]:
-            line = []
-            for length in lengths:
-                values = []
-                for cells in runs:
-                    here = [c for c in cells if c.length == length and not c.perturb]
-                    own = here if task == "mean" else [c for c in here if c.task == task]
-                    if len(own) == (len(tasks) if task == "mean" else 1):
-                        values.append(100 * figures.mean([c.accuracy(rule) for c in own]))
-                line.append(_spread(values))
-            lines.append(f"| {group} | {len(runs)} | {task} | " + " | ".join(line) + " |")
-    return (
-        "\n".join(lines)
-        + f"\n\n{figures.footnote(everything, rule)}; ± is the standard deviation.\n"
-    )
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else ""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+from rmt_jax.report import ReportError, comparison, main_rule, read, reference, replace
+from rmt_jax.scores import RULES, Cell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--names", default="", help="a name for each run, with commas between")
     parser.add_argument("--groups", default="", help="a group for each run: seeds of one setting")
     parser.add_argument("--references", action="store_true", help="published curves behind ours")
-    parser.add_argument("--score", default="", help="official, corrected, exact or lm_eval")
+    parser.add_argument("--score", default="", choices=("", *RULES), help="of table and curves")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     args = parser.parse_args(argv)
     try:
@@ -64,20 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2
-    rule = args.score or main_rule([c for run in cells for c in run])
+    rule = main_rule([c for run in cells for c in run if not c.perturb], args.score)
     grouped: dict[str, list[Sequence[Cell]]] = {}
     for group, run in zip(groups, cells, strict=True):
         grouped.setdefault(group, []).append(run)
     args.out.mkdir(parents=True, exist_ok=True)
-    text = spread(grouped, rule)
+    text = comparison.spread(grouped, rule)
     replace(args.out / "comparison.md", text)
     published = reference() if args.references else []
-    paths = curves.lengths(
-        dict(zip(names, cells, strict=True)),
-        args.out / "comparison.png",
-        rule=rule,
-        references=published,
-    )
+    paths = comparison.curves(grouped, args.out / "comparison.png", rule=rule, references=published)
     print(text)
     print("written:", ", ".join(str(p) for p in [args.out / "comparison.md", *paths]))
     return 0

@@ -1,6 +1,5 @@
 """Lines: accuracy against length, learning curves, accuracy against the depth of the facts."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,35 +18,27 @@ from rmt_jax.report.figures import (
     save,
     short,
     task_order,
+    titled,
+    wrapped,
 )  # fmt: skip
 from rmt_jax.scores import Cell, wilson
 
+FEW = 5  # questions at a depth, below which a point would be chance
+
 # Light for short texts, dark for long ones.
-GPT2_CHARACTERS = 4.0  # a token of GPT-2 in English prose (3.9 in novels, 4.6 in manuals)
 DEPTHS = ("#BFD9E6", "#8FC1D4", "#5FA6C0", "#3587AB", "#1B668E", "#0B4566", "#06283D")
-REFERENCE = ("#9A9A9A", "#C2A26B", "#8FA9C4", "#B58FB5", "#A3B899", "#C99")
 
 
 def lengths(
-    runs: Mapping[str, Sequence[Cell]],
-    path: Path,
-    *,
-    rule: str = "official",
-    title: str = "",
-    references: Sequence[Mapping[str, Any]] = (),
+    cells: Sequence[Cell], path: Path, *, rule: str = "official", title: str = ""
 ) -> list[Path]:
-    """Accuracy against tokens read (log axis). One run: a line a task with its Wilson band, mean
-    in black, the memory-reset control and the majority answer dashed. Several runs: one small plot
-    a task and one for the mean, a line a run. `references` are published curves (`reference.py`):
-    drawn thin behind ours, each labelled with its own metric."""
-    if len(runs) > 1 or references:
-        return _lengths_compared(runs, path, rule, title, references)
-    cells = next(iter(runs.values()))
+    """Accuracy against tokens read (log axis): a line a task with its Wilson band, mean in black,
+    the memory-reset control and the majority answer dashed."""
     tasks, _ = names(cells)
     figure, axes = canvas(7.2, 4.4)
     ends = []
     for i, task in enumerate(tasks):
-        x, y, band = _curve([c for c in cells if c.task == task], rule)
+        x, y, band = curve([c for c in cells if c.task == task], rule)
         colour = COLOURS[i % len(COLOURS)]
         axes.fill_between(x, band[0], band[1], color=colour, alpha=0.10, lw=0)
         axes.plot(x, y, "o-", color=colour, lw=1.8, ms=4, zorder=3)
@@ -66,25 +57,19 @@ def lengths(
     _shade_trained(axes, cells)
     _length_axis(axes, cells)
     _label_ends(axes, ends)
-    axes.set_title(title or "Accuracy against length")
+    axes.set_title(titled("Accuracy against length", title))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", fontsize=8, handlelength=2.6)
     figure.supxlabel(footnote(cells, rule), fontsize=7, color="#6B6B6B")
     return save(figure, path, pdf=True)
 
 
-def _curve(cells: Sequence[Cell], rule: str) -> tuple[list, list, tuple[list, list]]:
+def curve(cells: Sequence[Cell], rule: str) -> tuple[list, list, tuple[list, list]]:
     cells = sorted(cells, key=lambda c: c.tokens)
     intervals = [c.interval(rule) for c in cells]
     x = [max(1.0, c.tokens) for c in cells]
     y = [100 * c.accuracy(rule) for c in cells]
     return x, y, ([100 * low for low, _ in intervals], [100 * high for _, high in intervals])
-
-
-def gpt2_tokens(cell: Cell) -> float:
-    """Published lengths are in GPT-2's tokens: counted where that tokenizer was at hand, else
-    estimated from the characters."""
-    return cell.gpt2_tokens or cell.characters / GPT2_CHARACTERS or cell.tokens
 
 
 def _means(cells: Sequence[Cell], tasks: Sequence[str], pick: Any) -> tuple[list, list]:
@@ -147,64 +132,6 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def _lengths_compared(
-    runs: Mapping[str, Sequence[Cell]],
-    path: Path,
-    rule: str,
-    title: str,
-    references: Sequence[Mapping[str, Any]],
-) -> list[Path]:
-    if references:
-        runs = {n: [dataclasses.replace(c, tokens=gpt2_tokens(c)) for c in r]
-                   for n, r in runs.items()}  # fmt: skip
-    everything = [c for cells in runs.values() for c in cells]
-    tasks, _ = names(everything)
-    panels = [*tasks, "mean"] if len(tasks) > 1 else tasks
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, grid = canvas(3.9 * columns + 0.4, 3.0 * rows + 1.0, rows, columns)
-    flat = grid.ravel() if hasattr(grid, "ravel") else [grid]
-    published = sorted({(r["model"], r["metric"]) for r in references})
-    for axes, task in zip(flat, panels, strict=False):
-        for k, (model, metric) in enumerate(published):
-            points = sorted((r["tokens"], r["accuracy"]) for r in references
-                            if (r["model"], r["metric"], r["task"]) == (model, metric, task)
-                            and r["tokens"] > 0)  # fmt: skip
-            if points:
-                axes.plot(*zip(*points, strict=True), color=REFERENCE[k % len(REFERENCE)],
-                          lw=1.4, ls=(0, (3, 1.2)), marker=".", ms=4, zorder=2,
-                          label=f"{model} ({metric})")  # fmt: skip
-        for k, (name, cells) in enumerate(runs.items()):
-            colour = COLOURS[k % len(COLOURS)]
-            if task == "mean" and len(tasks) > 1:
-                x, y = _means(cells, names(cells)[0], lambda c: c.accuracy(rule))
-            else:
-                mine = [c for c in cells if c.task == task]
-                x, y, band = _curve(mine, rule)
-                axes.fill_between(x, band[0], band[1], color=colour, alpha=0.12, lw=0)
-            axes.plot(x, y, "o-", color=colour, lw=2.2, ms=4, zorder=3, label=f"{name} ({rule})")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda v, _: short(v))
-        axes.set_ylim(-0.5, 106)
-        axes.yaxis.grid(True, color=PALE, lw=0.8)
-        axes.set_title(task.upper() if task != "mean" else "mean")
-    for axes in list(flat)[len(panels) :]:
-        axes.set_visible(False)
-    handles: dict[str, Any] = {}
-    for axes in flat:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center",
-                  ncols=min(3, len(handles)), fontsize=8.5)  # fmt: skip
-    counted = " (GPT-2's; ours estimated at 4 characters each where not counted)"
-    figure.suptitle(
-        (title or "Accuracy against tokens read") + (counted if references else ""),
-        fontweight="bold", x=0.01, ha="left",
-    )  # fmt: skip
-    figure.supylabel("accuracy, %", fontsize=9)
-    return save(figure, path, pdf=True)
-
-
 def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
     """Accuracy per task (top) and loss (bottom) against training steps, from `metrics.jsonl`; the
     stages of the curriculum as bands; validation as dots. Raises ValueError for a file without a
@@ -240,12 +167,15 @@ def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
         axes.yaxis.grid(True, color=PALE, lw=0.8)
         axes.set_axisbelow(True)
     top.set_ylim(-0.5, 104)
+    if checks:
+        top.plot([], [], "D", color=GREY, ms=4.5, label="validation (mean over lengths)")
+        top.legend(loc="lower left", fontsize=8)
     _label_ends(top, ends)
     _bands((top, bottom), rows)
     top.set_ylabel("accuracy in training, %", fontsize=9)
     bottom.set_ylabel("loss (nats a token)", fontsize=9)
     bottom.set_xlabel("training step", fontsize=9)
-    top.set_title(title or "Learning curves", pad=18)
+    top.set_title(titled("Learning curves", title), pad=18)
     return save(figure, path, pdf=True)
 
 
@@ -288,15 +218,16 @@ def _running(values: Sequence[float], width: int) -> list[float]:
 
 def _bands(plots: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """One band a stage; its segments written above the top plot."""
-    starts: list[tuple[int, str]] = []
+    starts: list[tuple[int, str]] = []  # (last step before the stage, which stage)
+    before = 0
     for row in rows:
         key = f"{row.get('stage', '')}/{row.get('segments', '')}"
         if not starts or starts[-1][1] != key:
-            starts.append((row["step"], key))
+            starts.append((before, key))
+        before = row["step"]
     last = rows[-1]["step"]
-    for k, (step, key) in enumerate(starts):
+    for k, (begin, key) in enumerate(starts):
         end = starts[k + 1][0] if k + 1 < len(starts) else last
-        begin = 0 if k == 0 else step
         segments = key.split("/")[1]
         if k % 2 == 0:
             for axes in plots:
@@ -306,26 +237,24 @@ def _bands(plots: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
                           fontsize=7.5, color=GREY)  # fmt: skip
 
 
-def depths(
-    cells: Sequence[Cell], path: Path, *, bins: int = 5, rule: str = "official", title: str = ""
-) -> list[Path]:
+def depths(cells: Sequence[Cell], path: Path, *, bins: int = 5, title: str = "") -> list[Path]:
     """Accuracy against where in the text the last supporting fact stands (0 the start, 1 the end):
-    one small plot a task, a line a length, Wilson bars. Cells without depths are left out; returns
-    no file when none has any."""
+    one small plot a task, a line a length, Wilson bars; a fifth of the text with fewer than FEW
+    questions has no point. Cells without depths are left out; returns no file when none has any."""
     known = [c for c in cells if c.depths]
     if not known:
         return []
     tasks, order = names(known)
-    columns = min(3, len(tasks))
+    columns = 2 if len(tasks) in (2, 4) else min(3, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure, grid = canvas(3.6 * columns + 0.6, 2.8 * rows + 0.9, rows, columns)
     flat = list(grid.ravel()) if hasattr(grid, "ravel") else [grid]
-    for axes, task in zip(flat, tasks, strict=False):
+    for place, (axes, task) in enumerate(zip(flat, tasks, strict=False)):
         for k, length in enumerate(order):
             for c in known:
                 if (c.task, c.length) != (task, length):
                     continue
-                points = depth_bins(c.depths, bins)
+                points = [p for p in depth_bins(c.depths, bins) if p[4] >= FEW]
                 colour = DEPTHS[round((len(DEPTHS) - 1) * (k + 1) / len(order))]
                 x = [p[0] + (k - len(order) / 2) * 0.06 / bins for p in points]
                 y = [100 * p[1] for p in points]
@@ -334,26 +263,34 @@ def depths(
                 axes.errorbar(x, y, yerr=bars, fmt="o-", ms=3.5, lw=1.6, elinewidth=0.8,
                               color=colour, label=length)  # fmt: skip
         axes.set_title(task.upper())
-        axes.set_xlabel("depth (0: start of the text, 1: its end)", fontsize=8)
+        if place + columns >= len(tasks):
+            axes.set_xlabel("depth (0: start of the text, 1: its end)", fontsize=8)
+        if place % columns == 0:
+            axes.set_ylabel("accuracy, %", fontsize=9)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.5, 106)
         axes.yaxis.grid(True, color=PALE, lw=0.8)
     for axes in flat[len(tasks) :]:
         axes.set_visible(False)
     handles, labels = flat[0].get_legend_handles_labels()
+    rule = "official" if all("official" in c.right for c in known) else "exact"
+    note = footnote(known, rule) + f" · a point: {FEW} questions or more · bars: 95 % Wilson"
     figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)),
-                  fontsize=8.5, title="length", title_fontsize=8.5)  # fmt: skip
-    figure.suptitle(title or "Accuracy against depth of the last supporting fact",
+                  fontsize=8.5, title_fontsize=7, title=wrapped(note, 34 * columns))  # fmt: skip
+    figure.suptitle(titled("Accuracy against depth of the last supporting fact", title),
                     fontweight="bold", x=0.01, ha="left")  # fmt: skip
-    figure.supylabel("accuracy, %", fontsize=9)
     return save(figure, path, pdf=True)
 
 
 def depth_bins(
     points: Sequence[tuple[float, bool]], bins: int
-) -> list[tuple[float, float, float, float]]:
-    """(middle of the bin, accuracy, Wilson low, Wilson high) of each bin that holds a sample."""
+) -> list[tuple[float, float, float, float, int]]:
+    """(middle of the bin, accuracy, Wilson low and high, samples) of each bin that holds one."""
     held: list[list[bool]] = [[] for _ in range(bins)]
     for depth, right in points:
         held[min(bins - 1, int(depth * bins))].append(right)
-    return [((b + 0.5) / bins, mean(h), *wilson(sum(h), len(h))) for b, h in enumerate(held) if h]
+    return [
+        ((b + 0.5) / bins, mean(h), *wilson(sum(h), len(h)), len(h))
+        for b, h in enumerate(held)
+        if h
+    ]

@@ -107,17 +107,16 @@ def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title:
                 axes.add_patch(_square(j, y, "white", PALE))
                 continue
             axes.add_patch(_square(j, y, colours(v / 100), "white"))
-            dark = v > 62
-            cell = at.get((row, length))
+            dark = v > 72  # where white reads better than ink
             axes.text(
-                j, y - (0.1 if cell else 0), f"{v:.0f}", ha="center", va="center",
+                j, y - 0.1, "100" if v > 99.95 else f"{v:.1f}", ha="center", va="center",
                 fontsize=12, fontweight="bold", color="white" if dark else INK,
             )  # fmt: skip
-            if cell:
-                axes.text(
-                    j, y + 0.27, f"maj {100 * cell.majority:.0f}", ha="center", va="center",
-                    fontsize=6.5, color="#DCECEF" if dark else "#6B6B6B",
-                )  # fmt: skip
+            own = [c.majority for c in cells if c.length == length and row in (c.task, "mean")]
+            axes.text(
+                j, y + 0.27, f"majority {100 * mean(own):.0f}", ha="center", va="center",
+                fontsize=6.5, color="#DCECEF" if dark else "#4A4A4A",
+            )  # fmt: skip
     trained = [j for j, n in enumerate(lengths) if any(c.trained and c.length == n for c in cells)]
     bottom = len(rows) - 0.5 + (gap if len(tasks) > 1 else 0)
     if trained and trained[-1] + 1 < len(lengths):
@@ -138,7 +137,7 @@ def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title:
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(title or "Accuracy, task × length", pad=18)
+    axes.set_title(titled("Accuracy, task × length", title), pad=18)
     note = wrapped(footnote(cells, rule), int(14 * width))
     axes.set_xlabel(note, fontsize=7.5, color="#6B6B6B", labelpad=8)
     return save(figure, path, pdf=True)
@@ -161,7 +160,14 @@ def footnote(cells: Sequence[Cell], rule: str) -> str:
         rates = [c.characters / c.tokens for c in cells if c.tokens and c.characters]
         each = f" ({mean(rates):.1f} characters each)" if rates else ""
         parts.append(f"tokens of {', '.join(tokenizers)}{each}")
+    others = sorted({c.counted for c in cells if c.counted and c.counted != c.tokenizer})
+    if others:
+        parts.append(f"lengths counted by {', '.join(others)}")
     return " · ".join(parts)
+
+
+def titled(what: str, name: str) -> str:
+    return f"{what}: {name}" if name else what
 
 
 def wrapped(note: str, columns: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmt_jax import report
+from rmt_jax.report import figures
 from rmt_jax.scores import Cell
 
 STYLE = """
@@ -31,15 +32,24 @@ def write(
     are those that `report.write` made in the folder of its name."""
     lines = ["# Evaluation report", "", about(model), ""]
     body = [f"<h1>Evaluation report</h1><p>{html.escape(about(model))}</p>"]
+    summary = overview(parts)
+    if summary:
+        lines += ["## Robustness", "", summary]
+        body += ["<h2>Robustness</h2>", as_html(summary)]
     for title, text, cells in parts:
+        if not cells:  # it could not be had; the text says why
+            lines += [f"## {title}", "", text, ""]
+            body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>")
+            continue
         name = title.lower().replace(" ", "_")
-        main = rule or report.main_rule(cells)
+        main = report.main_rule(cells, rule)
         table = report.markdown(cells, main)
         lines += [f"## {title}", "", text, "", table]
         body += [f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>", as_html(table)]
-        for picture in ("heatmap", "lengths", "depths"):
+        long = len({c.length for c in cells}) > 2  # the others' curves lie in their folders
+        for picture in ("heatmap", "lengths", "depths") if long else ("heatmap",):
             file = folder / name / f"{picture}.png"
-            if not file.exists() or (picture == "lengths" and len({c.length for c in cells}) < 2):
+            if not file.exists():
                 continue
             lines += [f"![{title}, {picture}]({name}/{picture}.png)", ""]
             data = base64.b64encode(file.read_bytes()).decode()
@@ -52,6 +62,27 @@ def write(
     report.replace(folder / "report.md", "\n".join(lines))
     report.replace(folder / "report.html", document)
     return [folder / "report.md", folder / "report.html"]
+
+
+def overview(parts: Sequence[tuple[str, str, Sequence[Cell]]]) -> str:
+    """Markdown: the mean over tasks of the unchanged texts and of each perturbation, at the lengths
+    that these have; '' where nothing was perturbed."""
+    changed = [cells for _, _, cells in parts if cells and cells[0].perturb]
+    if not changed:
+        return ""
+    tasks, lengths = figures.names(changed[0])
+    plain = [c for _, _, cells in parts for c in cells if not c.perturb and c.task in tasks]
+    lines = ["| | " + " | ".join(lengths) + " | score |", "|---" * (len(lengths) + 2) + "|"]
+    for cells in (plain, *changed):
+        here = [c for c in cells if c.length in lengths]
+        if not here:
+            continue
+        rule, line = report.main_rule(here), []
+        for length in lengths:
+            rates = [c.accuracy(rule) for c in here if c.length == length]
+            line.append(f"{100 * figures.mean(rates):.1f}" if len(rates) == len(tasks) else "")
+        lines.append(f"| {here[0].perturb or 'unchanged'} | {' | '.join(line)} | {rule} |")
+    return "\n".join(lines) + f"\n\nMean over {', '.join(tasks)}, per cent.\n"
 
 
 def about(model: Any) -> str:

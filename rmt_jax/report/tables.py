@@ -14,7 +14,8 @@ from rmt_jax.scores import Cell
 
 SUMMARY: tuple[str, ...] = (
     "task", "length", "score", "accuracy", "samples", "majority", "low", "high", "chance",
-    "memory_reset", "tokens", "characters", "tokenizer", "decoding", "perturb", "trained",
+    "memory_reset", "tokens", "characters", "tokenizer", "counted_by", "decoding", "perturb",
+    "trained",
 )  # fmt: skip
 
 
@@ -22,9 +23,11 @@ class ReportError(ValueError):
     """Results that cannot be read; the message is a sentence for the user."""
 
 
-def main_rule(cells: Sequence[Cell]) -> str:
-    """The score to show first: the official one unless a cell could not be scored by it."""
-    return "official" if "official" in rules(cells) else "exact"
+def main_rule(cells: Sequence[Cell], wanted: str = "") -> str:
+    """The score to show first: the wanted or the official one, unless a cell could not be scored by
+    it (its words are no labels): then strict exact match."""
+    known = rules(cells)
+    return next((rule for rule in (wanted, "official") if rule in known), "exact")
 
 
 def rules(cells: Sequence[Cell]) -> list[str]:
@@ -50,6 +53,7 @@ def row(cell: Cell, rule: str) -> dict[str, Any]:
         "tokens": round(cell.tokens),
         "characters": round(cell.characters),
         "tokenizer": cell.tokenizer,
+        "counted_by": cell.counted or cell.tokenizer,
         "decoding": cell.decoding,
         "perturb": cell.perturb,
         "trained": "" if cell.trained is None else cell.trained,
@@ -164,7 +168,7 @@ def _baselines(rule: str, mean: bool) -> list[tuple[str, Any]]:
 
 def table(cells: Sequence[Cell], rule: str = "") -> str:
     """For the terminal: a row a task and length."""
-    rule = rule or main_rule(cells)
+    rule = main_rule(cells, rule)
     head = (
         "task",
         "length",
@@ -173,6 +177,7 @@ def table(cells: Sequence[Cell], rule: str = "") -> str:
         "accuracy",
         "95 % interval",
         "majority",
+        "random",
         "reset",
         "n",
     )
@@ -189,6 +194,7 @@ def table(cells: Sequence[Cell], rule: str = "") -> str:
                 f"{100 * c.accuracy(rule):.1f}",
                 f"{100 * low:.1f}-{100 * high:.1f}",
                 f"{100 * c.majority:.1f}",
+                f"{100 * c.chance:.1f}",
                 "" if reset is None else f"{100 * reset:.1f}",
                 str(c.samples),
             )
@@ -207,7 +213,10 @@ def table(cells: Sequence[Cell], rule: str = "") -> str:
             resets = [c.reset_accuracy(rule) for c in here]
             reset = [r for r in resets if r is not None]
             tail = f", memory reset {100 * figures.mean(reset):.1f}" if reset else ""
-            lines.append(f"mean at {length}: {mean:.1f} (majority {major:.1f}{tail})")
+            chance = 100 * figures.mean([c.chance for c in here])
+            lines.append(
+                f"mean at {length}: {mean:.1f} (majority {major:.1f}, random {chance:.1f}{tail})"
+            )
     if any(c.trained is False for c in cells):
         lines.append("* not a trained task and length")
     lines.append(figures.footnote(cells, rule))
