@@ -28,9 +28,9 @@ Written by `python -m benchmarks.run`; the figures are in [results.json](results
 - **PyTorch, as published**: the same loop, but logits of all segments made, kept and joined before
   the answer's are picked; nothing compiled; an attention mask passed along; AdamW without fusion.
 
-Both sides have the same shapes, random texts and AdamW settings; gradients flow through all segments
-and are clipped at 1. Seconds are medians over rounds, least and most in brackets; a round goes through the
-contenders in turn, each in a process of its own while the others wait on a pipe.
+Both sides have the same shapes, random texts and AdamW settings; gradients flow through all
+segments and are clipped at 1. Seconds are medians over rounds, least and most in brackets; a round
+goes through the contenders in turn, each in a process of its own while the others wait on a pipe.
 """
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax.models.cells import Memory, Plain
+from rmt_jax.models.gpt2 import rows
 from rmt_jax.shapes import Batch, Prompt, Segment
 
 
@@ -22,7 +23,7 @@ def read(
     """Reads tokens i32[B, S, L] with mask bool[B, S, L], keeping nothing but the memory."""
 
     def body(memory: Memory, segment: Segment):
-        return model.step(memory, segment, prompt)[1], None
+        return model.remember(memory, segment, prompt), None
 
     return jax.lax.scan(_checkpointed(body, remat), memory, _segments(tokens, mask))[0]
 
@@ -43,7 +44,7 @@ def read_some(
 
     def body(index, memory: Memory):
         segment = jax.tree.map(lambda x: x[index], segments)
-        return model.step(memory, segment, prompt)[1]
+        return model.remember(memory, segment, prompt)
 
     return jax.lax.fori_loop(0, count, body, memory)
 
@@ -88,8 +89,9 @@ def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = Tr
 
     def body(memory: Memory, inputs: tuple[Segment, jax.Array]):
         segment, at = inputs
-        hidden, memory = model.step(memory, segment, prompt)
-        return memory, gather(hidden, at, batch.answer.shape[-1])
+        places = answer_places(at, batch.answer.shape[-1], batch.tokens.shape[2])
+        hidden, memory = model.step(memory, segment, prompt, places.reshape(len(at), -1))
+        return memory, hidden.reshape(*places.shape, -1)
 
     segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1))
@@ -99,9 +101,12 @@ def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = Tr
 
 def gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
     """hidden [B, L, D] at places at + t -> [B, Q, T, D]; at i32[B, Q]."""
-    places = at[:, :, None] + jnp.arange(answer_tokens)
-    places = jnp.minimum(places, hidden.shape[1] - 1)  # past the end: weight 0 stands there
-    return jax.vmap(lambda row, index: row[index])(hidden, places)
+    return rows(hidden, answer_places(at, answer_tokens, hidden.shape[1]))
+
+
+def answer_places(at: jax.Array, answer_tokens: int, length: int) -> jax.Array:
+    """i32[B, Q, T] of at i32[B, Q]. Past the end of a segment weight 0 stands: any place will do."""
+    return jnp.minimum(at[:, :, None] + jnp.arange(answer_tokens), length - 1)
 
 
 def _segments(tokens: jax.Array, mask: jax.Array) -> Segment:
