@@ -1,4 +1,4 @@
-"""One contender in a process of its own: `python -m benchmarks.child NAME DEVICE`.
+"""One contender in a process of its own: `python -m benchmarks.child NAME DEVICE CLOCK`.
 
 It reads one order a line, as JSON, and writes one answer a line; between orders it is blocked on
 the pipe, so that the other contender has the machine to itself.
@@ -31,7 +31,12 @@ def contender(name: str, device: str) -> Any:
     return Theirs(name == "published", device)
 
 
-def prepare(side: Any, case: Case) -> tuple[Callable[[], Any], int, float]:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def prepare(
+    side: Any, case: Case, clock: Callable[[], float]
+) -> tuple[Callable[[], Any], int, float]:
     """The case's function at its best batch, that batch, and the seconds of a warm call."""
     size, found = SIZES[case.size], []
     for batch in case.batches:
@@ -40,16 +45,16 @@ def prepare(side: Any, case: Case) -> tuple[Callable[[], Any], int, float]:
         else:
             work = getattr(side, case.kind)(size, case.segments, batch)
         work()  # compiles
-        start = time.perf_counter()
+        start = clock()
         work()
-        found.append((work, batch, time.perf_counter() - start))
+        found.append((work, batch, clock() - start))
     return min(found, key=lambda entry: entry[2] / entry[1])
 
 
 def main() -> None:
     orders, answers = sys.stdin, sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints must not look like an answer
-    side = contender(sys.argv[1], sys.argv[2])
+    side, clock = contender(sys.argv[1], sys.argv[2]), CLOCKS[sys.argv[3]]
     work: Callable[[], Any] = _nothing
     for line in orders:
         order = json.loads(line)
@@ -57,15 +62,15 @@ def main() -> None:
         if "prepare" in order:
             work = _nothing  # the last case's weights go before this one's come
             tidy()
-            work, batch, seconds = prepare(side, Case(*order["prepare"]))
+            work, batch, seconds = prepare(side, Case(*order["prepare"]), clock)
             answer = {"batch": batch, "seconds": seconds}
         elif "repeat" in order:
             lowered = forget_peak()
             times = []
             for _ in range(order["repeat"]):
-                start = time.perf_counter()
+                start = clock()
                 work()
-                times.append(time.perf_counter() - start)
+                times.append(clock() - start)
             resident = resident_peak() if lowered else None
             answer = {"seconds": times, "peak": side.peak() or resident}
         else:

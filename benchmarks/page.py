@@ -68,6 +68,8 @@ def _machine(m: dict[str, Any]) -> str:
         f"{k} {m[k]}" for k in ("python", "jax", "torch", "transformers") if k in m
     )
     where = "float32" if m["device"] == "cpu" else f"bfloat16 on {m.get('kind', m['device'])}"
+    if m["clock"] == "cpu":
+        where += "; **CPU seconds on one core**, not time on the clock: others used the machine"
     return (
         f"Machine: {m['cores']} cores of {m['cpu']}, {m['memory'] / 2**30:.0f} GiB; {where}; "
         f"{versions}; `GLIBC_TUNABLES={m['allocator']}` for all.\n\n"

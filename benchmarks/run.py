@@ -2,11 +2,15 @@
 
     pip install -e '.[bench]'
     python -m benchmarks.run [--only 'train/*'] [--rounds 5] [--device auto] [--quick]
+                            [--clock cpu]
 
 Writes RESULTS.md, results.json and images/ (`--out`, default benchmarks/). Cases that `--only` does
 not name keep the figures that results.json already has. Every contender has its own interpreter,
 the same allocator setting and all cores; while one works, the others wait on a pipe. A round goes
 once through the contenders, each round starting with another one.
+
+`--clock cpu` is for a machine that others use too: each contender gets one core and the CPU seconds
+of its process count, which waiting for that core does not lengthen.
 """
 
 import argparse
@@ -32,12 +36,14 @@ ALLOCATOR = "glibc.malloc.hugetlb=1"
 class Child:
     """A contender's process. Errors of its own end the run with its last line."""
 
-    def __init__(self, name: str, device: str):
+    def __init__(self, name: str, device: str, clock: str):
         env = dict(os.environ, GLIBC_TUNABLES=ALLOCATOR, XLA_PYTHON_CLIENT_PREALLOCATE="false")
         env.setdefault("TRANSFORMERS_VERBOSITY", "error")
         if device == "cpu":
             env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "benchmarks.child", name, device]
+        command = [sys.executable, "-m", "benchmarks.child", name, device, clock]
+        if clock == "cpu":  # both frameworks make one thread for each core that they may use
+            command = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0))), *command]
         self.name = name
         self.process = subprocess.Popen(
             command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -77,7 +83,7 @@ def measure(case: Case, children: dict[str, Child], rounds: int) -> dict[str, An
     return {"contenders": found, "left_out": dict(case.left_out)}
 
 
-def machine(device: str, versions: dict[str, Any]) -> dict[str, Any]:
+def machine(device: str, clock: str, versions: dict[str, Any]) -> dict[str, Any]:
     """What the figures depend on."""
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
@@ -88,6 +94,7 @@ def machine(device: str, versions: dict[str, Any]) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "device": device,
+        "clock": clock,
         "cpu": model,
         "cores": cores,
         "memory": memory,
@@ -102,22 +109,25 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--only", default="*", help="cases, e.g. 'train/base/*'")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--quick", action="store_true", help="tiny cases, to see that it works")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(words)
     device = _device(args.device)
+    if args.clock == "cpu" and device != "cpu":
+        sys.exit("--clock cpu counts what the processor does; add --device cpu.")
     chosen = [c for c in cases(device != "cpu") if fnmatch.fnmatch(c.name, args.only)]
     if args.quick:
         chosen = [c for c in chosen if c.name == "train/tiny/1"]
     if not chosen:
         sys.exit(f"No case is named {args.only}: {', '.join(c.name for c in cases(False))}.")
     wanted = list(dict.fromkeys(name for case in chosen for name in case.contenders))
-    children = {name: Child(name, device) for name in wanted}
+    children = {name: Child(name, device, args.clock) for name in wanted}
     versions: dict[str, Any] = {}
     for child in children.values():
         versions |= {k: v for k, v in child.ask(describe=True).items() if v is not None}
     file = args.out / "results.json"
-    here = machine(device, versions)
+    here = machine(device, args.clock, versions)
     old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     # Figures of another machine or of other versions do not stand beside these.
     before = old.get("machine", {})

@@ -105,7 +105,7 @@ def gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
 
 
 def answer_places(at: jax.Array, answer_tokens: int, length: int) -> jax.Array:
-    """i32[B, Q, T] of at i32[B, Q]. Past the end of a segment weight 0 stands: any place will do."""
+    """i32[B, Q, T] of at i32[B, Q]. Past a segment's end weight 0 stands: any place will do."""
     return jnp.minimum(at[:, :, None] + jnp.arange(answer_tokens), length - 1)
 
 
