@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import nnx
 
 ROOT = Path(__file__).parents[1]
@@ -18,8 +19,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the installed package
 from benchmarks import page, run  # noqa: E402
 from benchmarks.cases import SIZES, Case, Size, cases, texts  # noqa: E402
 from benchmarks.ours import batch_of, config_of  # noqa: E402
-from rmt_jax import api, models, steps  # noqa: E402
-from rmt_jax.models import names, weights  # noqa: E402
+from rmt_jax import api, config, models, steps  # noqa: E402
+from rmt_jax.models import names, recurrence, weights  # noqa: E402
 
 SIZE = Size(
     layers=2, width=16, heads=2, vocab=37, positions=32, segment=8, memory=3, batch=2, large=2
@@ -28,14 +29,14 @@ SIZE = Size(
 
 def drawn():
     """Weights large enough for every path to matter."""
-    config = config_of(SIZE)
+    ours = config_of(SIZE)
     built = nnx.eval_shape(
-        lambda: models.build(config.model, config.prompt, SIZE.vocab, 5, nnx.Rngs(0))
+        lambda: models.build(ours.model, ours.prompt, SIZE.vocab, 5, nnx.Rngs(0))
     )
     static, shapes = models.split(built)
     rng = np.random.default_rng(0)
     draw = lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32)  # noqa: E731
-    return config, static, jax.tree.map(draw, shapes)
+    return ours, static, jax.tree.map(draw, shapes)
 
 
 def theirs(params, published: bool):
@@ -72,14 +73,28 @@ def test_the_peer_has_our_loss_and_our_gradients():
 
 @pytest.mark.torch
 def test_the_peer_reads_and_answers_as_we_do():
-    config, _, params = drawn()
+    ours, _, params = drawn()
     peer, tokens, _ = theirs(params, published=False)
-    model = api.Model(config, params)
+    model = api.Model(ours, params)
     memory = model.read(model.initial_memory(2), tokens[:, :2].numpy())
     wanted = peer.read(peer.initial(2), tokens[:, :2])
     np.testing.assert_allclose(memory.state, wanted.detach().numpy(), atol=2e-5)
     made = model.generate_from(memory, tokens[:, 2].numpy(), max_new_tokens=4, end=-2)
     assert np.array_equal(made, peer.answer(wanted, tokens[:, 2], 4).numpy())
+
+
+@pytest.mark.parametrize("cell", ("none", "rmt", "prmt", "armt"))
+def test_a_last_layer_that_leaves_out_places_changes_nothing(cell):
+    """Unrolled layers leave out what nobody looks at; layers in one compiled loop make it all."""
+    batch, found = tiny.batch(segments=3, answered=2), []
+    told = config.Prompt("description", "every", tiny.WORDS)
+    for scanned in (False, True):
+        graph, params = tiny.model(
+            told, cell=cell, positions="alibi", conv_width=3, scan_layers=scanned
+        )
+        logits = jax.jit(lambda p, g=graph: recurrence.answer_logits(models.merge(g, p), batch))
+        found.append(logits(params))
+    np.testing.assert_allclose(*found, atol=1e-5)
 
 
 class Scripted:
