@@ -63,7 +63,9 @@ class Case(NamedTuple):
     left_out: tuple[tuple[str, str], ...] = ()  # contender, why
 
     def tokens(self, batch: int) -> int:
-        """Tokens of text that one call goes through."""
+        """Tokens of text that one call goes through; of an answer, those that it makes."""
+        if self.kind == "answer":
+            return batch * self.segments
         return batch * self.segments * SIZES[self.size].segment
 
 
