@@ -65,7 +65,8 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """Reads the tail. Returns the hidden state [B, D] of its last token, and the cache."""
     x, view = model.enter(memory, _right_aligned(tail), prompt, decoding=True)
-    x, _, seen = model.layers(x, memory, view, keep=True)
+    last = jnp.full((len(x), 1), x.shape[1] - 1)
+    x, _, seen = model.layers(x, memory, view, keep=True, top=last)
     assert seen is not None
     cache = Cache(
         past=Past(_roomy(seen.keys, room, 2), _roomy(seen.values, room, 2), seen.inputs),

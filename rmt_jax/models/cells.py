@@ -13,7 +13,7 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.models import attention
-from rmt_jax.models.gpt2 import Backbone, Past, View
+from rmt_jax.models.gpt2 import Backbone, Past, View, rows
 from rmt_jax.models.prompts import TaskPrompt
 from rmt_jax.shapes import Prompt, Segment
 
@@ -66,17 +66,35 @@ class Plain(nnx.Module):
     def initial(self, batch: int) -> Memory:
         return Memory(self._initial_state(batch), jnp.zeros(batch, bool))
 
-    def step(self, memory: Memory, segment: Segment, prompt: Prompt | None = None):
-        """Reads one segment. Returns hidden [B, L, D] after the final LayerNorm, and `Memory`."""
+    def step(
+        self,
+        memory: Memory,
+        segment: Segment,
+        prompt: Prompt | None = None,
+        places: jax.Array | None = None,
+    ):
+        """Reads one segment. Returns hidden [B, L, D] after the final LayerNorm, and `Memory`.
+
+        places i32[B, n], in the segment: hidden is wanted there only, [B, n, D]. The last layer
+        leaves out the rest, which nothing else looks at.
+        """
         x, view = self.enter(memory, segment, prompt)
-        x, state, _ = self.layers(x, memory, view)
+        top = None
+        if places is not None:
+            stop = x.shape[1] - view.writes
+            write = jnp.broadcast_to(jnp.arange(stop, x.shape[1]), (len(x), view.writes))
+            top = jnp.concatenate([stop - segment.tokens.shape[1] + places, write], axis=1)
+        x, state, _ = self.layers(x, memory, view, top=top)
         return self.leave(memory, segment, x, state, view)
 
-    def glance(self, memory: Memory, segment: Segment, prompt: Prompt | None = None) -> jax.Array:
-        """Hidden [B, L, D] of a segment, as `step`'s, that leaves no trace in the memory."""
+    def glance(
+        self, memory: Memory, segment: Segment, prompt: Prompt | None, places: jax.Array
+    ) -> jax.Array:
+        """Hidden [B, n, D] at places i32[B, n] of a segment, as `step`'s, that leaves no trace in
+        the memory."""
         x, view = self.enter(memory, segment, prompt, decoding=True)
-        x, _, _ = self.layers(x, memory, view)
-        return self.backbone.ln_f(x[:, -segment.tokens.shape[1] :])
+        top = x.shape[1] - segment.tokens.shape[1] + places
+        return self.backbone.ln_f(self.layers(x, memory, view, top=top)[0])
 
     def drift(self, old: Memory, new: Memory) -> jax.Array:
         """How far a segment moved the memory, f32[B]: the norm of the change over that of the new
@@ -93,6 +111,11 @@ class Plain(nnx.Module):
         pairs = zip(jax.tree.leaves(old.state), jax.tree.leaves(new.state), strict=True)
         changes = [change(*pair) for pair in pairs]
         return sum(changes, jnp.zeros(old.started.shape)) / max(1, len(changes))
+
+    def remember(self, memory: Memory, segment: Segment, prompt: Prompt | None = None) -> Memory:
+        """`step` where only the memory is wanted."""
+        nowhere = jnp.zeros((memory.started.shape[0], 0), jnp.int32) if self.writing else None
+        return self.step(memory, segment, prompt, nowhere)[1]
 
     def enter(
         self, memory: Memory, segment: Segment, prompt: Prompt | None, decoding: bool = False
@@ -120,17 +143,28 @@ class Plain(nnx.Module):
         view: View,
         past: Past | None = None,
         keep: bool = False,
+        top: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, Past | None]:
         """All layers over x [B, N, D]: x, the new state of layer-wise cells and, with `keep`, the
-        `Past` of these places. Everything that a layer owns has the layer as its first axis."""
+        `Past` of these places. Everything that a layer owns has the layer as its first axis.
 
-        def body(x, inputs):
+        top i32[B, n]: of the last layer x is wanted at these places only, [B, n, D].
+        """
+
+        def body(x, inputs, top=None):
             weights, state, past = inputs
-            x, state, seen = self.layer(weights, x, state, memory.started, view, past)
+            x, state, seen = self.layer(weights, x, state, memory.started, view, past, top)
             return x, (state, seen if keep else None)
 
         inputs = (self.layer_weights(), self._layer_state(memory), past)
-        x, (state, seen) = jax.lax.scan(body, x, inputs, unroll=self.backbone.unroll)
+        if self.backbone.unroll == 1:
+            x, (state, seen) = jax.lax.scan(body, x, inputs)
+            return x if top is None else rows(x, top), state, seen
+        kept = []
+        for layer, one in enumerate(_unstacked(inputs, self.backbone.unroll), start=1):
+            x, outputs = body(x, one, top if layer == self.backbone.unroll else None)
+            kept.append(outputs)
+        state, seen = jax.tree.map(lambda *each: jnp.stack(each), *kept)
         return x, state, seen
 
     def layer(
@@ -141,17 +175,19 @@ class Plain(nnx.Module):
         started: jax.Array,
         view: View,
         past: Past | None = None,
+        top: jax.Array | None = None,
     ):
         """One layer, of which `weights` and `state` are the slices. Returns x, state, Past."""
         module = self._layer_module(weights)
         x = self._before(module, x, state, view)
-        x, seen = module["block"](x, view, past)
+        x, seen = module["block"](x, view, past, top)
         return x, self._after(module, x, state, started, view), seen
 
     def leave(self, memory: Memory, segment: Segment, x: jax.Array, state: Any, view: View):
-        """From the last layer's output to hidden [B, L, D] and the next `Memory`."""
+        """From the last layer's output, all of it or the wanted places and the write memory, to
+        hidden [B, L or n, D] and the next `Memory`."""
         stop = x.shape[1] - view.writes
-        text = x[:, stop - segment.tokens.shape[1] : stop]
+        text = x[:, max(0, stop - segment.tokens.shape[1]) : stop]
         new = self._carry(state, x, view)
         moved = jnp.asarray(segment.mask).any(axis=1)
 
@@ -231,6 +267,15 @@ class Plain(nnx.Module):
 
     def _carry(self, state: Any, x: jax.Array, view: View) -> Any:
         return state
+
+
+def _unstacked(tree: Any, layers: int) -> list[Any]:
+    """One tree a layer. `split`, since its gradient is one concatenation; that of slices is a sum
+    of arrays as large as all layers."""
+    leaves, shape = jax.tree.flatten(tree)
+    parts = [jax.lax.split(leaf, (1,) * layers) for leaf in leaves]
+    each = ([part[layer][0] for part in parts] for layer in range(layers))
+    return [jax.tree.unflatten(shape, one) for one in each]
 
 
 def _count(mask: jax.Array) -> jax.Array:

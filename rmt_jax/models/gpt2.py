@@ -55,7 +55,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Inside a layer: kernel [inputs, outputs]; computed in the dtype of `x`."""
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + spread(self.bias[...].astype(x.dtype), y.shape)
 
 
 class LayerNorm(nnx.Module):
@@ -70,7 +71,40 @@ class LayerNorm(nnx.Module):
         exact = exact - exact.mean(axis=-1, keepdims=True)
         variance = jnp.square(exact).mean(axis=-1, keepdims=True)
         y = exact * jax.lax.rsqrt(variance + EPSILON)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = spread(self.scale[...], y.shape), spread(self.bias[...], y.shape)
+        return (y * scale + bias).astype(x.dtype)
+
+
+def spread(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[D] broadcast to [..., D]; its gradient, a sum over all places, as a product with ones.
+
+    XLA's CPU backend sums columns on one core: LayerNorm's backward pass took twice as long.
+    """
+    return _spread(vector, shape)  # pyright: ignore
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _spread(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.broadcast_to(vector, shape)
+
+
+def _spread_forward(vector: jax.Array, shape: tuple[int, ...]):
+    return jnp.broadcast_to(vector, shape), None
+
+
+def _spread_backward(shape: tuple[int, ...], _: None, gradient: jax.Array):
+    places = gradient.reshape(-1, shape[-1])
+    if jax.default_backend() != "cpu":
+        return (places.sum(axis=0),)
+    return ((jnp.ones((1, len(places)), places.dtype) @ places)[0],)
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+def rows(x: jax.Array, places: jax.Array) -> jax.Array:
+    """x [B, N, ...] at places i32[B, n] -> [B, n, ...]."""
+    return jax.vmap(lambda row, index: row[index])(x, places)
 
 
 def convolve(kernel: jax.Array, inputs: jax.Array, before: jax.Array) -> jax.Array:
@@ -106,8 +140,13 @@ class Block(nnx.Module):
         if config.conv_width:  # zero: the convolution starts as nothing
             self.conv = nnx.Param(jnp.zeros((layers, config.conv_width, width)))
 
-    def __call__(self, x: jax.Array, view: View, past: Past | None = None):
-        """x [B, N, D] -> x [B, N, D] and the `Past` of these N places (not of earlier ones)."""
+    def __call__(
+        self, x: jax.Array, view: View, past: Past | None = None, top: jax.Array | None = None
+    ):
+        """x [B, N, D] -> x [B, N, D] and the `Past` of these N places (not of earlier ones).
+
+        top i32[B, n]: x is wanted at these places only, [B, n, D].
+        """
         batch, places, width = x.shape
         normal = self.ln_1(x)
         looked, inputs = self._look_back(normal, view, past)
@@ -120,10 +159,14 @@ class Block(nnx.Module):
         if past is not None:
             keys = jnp.concatenate([past.keys, keys], axis=1)
             values = jnp.concatenate([past.values, values], axis=1)
-        # With a past all of it is visible, which is not the causal triangle.
-        known = view.mask if self.fused and past is None else None
-        y = attention.attend(queries, keys, values, view.visible, view.bias, known)
-        x = x + self.out(y.reshape(batch, places, width))
+        visible, bias = view.visible, view.bias
+        if top is not None:
+            x, queries, visible = rows(x, top), rows(queries, top), rows(visible, top)
+            bias = None if bias is None else rows(bias.swapaxes(1, 2), top).swapaxes(1, 2)
+        # With a past, or some places only, what is visible is not the causal triangle.
+        whole = self.fused and past is None and top is None
+        y = attention.attend(queries, keys, values, visible, bias, view.mask if whole else None)
+        x = x + self.out(y.reshape(*y.shape[:2], width))
         x = x + self.down(jax.nn.gelu(self.up(self.ln_2(x)), approximate=True))
         return x, seen
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax.models.cells import Memory, Plain
+from rmt_jax.models.gpt2 import rows
 from rmt_jax.shapes import Batch, Prompt, Segment
 
 
@@ -22,7 +23,7 @@ def read(
     """Reads tokens i32[B, S, L] with mask bool[B, S, L], keeping nothing but the memory."""
 
     def body(memory: Memory, segment: Segment):
-        return model.step(memory, segment, prompt)[1], None
+        return model.remember(memory, segment, prompt), None
 
     return jax.lax.scan(_checkpointed(body, remat), memory, _segments(tokens, mask))[0]
 
@@ -43,7 +44,7 @@ def read_some(
 
     def body(index, memory: Memory):
         segment = jax.tree.map(lambda x: x[index], segments)
-        return model.step(memory, segment, prompt)[1]
+        return model.remember(memory, segment, prompt)
 
     return jax.lax.fori_loop(0, count, body, memory)
 
@@ -98,14 +99,16 @@ def answers(
 
     def body(memory: Memory, inputs: tuple[Segment, jax.Array, Segment | None]):
         segment, at, probe = inputs
-        hidden, new = model.step(memory, segment, prompt)
+        inside = at if probe is None else at[:, :-1]
+        places = answer_places(inside, tokens, segment.tokens.shape[1])
+        hidden, new = model.step(memory, segment, prompt, places.reshape(len(at), -1))
+        hidden = hidden.reshape(*places.shape, -1)
         drift = jnp.zeros(at.shape[0]) if batch.idle is None else model.drift(memory, new)
-        memory = new
         if probe is None:
-            return memory, (gather(hidden, at, tokens), drift)
-        seen = model.glance(memory, probe, prompt)
-        asked = gather(hidden, at[:, :-1], tokens), gather(seen, at[:, -1:], tokens)
-        return memory, (jnp.concatenate(asked, axis=1), drift)
+            return new, (hidden, drift)
+        places = answer_places(at[:, -1:], tokens, probe.tokens.shape[1])
+        seen = model.glance(new, probe, prompt, places[:, 0])
+        return new, (jnp.concatenate([hidden, seen[:, None]], axis=1), drift)
 
     segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
     probes = None if batch.probe is None else _segments(*batch.probe)
@@ -121,9 +124,12 @@ def before_cut(length: int, answered: int, bptt: int) -> int:
 
 def gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
     """hidden [B, L, D] at places at + t -> [B, Q, T, D]; at i32[B, Q]."""
-    places = at[:, :, None] + jnp.arange(answer_tokens)
-    places = jnp.minimum(places, hidden.shape[1] - 1)  # past the end: weight 0 stands there
-    return jax.vmap(lambda row, index: row[index])(hidden, places)
+    return rows(hidden, answer_places(at, answer_tokens, hidden.shape[1]))
+
+
+def answer_places(at: jax.Array, answer_tokens: int, length: int) -> jax.Array:
+    """i32[B, Q, T] of at i32[B, Q]. Past a segment's end weight 0 stands: any place will do."""
+    return jnp.minimum(at[:, :, None] + jnp.arange(answer_tokens), length - 1)
 
 
 def _segments(tokens: jax.Array, mask: jax.Array) -> Segment:

@@ -1,0 +1,125 @@
+"""Our side of the comparison: the package as it is, on the same shapes as benchmarks/peer.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks.cases import ANSWER, Size, texts
+from rmt_jax import api, hardware, models, optimizer, steps
+from rmt_jax import config as settings
+from rmt_jax.shapes import Batch
+
+RATE, DECAY, CLIP = 1e-4, 0.01, 1.0  # as in benchmarks/peer.py
+
+
+def config_of(size: Size, remat: bool = False) -> settings.Config:
+    """A plain RMT on GPT-2's block, trained with AdamW at a constant rate."""
+    return settings.Config(
+        model=settings.Model(
+            layers=size.layers,
+            width=size.width,
+            heads=size.heads,
+            max_positions=size.positions,
+            segment_tokens=size.segment,
+            memory_tokens=size.memory,
+            remat=remat,
+            scan_layers=False,
+        ),
+        prompt=settings.Prompt(source="none"),
+        optimizer=settings.Optimizer(weight_decay=DECAY, clip=CLIP, warmup=0.0, decay="constant"),
+        curriculum=settings.Curriculum(segments=(1,), steps=(1,), learning_rate=(RATE,)),
+    )
+
+
+def preset() -> settings.Config:
+    """configs/multitask.py's `small` as it is: ALiBi, convolution, task prompt, Muon."""
+    from configs import multitask
+
+    return multitask.small()
+
+
+def batch_of(size: Size, segments: int, batch: int, prompt: int = 0, seed: int = 0) -> Batch:
+    """The same random texts as the peer's; one question a text, at its end."""
+    made = texts(size, segments, batch, seed)
+    one = (batch, 1, 1)
+    return Batch(
+        tokens=made.tokens,
+        mask=np.ones(made.tokens.shape, bool),
+        prompt=made.tokens[:, 0, :prompt],
+        prompt_mask=np.ones((batch, prompt), bool),
+        task=np.zeros(batch, np.int32),
+        at=np.full(one, size.segment - 1 - ANSWER, np.int32),
+        answer=made.answer[:, None, None],
+        weight=np.ones((*one, ANSWER), np.float32),
+        row=np.zeros(one, np.int32),
+    )
+
+
+class Ours:
+    """What a child process runs: each method makes a function without arguments that does the work
+    once and waits for it."""
+
+    def __init__(self, remat: bool = False, as_preset: bool = False):
+        self.remat, self.as_preset = remat, as_preset
+
+    def _config(self, size: Size) -> settings.Config:
+        return preset() if self.as_preset else config_of(size, self.remat)
+
+    def _model(self, config: settings.Config, vocab: int) -> tuple[Any, Any]:
+        def built():
+            tasks = len(config.data.tasks)
+            return models.build(config.model, config.prompt, vocab, tasks, nnx.Rngs(0))
+
+        # Drawn in one program; the static part alone is made by looking at shapes.
+        return models.split(nnx.eval_shape(built))[0], jax.jit(lambda: models.split(built())[1])()
+
+    def train(self, size: Size, segments: int, batch: int) -> Callable[[], Any]:
+        config = self._config(size)
+        static, params = self._model(config, size.vocab)
+        rule = optimizer.build(config)
+        step = steps.make_train_step(
+            static, rule, len(config.data.tasks) + 1, bptt=0, remat=config.model.remat
+        )
+        prompt = 0 if config.prompt.source == "none" else config.prompt.tokens
+        data = jax.device_put(batch_of(size, segments, batch, prompt))
+        program = jax.jit(step, donate_argnums=0)
+        state = jax.jit(lambda params: steps.init_state(params, rule))(params)
+        del params
+
+        def once():
+            nonlocal state
+            state, sums = program(state, data)
+            return jax.block_until_ready((state, sums))[1]
+
+        return once
+
+    def read(self, size: Size, segments: int, batch: int) -> Callable[[], Any]:
+        config = self._config(size)
+        model = api.Model(config, self._model(config, size.vocab)[1])
+        tokens = texts(size, segments, batch).tokens
+        start = model.initial_memory(batch)
+        return lambda: jax.block_until_ready(model.read(start, tokens))
+
+    def answer(self, size: Size, new: int) -> Callable[[], Any]:
+        config = self._config(size)
+        model = api.Model(config, self._model(config, size.vocab)[1])
+        tokens = texts(size, 2, 1).tokens
+        memory = model.read(model.initial_memory(1), tokens[:, :1])
+        # An end that never comes, so that exactly `new` tokens are made, as by the peer.
+        return lambda: model.generate_from(memory, tokens[:, 1], max_new_tokens=new, end=-2)
+
+    def peak(self) -> int | None:
+        """Bytes of the accelerator's memory at most; None on a CPU."""
+        stats = jax.local_devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] if stats else None
+
+    def describe(self) -> dict[str, Any]:
+        device = jax.local_devices()[0]
+        return {
+            "jax": jax.__version__,
+            "kind": device.device_kind if device.platform != "cpu" else None,
+            "peak_flops": hardware.peak(device),
+        }
