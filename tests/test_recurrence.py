@@ -97,17 +97,18 @@ def test_drift_is_how_far_a_segment_moves_the_memory(cell):
         new = model.step(memory, Segment(batch.tokens[:, s], mask[:, s]), prompt)[1]
         for b in range(2):
             ratios = []
-            leaves = (jax.tree.leaves(x.state) for x in (memory, new))
+            leaves = (map(np.asarray, jax.tree.leaves(x.state)) for x in (memory, new))
             for pair in zip(*leaves, strict=True):
                 old, now = (np.take(x, b, model.batch_axis) for x in pair)
                 if not model.batch_axis:  # the whole state counts as one layer
                     old, now = old[None], now[None]
                 layers = range(len(now))
-                moved = [np.linalg.norm(now[i] - old[i]) for i in layers]
-                ratios.append(np.mean([moved[i] / np.linalg.norm(now[i]) for i in layers]))
+                moved = [np.square(now[i] - old[i]).sum() + 1e-8 for i in layers]
+                size = [np.square(now[i]).sum() + 1e-6 for i in layers]
+                ratios.append(np.mean(np.sqrt(np.divide(moved, size))))
             np.testing.assert_allclose(drift[b, s], np.mean(ratios or [0]), atol=2e-4)
         memory = new
-    assert float(drift[1, 1]) < 2e-4
+    assert float(drift[1, 1]) < 0.02  # not zero: what keeps the root's slope finite
 
 
 @pytest.mark.parametrize("cell", ("rmt", "armt"))
