@@ -2,6 +2,7 @@
 
     python -m rmt_jax.train --config configs/pretrain.py:tasks --workdir runs/tasks
     python -m rmt_jax.train --config configs/pretrain.py:memory --workdir runs/memory
+    python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long
 
 Why a curriculum (measured, docs/RESULTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -38,7 +39,7 @@ MODEL = Model(
 
 
 def get_config(preset: str = "tasks") -> Config:
-    presets = {"tasks": tasks, "memory": memory}
+    presets = {"tasks": tasks, "memory": memory, "long": long}
     if preset not in presets:
         raise ConfigError(
             f"configs/pretrain.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -92,4 +93,30 @@ def memory() -> Config:
             background=(0.4, 0.6),
             questions=("1 1 .5 .2 0",),
         ),
+    )
+
+
+def long() -> Config:
+    """Last: associative memory in place of memory tokens, on texts of up to sixteen segments of 128
+    tokens; the reader knows the question. What ships as `multitask` (docs/RESULTS.md)."""
+    config = memory()
+    return config.replace(
+        init="backbone",
+        model=dataclasses.replace(
+            config.model, cell="armt", d_mem=16, segment_tokens=128, remat=True
+        ),
+        prompt=Prompt(source="both", place="every", tokens=26),
+        optimizer=dataclasses.replace(config.optimizer, accumulate=8, stillness=0.5),
+        curriculum=Curriculum(
+            segments=(4, 8, 16),
+            steps=(700, 450, 250),
+            batch=(32,),
+            learning_rate=(0.004, 0.0035, 0.0025),
+            tasks=("qa1:0.8 qa2:1.3 qa3:1.5 qa4:1 qa5:1",),
+            facts=("3-8 3-24 official official",),
+            background=(0.75, 0.8, 0.85),
+            questions=("0 0 .2 1",),
+            probes=(1,),
+        ),
+        evaluation=dataclasses.replace(config.evaluation, samples=100, batch=50, every=250),
     )

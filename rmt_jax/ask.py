@@ -32,7 +32,11 @@ def arguments() -> argparse.ArgumentParser:
         epilog="Without --question, questions are read from the terminal, one a line.",
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="a run's folder, or any checkpoint rmt_jax.load takes")
+    add(
+        "--workdir",
+        default="multitask",
+        help="a run's folder, or any checkpoint rmt_jax.load takes (default: multitask, shipped)",
+    )
     add("--file", type=Path, help="a UTF-8 text of any size (default: standard input)")
     add("--question", action="append", default=[], help="may be given several times")
     add("--task", default="", help="qa1 … qa20, or a description of the task in your words")

@@ -20,11 +20,11 @@ def parse(*overrides: str, preset: str = "") -> Config:
 
 
 def test_presets_are_valid():
-    for preset in ("", ":small", ":smoke", ":gpt2", ":armt", ":prmt", ":none"):
+    for preset in ("", ":small", ":long", ":smoke", ":gpt2", ":armt", ":prmt", ":none"):
         validation.validate(parse(preset=preset))
 
 
-@pytest.mark.parametrize("preset", ["tasks", "memory"])
+@pytest.mark.parametrize("preset", ["tasks", "memory", "long"])
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"
     validation.validate(command.parse(["--config", spec], "")[0])
@@ -97,7 +97,7 @@ def test_positions_that_do_not_fit_are_counted():
         ([], "--config is missing"),
         (["--config", "nothere.py"], "There is no config file 'nothere.py'"),
         (["--config", str(ROOT / "rmt_jax" / "shapes.py")], "has no function get_config()"),
-        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, gpt2, smoke"),
+        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, long, gpt2, smoke"),
     ],
 )
 def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
