@@ -35,14 +35,19 @@ def places(config: Config) -> int:
     )
 
 
-def segment_flops(config: Config, causal: bool = False) -> float:
+def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> float:
     """FLOPs of the products in one text's forward pass over a segment; logits and elementwise work
     are left out. `causal`: count the visible half of the scores only (what the model needs), and
-    not all that an einsum computes."""
+    not all that an einsum computes. `wanted`: places whose hidden state is asked for; behind its
+    keys and values an unrolled last layer makes these and the write memory only (`Plain.step`)."""
     m, n = config.model, places(config)
     width, memory = m.width, m.memory_tokens
-    layer = n * 24.0 * width**2  # qkv 6, out 2, up 8, down 8: two FLOPs for each of 12·D² weights
-    layer += 4.0 * width * n**2 * (0.5 if causal else 1)
+    scores = 4.0 * width * n * (0.5 if causal else 1)  # of one query
+    layer = n * (24.0 * width**2 + scores)  # qkv 6, out 2, up 8, down 8: two for each of 12·D²
+    top = wanted + memory
+    left_out = 0.0
+    if SIDES[m.cell] and not m.scan_layers and m.schedule != "diagonal" and top < n:
+        left_out = (n - top) * (18.0 * width**2 + scores)
     if m.cell == "armt":
         rows = 2 * m.nu * m.d_mem  # K
         layer += 2.0 * n * width * m.d_mem + 2.0 * n * rows * (width + 1)  # query, recall
@@ -50,7 +55,7 @@ def segment_flops(config: Config, causal: bool = False) -> float:
         layer += 2.0 * memory * rows * (width + 1)  # what is known already
         layer += 2.0 * memory * rows * (width + 1)  # the new matrix and norm
     convolved = n - SIDES[m.cell] * memory
-    return m.layers * (layer + 2.0 * m.conv_width * convolved * width)
+    return m.layers * (layer + 2.0 * m.conv_width * convolved * width) - left_out
 
 
 def train_flops(config: Config) -> float:
@@ -73,7 +78,9 @@ def step_flops(config: Config, shape: Shape, vocab: int) -> float:
     """FLOPs that a train step executes on all devices together, optimiser included."""
     read, trained = passes(config, shape)
     times = 4 if config.model.remat else 3  # forward (again), and twice that backward
-    segments = shape.batch * (read + times * trained) * segment_flops(config)
+    asking = segment_flops(config, wanted=shape.questions * shape.tokens)
+    silent = read + times * (trained - shape.answered)
+    segments = shape.batch * (silent * segment_flops(config) + times * shape.answered * asking)
     asked = shape.batch * shape.answered * shape.questions * shape.tokens
     return segments + 3 * 2.0 * asked * vocab * config.model.width + update_flops(config, vocab)
 
