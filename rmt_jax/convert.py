@@ -83,7 +83,6 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     """
     import ml_dtypes
     import numpy as np
-    from safetensors.numpy import save_file
 
     from rmt_jax import api
     from rmt_jax.models import names, pretrained, weights
@@ -95,11 +94,13 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     theirs = names.to_theirs(flat, opened.config.model.cell)
     tensors = {n: np.ascontiguousarray(np.asarray(v).astype(kind)) for n, v in theirs.items()}
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})  # so that PyTorch takes it
+    weights.write(out / "model.safetensors", tensors, {"format": "pt"})  # so that PyTorch takes it
     end = api.from_source(opened).end
     _write_json(out / "config.json", _their_config(opened.config, flat, end))
     _write_json(out / "generation_config.json", _generation(end))
-    inside = Path(workdir) / "tokenizer"
+    inside = opened.folder / "tokenizer"
+    if opened.folder.parent == pretrained.ASSETS:  # the shipped checkpoints share one
+        inside = pretrained.ASSETS / "tokenizer"
     _copy_tokenizer(inside if inside.is_dir() else opened.folder, out)
     if (out / SPECIAL).is_file() and not (out / "tokenizer_config.json").exists():
         special = json.loads((out / SPECIAL).read_text(encoding="utf-8"))

@@ -114,7 +114,7 @@ def test_microbatches_equal_the_whole_batch():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), sums_a, sums_b)
 
 
-@pytest.mark.parametrize("cell", ["rmt", "armt"])
+@pytest.mark.parametrize("cell", ["rmt", pytest.param("armt", marks=pytest.mark.slow)])
 def test_stillness_calms_idle_segments(cell):
     """Twenty steps with the penalty: the idle segment moves the memory less, the other does not."""
     c = config(model=dataclasses.replace(config().model, cell=cell, d_mem=4))

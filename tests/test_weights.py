@@ -255,6 +255,12 @@ def test_the_exported_tokenizer_is_the_same_here_and_in_transformers(tmp_path):
     assert (again.answer, again.end, again.encode(text)) == (own.answer, own.end, own.encode(text))
 
 
+def test_written_weights_can_be_read_by_others(tmp_path):
+    file = weights.write(tmp_path / "w.safetensors", {"a": np.ones(3, np.float32)}, {})
+    (tmp_path / "like").touch()
+    assert file.stat().st_mode == (tmp_path / "like").stat().st_mode
+
+
 def test_half_the_size_in_bfloat16(tmp_path):
     _, params = tiny.model()
     file = weights.save(tmp_path, params, Config(), dtype="bfloat16")

@@ -48,7 +48,6 @@ def save(
     `dtype`: float32, or bfloat16 for half the size. The config travels in the metadata.
     """
     import ml_dtypes
-    from safetensors.numpy import save_file
 
     if dtype not in DTYPES:
         raise WeightsError(f"Weights are saved as {' or '.join(DTYPES)}, not {dtype!r}.")
@@ -58,12 +57,21 @@ def save(
         name: np.ascontiguousarray(np.asarray(value).astype(kind))
         for name, value in flatten(params).items()
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file, temporary = folder / FILE, folder / f".{FILE}.{os.getpid()}"
     metadata = {"format": "rmt_jax", "config": json.dumps(dataclasses.asdict(config))}
+    return write(Path(folder) / FILE, flat, metadata)
+
+
+def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
+    """A safetensors file in one piece, with the rights that any new file gets here."""
+    from safetensors.numpy import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        save_file(flat, temporary, metadata)
+        temporary.touch()
+        rights = temporary.stat().st_mode & 0o777
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(rights)  # safetensors leaves a file that nobody else can read
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
