@@ -219,3 +219,15 @@ def test_no_checkpoint(book, capsys):
     words = ["--workdir", str(book.parent / "run"), "--file", str(book), "--question", "Where?"]
     assert ask.main(words) == 2
     assert str(book.parent / "run") in capsys.readouterr().err
+
+
+def test_the_shipped_checkpoint_answers_by_default(tmp_path, capsys):
+    book = tmp_path / "book.txt"
+    facts = "Mary went to the garden. John moved to the office. Mary travelled to the kitchen."
+    book.write_text(facts + " Then nothing happened for the rest of the long and quiet evening.")
+    words = ["--file", str(book), "--quiet"]
+    for question, answer in (("Where is Mary?", "kitchen"), ("Where is John?", "office")):
+        assert ask.main([*words, "--question", question]) == 0
+        assert capsys.readouterr().out.strip() == answer
+    assert ask.main(words) == 2  # a model that is told the question first
+    assert "give --question" in capsys.readouterr().err

@@ -56,6 +56,11 @@ class Session:
         source = config.prompt.source
         if source == "none":
             return Told("", 0, ())
+        if source in ("question", "both") and not question:
+            raise RecallError(
+                "This model was trained with the question before the text: give --question, then "
+                "the text is read with it."
+            )
         name = task or (guess(question, config.data.tasks) if source != "question" else "")
         if not name and source != "question":
             raise RecallError(
@@ -72,11 +77,6 @@ class Session:
                     f"for '{name}'."
                 )
             return Told(name, config.data.tasks.index(name), ())
-        if source in ("question", "both") and not question:
-            raise RecallError(
-                "This model was trained with the question before the text: give --question, then "
-                "the text is read with it."
-            )
         ids = questions.prompt_ids(config.prompt, self.model.tokenizer, name, question).tolist()
         return Told(
             name if source == "description" else f"{name} {question}".strip(), 0, tuple(ids)
