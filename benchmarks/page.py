@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.cases import LENGTHS, SIZES, cases
-from rmt_jax import hardware
+from rmt_jax import costs
 
 # What is written by hand stands below this line of RESULTS.md and survives a new run.
 HAND = "<!-- below this line: written by hand -->"
@@ -120,7 +120,7 @@ def _flops(name: str, entry: dict[str, Any]) -> float:
     from benchmarks.ours import config_of
 
     config = config_of(SIZES[name.split("/")[1]])
-    return hardware.train_flops(config) * entry["tokens"] / seconds(entry)
+    return costs.train_flops(config) * entry["tokens"] / seconds(entry)
 
 
 def _cell(entry: dict[str, Any]) -> str:
