@@ -87,7 +87,8 @@ def long() -> Config:
     """Longer texts. Associative memory, segments of 128, the question in the prompt as in the
     authors' recipe, asked of the memory after every segment, and background that shall leave the
     memory alone. Goes on from the checkpoint that ships as `multitask`; how that was made:
-    configs/pretrain.py:long and docs/RESULTS.md. About an hour a stage on one core."""
+    configs/pretrain.py:long and docs/RESULTS.md. 25 and 43 million tokens; one core read about ten
+    thousand a second while `multitask` was trained. Not run yet."""
     config = small()
     return config.replace(
         init="multitask",
@@ -95,7 +96,8 @@ def long() -> Config:
             config.model, cell="armt", d_mem=16, segment_tokens=128, remat=True
         ),
         prompt=Prompt(source="both", place="every", tokens=26),
-        # Microbatches of four texts stay in a CPU's cache: 1.6 times the speed of 32 at once.
+        # Four texts, rematerialised, stay in the cache of a core: 1.6 times the speed of 16 at once
+        # with everything kept.
         optimizer=dataclasses.replace(
             config.optimizer, adam_learning_rate=1.5e-3, accumulate=8, stillness=0.5
         ),

@@ -98,7 +98,8 @@ def memory() -> Config:
 
 def long() -> Config:
     """Last: associative memory in place of memory tokens, on texts of up to sixteen segments of 128
-    tokens; the reader knows the question. What ships as `multitask` (docs/RESULTS.md)."""
+    tokens; the reader knows the question. Distilled from the pieces that made `multitask`
+    (docs/RESULTS.md: stillness came later there, and fell); not run from start to end."""
     config = memory()
     return config.replace(
         init="backbone",

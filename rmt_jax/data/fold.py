@@ -124,13 +124,13 @@ def fold(
             _count(at, answer, weight, place, planted.at - start, planted.answer)
             filled[here] += 1
         for k, (start, end) in enumerate(cuts[:-1] if n else ()):
-            if empty + k >= s - r:
-                inside = (first < end and stop > start for first, stop in sample.facts)
-                begun = end > sample.facts[0][0]
-                idle[i, empty + k - (s - r)] = begun and not any(inside)
-            known = answered_by(sample, end)
             here = empty + k - (s - r)
-            if here < 0 or not known:
+            if here < 0:
+                continue
+            inside = (first < end and stop > start for first, stop in sample.facts)
+            idle[i, here] = end > sample.facts[0][0] and not any(inside)
+            known = answered_by(sample, end)
+            if not known:
                 continue
             right = (*tokenizer.sentence(known), tokenizer.end)
             words = (*sample.question_ids, tokenizer.answer, *right)

@@ -21,7 +21,7 @@ from rmt_jax.shapes import Batch
 NEW_NAMES = ("people", "places", "objects")
 SHORT = 7  # facts
 PROBE = 18  # tokens of the longest question and of ANSWER
-TOKENS_PER_QUESTION = 16  # a fact and its question with answer take more; Q is a bound
+TOKENS_PER_QUESTION = 16  # about what a fact, its question and answer take; beyond Q none counts
 
 
 class Stage:
