@@ -130,6 +130,7 @@ def finish(path: Path) -> None:
     print(
         "\nnext:"
         f"\n  python -m rmt_jax.ask --workdir {path} --file YOUR_TEXT.txt"
+        " --question 'Where is Mary?'"
         f"\n  python -m rmt_jax.evaluate --workdir {path} --lengths 4k,16k --samples 100"
         f"\n  python -m rmt_jax.convert export --workdir {path} --out FOLDER"
     )
