@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 
-CELLS = ("rmt", "prmt", "armt", "none")
+ALIGNS = ("left", "right", "sentence")
+CELLS = ("rmt", "prmt", "armt", "delta", "none")
 SCHEDULES = ("auto", "sequential", "diagonal")
 POSITIONS = ("learned", "alibi", "rotary")
 PROMPT_SOURCES = ("none", "question", "description", "both", "learned")
@@ -21,7 +22,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    cell: str = "rmt"  # rmt | prmt | armt | none (the plain backbone, a baseline)
+    cell: str = "rmt"  # rmt | prmt | armt | delta | none (the plain backbone, a baseline)
     layers: int = 12
     width: int = 768
     heads: int = 12
@@ -31,14 +32,14 @@ class Model:
     segment_tokens: int = 512  # L
     memory_tokens: int = 16  # M
     position_layout: str = "plain"  # plain | wrap_pos (the table grows by the memory's)
-    d_mem: int = 64  # ARMT: width of keys before the DPFP feature map
-    nu: int = 3  # ARMT: DPFP order; K = 2 * nu * d_mem
+    d_mem: int = 64  # armt, delta: width of keys before the DPFP feature map
+    nu: int = 3  # armt, delta: DPFP order; K = 2 * nu * d_mem
     bptt: int = 0  # segments that gradients flow back through; 0: all
     remat: bool = True  # rematerialise each segment in the backward pass
     scan_layers: bool = True  # layers as one compiled loop (fast to compile) or unrolled
     dtype: str = "auto"  # compute: auto (bfloat16 on accelerators) | float32 | bfloat16
     attention: str = "auto"  # auto (cuDNN's kernel on NVIDIA GPUs, where it can) | xla
-    schedule: str = "auto"  # auto (sequential) | sequential | diagonal (prmt, armt)
+    schedule: str = "auto"  # auto (sequential) | sequential | diagonal (prmt, armt, delta)
     tied_head: bool = True  # logits through the embedding table; False: a head of its own
 
 
@@ -60,7 +61,8 @@ class Data:
     tokenizer: str = "builtin"  # builtin | a name on the hub | a folder
     seed: int = 0
     workers: int = 0  # Grain worker processes; 0: threads of this one
-    align: str = "left"  # left (the authors') | right: where a ragged segment is padded
+    # left (the authors') | right: where a ragged segment stands | sentence: segments end with one
+    align: str = "left"
 
 
 @dataclass(frozen=True)

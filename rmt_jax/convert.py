@@ -134,7 +134,7 @@ def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict
         "kind": m.cell,
         "num_mem_tokens": m.memory_tokens,
         "segment_size": m.segment_tokens,
-        "d_mem": m.d_mem if m.cell == "armt" else None,
+        "d_mem": m.d_mem if m.cell in ("armt", "delta") else None,
         "wrap_pos": m.position_layout == "wrap_pos",
         "rmt_jax": to_dict(config),
     }
@@ -193,7 +193,7 @@ In PyTorch (`from transformers import GPT2Config, GPT2LMHeadModel`,
 def _sizes(config: Config, flat: dict[str, Any]) -> str:
     m = config.model
     vocab = flat["backbone/wte"].shape[0]
-    own = f", d_mem {m.d_mem}, nu {m.nu}" if m.cell == "armt" else ""
+    own = f", d_mem {m.d_mem}, nu {m.nu}" if m.cell in ("armt", "delta") else ""
     return (
         f"{m.cell}: {m.layers} layers, width {m.width}, {m.heads} heads, vocabulary {vocab:,}, "
         f"{m.max_positions:,} positions ({m.position_layout}), {m.memory_tokens} memory tokens, "

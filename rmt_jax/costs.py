@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from rmt_jax.config import Config
 
-SIDES = {"rmt": 2, "prmt": 2, "armt": 1, "none": 0}  # how often the M memory tokens stand there
+# How often the M memory tokens stand in a segment.
+SIDES = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 1, "none": 0}
 ADAMW = 16.0  # FLOPs a weight: two moments, their corrections, root, decay, clip
 NEWTON = 5  # Muon's iterations (optax's default)
 
@@ -48,7 +49,7 @@ def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> floa
     left_out = 0.0
     if SIDES[m.cell] and not m.scan_layers and m.schedule != "diagonal" and top < n:
         left_out = (n - top) * (18.0 * width**2 + scores)
-    if m.cell == "armt":
+    if m.cell in ("armt", "delta"):
         rows = 2 * m.nu * m.d_mem  # K
         layer += 2.0 * n * width * m.d_mem + 2.0 * n * rows * (width + 1)  # query, recall
         layer += 2.0 * memory * width * (m.d_mem + width + 1)  # key, value, beta
@@ -108,7 +109,7 @@ def segment_bytes(config: Config, batch: int) -> float:
     kept += m.heads * n * (4.0 + size)  # scores and softmax
     weights = 12.0 * m.width**2 * size
     layer = 2.0 * batch * n * kept + weights
-    if m.cell == "armt":
+    if m.cell in ("armt", "delta"):
         rows = 2 * m.nu * m.d_mem
         layer += (2.0 * m.width * m.d_mem + m.width**2) * size
         layer += 4.0 * batch * (2.0 * n * rows + 3.0 * rows * m.width)  # features; matrix 2 r, 1 w

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from rmt_jax.config import (
+    ALIGNS,
     CELLS,
     POSITIONS,
     PROMPT_PLACES,
@@ -52,7 +53,7 @@ def validate(config: Config) -> None:
     _one_of("prompt.source", p.source, PROMPT_SOURCES)
     _one_of("prompt.place", p.place, PROMPT_PLACES)
     _one_of("data.facts", d.facts, ("simulated", "official"))
-    _one_of("data.align", d.align, ("left", "right"))
+    _one_of("data.align", d.align, ALIGNS)
     _one_of("optimizer.name", config.optimizer.name, ("adamw", "muon"))
     _one_of("optimizer.decay", config.optimizer.decay, ("linear", "cosine", "constant"))
     for name in ("layers", "width", "heads", "max_positions", "segment_tokens", "d_mem", "nu"):
@@ -64,7 +65,7 @@ def validate(config: Config) -> None:
             f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width that"
             f" is a multiple of the heads, e.g. {m.heads * max(1, round(m.width / m.heads))}."
         )
-    if m.cell in ("rmt", "prmt", "armt") and m.memory_tokens == 0:
+    if m.cell != "none" and m.memory_tokens == 0:
         raise ConfigError(
             f"model.cell '{m.cell}' needs memory tokens, but model.memory_tokens is 0: set it to 1"
             " or more, or take model.cell=none."
@@ -74,7 +75,7 @@ def validate(config: Config) -> None:
     if p.source != "none":
         _at_least("prompt.tokens", p.tokens, 1)
     prompt = 0 if p.source == "none" else p.tokens
-    sides = {"rmt": 2, "prmt": 2, "armt": 1, "none": 0}[m.cell]
+    sides = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 1, "none": 0}[m.cell]
     if m.position_layout == "wrap_pos" and sides:
         sides -= 1  # the write memory has rows of its own
     need = sides * m.memory_tokens + prompt + m.segment_tokens
@@ -158,13 +159,14 @@ def validate(config: Config) -> None:
 
 def check_diagonal(cell: str) -> None:
     """Raises ConfigError for a cell that the diagonal schedule cannot run."""
-    if cell not in ("prmt", "armt"):
+    if cell not in ("prmt", "armt", "delta"):
         why = "it has no memory, and its segments do not depend on each other"
         if cell == "rmt":
             why = "its last layer's output of one segment is the first layer's input of the next"
         raise ConfigError(
             f"model.schedule=diagonal does not go with model.cell={cell}: {why}. Take"
-            " model.cell=armt or prmt, whose layers keep their own memory, or model.schedule=auto."
+            " model.cell=armt, delta or prmt, whose layers keep their own memory, or"
+            " model.schedule=auto."
         )
 
 

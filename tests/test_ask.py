@@ -71,6 +71,22 @@ def test_texts_that_end_with_their_last_segment(tmp_path, asked):
     again.close()
 
 
+@pytest.mark.parametrize("size", [20, 300])
+def test_segments_that_end_with_a_sentence(tmp_path, size):
+    config = tiny_run.config()
+    config = config.replace(data=dataclasses.replace(config.data, align="sentence"))
+    model = tiny_run.api.load(tiny_run.save(tmp_path / "run", config))
+    one = questions.ask(model, "qa1", "Where is Mary?")
+    for text in ("Mary went.", TEXT[:300], TEXT, "no end " * 70):
+        context = texts.encode(model.tokenizer, questions.context_text(text))
+        asked = answering.Asked(context, one.tail, one.prompt)
+        expected = answering.answer(model, [asked], room=questions.room(model), batch=1)[0][0]
+        held = recall.Session(model)
+        held.read(texts.pieces(io.StringIO(text), size), held.prompts_for([], "qa1"))
+        assert held.tokens == len(context) and len(held.rest) <= 48
+        assert held.answer("Where is Mary?", "qa1") == expected
+
+
 class Pipe(io.BytesIO):
     def seekable(self):
         return False

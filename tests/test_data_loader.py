@@ -13,7 +13,8 @@ from test_data_worlds import Oracle
 from rmt_jax.config import Config, ConfigError, Curriculum, Data, Model, Prompt
 from rmt_jax.data import tokenizer
 from rmt_jax.data.compose import Composer
-from rmt_jax.data.fold import fold, layout, segments_needed
+from rmt_jax.data.cuts import ends, layout, whole
+from rmt_jax.data.fold import fold, segments_needed
 from rmt_jax.data.loader import Loader, buckets
 from rmt_jax.data.worlds import Manner
 
@@ -64,17 +65,64 @@ def same(a, b):
     align=st.sampled_from(["left", "right"]),
 )
 def test_a_layout_covers_the_context_and_keeps_the_tail_whole(context, tail, segment, align):
-    cuts = layout(context, tail, segment, align)
-    assert cuts[0][0] == 0 and cuts[-1][1] == context
-    assert all(a[1] == b[0] for a, b in zip(cuts, cuts[1:], strict=False))
-    sizes = [end - start for start, end in cuts]
+    bounds = layout(context, tail, segment, align)
+    sizes = np.diff(bounds).tolist()
+    assert bounds[0] == 0 and bounds[-1] == context
     assert all(0 < size <= segment for size in sizes[:-1])
     assert sizes[-1] + tail <= segment
     least = -(-(context + tail) // segment)
-    assert least <= len(cuts) <= least + 1
+    assert least <= len(sizes) <= least + 1
     if align == "right" and context >= segment:
         assert sizes[-1] + tail == segment
         assert all(size == segment for size in sizes[1:-1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sentences=st.lists(st.integers(1, 150), max_size=60),
+    tail=st.integers(2, 40),
+    segment=st.integers(40, 130),
+)
+def test_a_layout_at_ends_of_sentences_tears_none_that_fits(sentences, tail, segment):
+    stops = np.cumsum([0, *sentences])[1:]
+    context = int(sum(sentences))
+    bounds = layout(context, tail, segment, "sentence", stops)
+    sizes = np.diff(bounds).tolist()
+    assert bounds[0] == 0 and bounds[-1] == context
+    assert all(0 < size <= segment for size in sizes[:-1])
+    assert sizes[-1] + tail <= segment
+    for start, end in zip(bounds[:-2], bounds[1:-1], strict=True):
+        if end not in stops:  # nowhere to cut in the segment's second half: it is full
+            assert end - start == segment
+            assert not ((stops > end - segment // 2) & (stops <= end)).any()
+    # Read in a stream, as far as the text is known, the cuts are the same.
+    for known in {0, context // 3, context}:
+        early = whole(known, segment, stops[stops <= known])
+        assert early.tolist() == bounds[: len(early)].tolist()
+
+
+def test_sentences_end_where_they_should():
+    text = 'Mary went home. "Where is she?" Mr. Poe asked! Not 3.5 miles; here'
+    ids = np.array(TOKENS.encode(text))
+    pieces = np.split(ids, ends(ids, TOKENS, "sentence"))
+    assert [TOKENS.decode(p).strip() for p in pieces][:2] == ["Mary went home.", '"Where is she?"']
+    assert ends(ids, TOKENS, "left") is None
+    asked = (*TOKENS.sentence("Where is Mary?"), TOKENS.answer, *TOKENS.sentence("garden"))
+    planted = np.array([*TOKENS.sentence("Mary left."), *asked, TOKENS.end, 9])
+    assert ends(planted, TOKENS, "sentence").tolist() == [
+        len(TOKENS.sentence("Mary left.")), len(planted) - 1,
+    ]  # fmt: skip
+
+
+def test_training_texts_cut_at_ends_of_sentences_end_there():
+    loader = Loader(config().replace(data=Data(align="sentence")), TOKENS)
+    for step in range(3):
+        batch = loader.batch_at(step)
+        ids, stops = batch.tokens, TOKENS.stops
+        counts = batch.mask.sum(-1)
+        for i, s in zip(*np.nonzero(counts[:, :-1]), strict=True):
+            last = ids[i, s, counts[i, s] - 1]
+            assert stops[last] or counts[i, s] == ids.shape[-1]
 
 
 def test_a_tail_longer_than_a_segment():
@@ -82,7 +130,7 @@ def test_a_tail_longer_than_a_segment():
         layout(10, 41, 40)
 
 
-@pytest.mark.parametrize("align", ["left", "right"])
+@pytest.mark.parametrize("align", ["left", "right", "sentence"])
 def test_folded_text_is_the_text(align):
     composer = Composer(Data(), TOKENS, "train", segment_tokens=64)
     samples = [
@@ -91,7 +139,7 @@ def test_folded_text_is_the_text(align):
         composer.sample("qa5", "3s", 0, 3),
     ]
     room = composer.room
-    segments = max(segments_needed(s, 64, room, align) for s in samples)
+    segments = max(segments_needed(s, TOKENS, 64, room, align) for s in samples)
     batch = fold(
         samples,
         TOKENS,

@@ -11,7 +11,7 @@ from rmt_jax import api, config, models, steps
 from rmt_jax.models import diagonal, recurrence, schedule
 
 
-@pytest.mark.parametrize("cell", ("prmt", "armt"))
+@pytest.mark.parametrize("cell", ("prmt", "armt", "delta"))
 def test_equal_to_the_sequential_schedule(cell):
     graph, params = tiny.model(ASKED, cell=cell, layers=3, conv_width=2)
     batch = tiny.batch(segments=4, answered=2)
@@ -79,5 +79,5 @@ def test_auto_is_what_was_measured():
 def test_refused_for_rmt():
     model = models.merge(*tiny.model(cell="rmt"))
     tokens, mask = tiny.text()
-    with pytest.raises(config.ConfigError, match="Take model.cell=armt or prmt"):
+    with pytest.raises(config.ConfigError, match="Take model.cell=armt, delta or prmt"):
         diagonal.read(model, model.initial(2), tokens, mask)

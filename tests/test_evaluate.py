@@ -14,7 +14,7 @@ import tiny_run
 
 from rmt_jax import evaluate as command
 from rmt_jax import report
-from rmt_jax.data import fold
+from rmt_jax.data import cuts
 from rmt_jax.evaluation import answering, cells, evaluate, inspection, questions, suite
 from rmt_jax.evaluation.answering import Asked
 from rmt_jax.stopping import REQUEUE
@@ -37,17 +37,17 @@ def asked(counts, tail=5):
     return [Asked(row[:n], row[-tail:], prompt) for row, n in zip(ids, counts, strict=True)]
 
 
-@pytest.mark.parametrize("align", ["left", "right"])
+@pytest.mark.parametrize("align", ["left", "right", "sentence"])
 def test_layout_is_that_of_training(align):
-    size, tail, room = 16, 5, 3
+    size, tail, room, stops = 16, 5, 3, np.arange(3, 70, 7)
     for context in range(70):
-        x = answering.layout(context, tail, room, size, align)
-        cuts = fold.layout(context, tail + room, size, align)
-        sizes = [x.head] * bool(x.head) + [size] * x.full + [x.rest] * bool(x.rest)
-        assert [b - a for a, b in cuts] == [*sizes, x.kept], context
+        x = answering.layout(context, tail, room, size, align, stops)
+        bounds = cuts.layout(context, tail + room, size, align, stops)
+        assert x.bounds.tolist() == bounds.tolist()
         tokens, mask = np.zeros((x.segments, size), int), np.zeros((x.segments, size), bool)
         answering.cut(np.arange(context), x, 0, tokens, mask)
         assert tokens[mask].tolist() == list(range(context - x.kept))
+        assert mask.sum(axis=1).tolist() == np.diff(bounds)[:-1].tolist()
         half = np.zeros((2, size), int)  # the same in blocks
         for start in range(0, x.segments, 2):
             part = np.zeros((2, size), bool)

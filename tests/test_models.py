@@ -8,7 +8,7 @@ import tiny
 from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.models import recurrence, weights
+from rmt_jax.models import layerwise, recurrence, weights
 from rmt_jax.models.gpt2 import View
 from rmt_jax.shapes import Segment
 
@@ -17,6 +17,7 @@ FORMS = [
     {"cell": "rmt"},
     {"cell": "prmt", "positions": "rotary"},
     {"cell": "armt", "positions": "alibi", "conv_width": 3},
+    {"cell": "delta", "positions": "alibi", "conv_width": 3},
     {"cell": "rmt", "position_layout": "wrap_pos", "max_positions": 16},
     {"cell": "rmt", "positions": "alibi", "conv_width": 3},
 ]
@@ -191,3 +192,61 @@ def test_answers_depend_on_the_first_segment_through_memory_alone():
         graph, params = tiny.model(cell=cell)
         run = jax.jit(lambda b, g=graph, p=params: recurrence.answer_logits(models.merge(g, p), b))
         assert np.array_equal(run(batch), run(changed)) == (cell == "none")
+
+
+def delta(bias=0.0, tokens=5):
+    """A delta cell, one layer's slice of it, and what a segment would write: x [2, tokens, D]."""
+    graph, params = tiny.model(cell="delta", memory_tokens=tokens)
+    params["associative"]["beta_bias"] += bias
+    cell = models.merge(graph, params)
+    weights = jax.tree.map(lambda leaf: leaf[0], cell.layer_weights())
+    x = np.random.default_rng(2).standard_normal((2, tokens, 16)).astype(np.float32)
+    view = cell.view(jnp.ones((2, tokens), bool), (), 0, tokens)
+    return cell, cell._layer_module(weights), x, view
+
+
+def test_delta_writes_its_tokens_one_after_the_other():
+    cell, module, x, view = delta()
+    maps = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), nnx.to_pure_dict(
+        nnx.split(cell.associative)[1]))  # fmt: skip
+    known = np.random.default_rng(3).standard_normal((2, cell.rows, 16))
+    state = layerwise.Associations(jnp.asarray(known, jnp.float32), ())
+    new = cell._after(module, x, state, None, view).matrix
+
+    def features(y):
+        r = np.concatenate([np.maximum(y, 0), np.maximum(-y, 0)])
+        products = np.concatenate([r * np.roll(r, j) for j in (1, 2, 3)])
+        return products / np.linalg.norm(products)
+
+    for text, matrix in zip(x.astype(np.float64), known, strict=True):
+        for token in text:
+            key = features(token @ maps["key"])
+            sigmoid = 1 / (1 + np.exp(-(token @ maps["beta"] + maps["beta_bias"])))
+            strength = np.clip(1.2 * sigmoid - 0.1, 0, 1)
+            matrix += np.outer(key, strength * (token @ maps["value"] - key @ matrix))
+    np.testing.assert_allclose(new, known, rtol=1e-5, atol=1e-5)
+
+
+def test_an_open_delta_gate_replaces_and_a_closed_one_leaves_every_bit():
+    cell, module, x, view = delta(bias=20.0)
+    old = layerwise.Associations(jnp.asarray(np.random.default_rng(3).standard_normal(
+        (2, cell.rows, 16)), jnp.float32), ())  # fmt: skip
+    new = cell._after(module, x, old, None, view)
+    # What was written last is read back exactly, whatever was there before.
+    maps = module["associative"]
+    key = layerwise._unit(maps.features(x[:, -1] @ maps.key[...]))
+    found = jnp.einsum("bk,bkd->bd", key, new.matrix)
+    np.testing.assert_allclose(found, x[:, -1] @ maps.value[...], rtol=1e-4, atol=1e-5)
+    # Written once more, nothing changes any longer at that key; and the memory does not grow.
+    for _ in range(50):
+        new = cell._after(module, x, new, None, view)
+    assert jnp.abs(new.matrix).max() < 2 * jnp.abs(old.matrix).max()
+
+    closed, _, _, _ = delta(bias=-20.0)
+    tokens, mask = tiny.text()
+    memory = closed.initial(2)._replace(state=jax.tree.map(
+        lambda a: jnp.asarray(np.random.default_rng(4).standard_normal(a.shape), a.dtype),
+        closed.initial(2).state))  # fmt: skip
+    after = closed.remember(memory, Segment(tokens[:, 0], mask[:, 0]))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), after.state, memory.state))
+    assert after.started.all()

@@ -7,7 +7,7 @@ from rmt_jax import config, models
 from rmt_jax.shapes import Batch, Prompt
 
 VOCAB, LENGTH, WORDS = 37, 8, 3
-CELLS = ("none", "rmt", "prmt", "armt")
+CELLS = ("none", "rmt", "prmt", "armt", "delta")
 
 
 def settings(**changes) -> config.Model:

@@ -1,52 +1,34 @@
 """Samples folded into segments: from one long row of tokens to the `Batch` that a model reads.
 
-The text of a sample is context, question, ANSWER, answer, END. The context is cut into segments of
-L; the tail (question to END) is never torn: it stands in the last segment whole, after what is left
-of the context if both fit, alone otherwise. The layout depends on the room T kept for an answer,
-not on this sample's answer. Segments that a short text does not need are empty and stand in front,
-so that the answered segments are always the last ones; an empty segment changes no memory.
+The text of a sample is context, question, ANSWER, answer, END, cut by `data.cuts`. The layout
+depends on the room T kept for an answer, not on this sample's answer. Segments that a short text
+does not need are empty and stand in front, so that the answered segments are always the last ones;
+an empty segment changes no memory.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from rmt_jax import config
-from rmt_jax.data import prompts
+from rmt_jax.data import cuts, prompts
 from rmt_jax.data.compose import Sample
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.shapes import Batch, Segment
 
 
-def layout(context: int, tail: int, segment: int, align: str = "left") -> list[tuple[int, int]]:
-    """The cuts of a context of `context` tokens, (start, end) a segment; the tail of `tail` tokens
-    (question, ANSWER and the room T for the answer) follows in the last one.
-
-    left: every segment full but the last ones (the authors' way); right: the ragged one is the
-    first, and the last is full. Raises ValueError for a tail longer than a segment.
-    """
-    if tail > segment:
-        raise ValueError(
-            f"Question and answer take {tail} tokens, but a segment has {segment}: "
-            "raise config.model.segment_tokens or ask a shorter question."
-        )
-    if align == "right":
-        last = min(context, segment - tail)
-        rest = context - last
-        first = rest % segment
-        cuts = [(0, first)] if first else []
-        cuts += [(i, i + segment) for i in range(first, rest, segment)]
-        return [*cuts, (rest, context)]
-    full, rest = divmod(context, segment)
-    cuts = [(i * segment, (i + 1) * segment) for i in range(full)]
-    if rest and rest + tail > segment:
-        cuts.append((context - rest, context))
-        rest = 0
-    return [*cuts, (context - rest, context)]
+def segments_needed(
+    sample: Sample, tokenizer: Tokenizer, segment: int, room: int, align: str = "left"
+) -> int:
+    return len(_bounds(sample, tokenizer, segment, room, align)) - 1
 
 
-def segments_needed(sample: Sample, segment: int, room: int, align: str = "left") -> int:
-    return len(layout(len(sample.context), _tail(sample, room), segment, align))
+def _bounds(
+    sample: Sample, tokenizer: Tokenizer, segment: int, room: int, align: str
+) -> np.ndarray:
+    stops = cuts.ends(sample.context, tokenizer, align)
+    return cuts.layout(len(sample.context), _tail(sample, room), segment, align, stops)
 
 
 def _tail(sample: Sample, room: int) -> int:
@@ -93,29 +75,29 @@ def fold(
     number = {name: i for i, name in enumerate(tasks)}
 
     for i, sample in enumerate(samples):
-        cuts = layout(len(sample.context), _tail(sample, room), length, align)
-        empty = s - len(cuts)
+        bounds = _bounds(sample, tokenizer, length, room, align)
+        parts = list(itertools.pairwise(bounds.tolist()))
+        empty = s - len(parts)
         if empty < 0:
             raise ValueError(
-                f"A text of {len(sample.context)} tokens and its question take {len(cuts)} "
+                f"A text of {len(sample.context)} tokens and its question take {len(parts)} "
                 f"segments of {length}, but the batch has {s}."
             )
         filled = np.zeros(r, np.int32)
         tail = (*sample.question_ids, tokenizer.answer, *sample.answer_ids, tokenizer.end)
-        for k, (start, end) in enumerate(cuts):
+        for k, (start, end) in enumerate(parts):
             tokens[i, empty + k, : end - start] = sample.context[start:end]
             mask[i, empty + k, : end - start] = True
-        size = cuts[-1][1] - cuts[-1][0]
+        size = parts[-1][1] - parts[-1][0]
         tokens[i, -1, size : size + len(tail)] = tail
         mask[i, -1, size : size + len(tail)] = True
         right = (*sample.answer_ids, tokenizer.end)
         _count(at, answer, weight, (i, r - 1, 0), size + len(sample.question_ids), right)
         row[i, r - 1, 0] = number[sample.task]
         filled[r - 1] = 1
-        ends = [end for _, end in cuts]
         for planted in sample.questions:
-            k = int(np.searchsorted(ends, planted.at, "right"))
-            start, end = cuts[k]
+            k = int(np.searchsorted(bounds[1:], planted.at, "right"))
+            start, end = parts[k]
             here = empty + k - (s - r)
             inside = planted.at + len(planted.answer) - 1 < end
             if here < 0 or not inside or filled[here] >= q or len(planted.answer) > t:
@@ -123,7 +105,7 @@ def fold(
             place = (i, here, int(filled[here]))
             _count(at, answer, weight, place, planted.at - start, planted.answer)
             filled[here] += 1
-        for k, (start, end) in enumerate(cuts[:-1] if n else ()):
+        for k, (start, end) in enumerate(parts[:-1] if n else ()):
             here = empty + k - (s - r)
             if here < 0:
                 continue

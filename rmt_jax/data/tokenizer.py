@@ -6,6 +6,7 @@ ANSWER (after it an answer begins) and END (after it an answer has ended).
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,15 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @cached_property
+    def stops(self) -> np.ndarray:
+        """bool[vocabulary]: does a sentence end with this token? END is one too."""
+        found = np.zeros(self.vocab_size, bool)
+        for i in range(self.vocab_size):
+            found[i] = self.decode([i]).rstrip(" \n\"'\u201d\u2019)").endswith((".", "?", "!"))
+        found[self.end] = True
+        return found
 
     def fingerprint(self) -> str:
         """A short hash of everything that decides the ids; caches are keyed by it."""

@@ -1,19 +1,19 @@
 """Read long texts into memory and let the model answer: `evaluate`, `ask`, the harness do it here.
 
 A context of any length is read in blocks of segments, batched over samples; the memory is all that
-stays. Layout, as in training: full segments, then one with the ragged rest, the question and the
-ANSWER token; where those do not fit with room for the answer, the rest is read as a segment of its
-own first.
+stays. The layout is that of training, `data.cuts`.
 """
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rmt_jax.data import cuts
 from rmt_jax.shapes import Prompt, Segment
 
 BLOCK = 64  # segments handed to the model at once: bounds the host's copies, not the result
@@ -35,37 +35,38 @@ class Asked:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of one context go, in order: `head` tokens read as a ragged segment (or
-    0), `full` segments read whole, `rest` tokens read as a ragged segment (or 0), `kept` tokens
-    that stand before the question in the last segment."""
+    """Where the tokens of one context go: segment k holds those from bounds[k] to bounds[k + 1];
+    the question stands behind the last ones. bounds i64[S + 1]."""
 
-    head: int
-    full: int
-    rest: int
-    kept: int
+    bounds: np.ndarray
 
     @property
     def segments(self) -> int:
         """Segments read before the last one."""
-        return (self.head > 0) + self.full + (self.rest > 0)
+        return len(self.bounds) - 2
+
+    @property
+    def kept(self) -> int:
+        """Tokens that stand before the question in the last segment."""
+        return int(self.bounds[-1] - self.bounds[-2])
 
 
-def layout(context: int, tail: int, room: int, segment: int, align: str = "left") -> Layout:
-    """The rule of `data.fold.layout`, as numbers (a million tokens have many cuts). `room` is for
-    the answer. Raises AnsweringError if the question and its answer do not fit in one segment."""
+def layout(
+    context: int,
+    tail: int,
+    room: int,
+    segment: int,
+    align: str = "left",
+    stops: np.ndarray | None = None,
+) -> Layout:
+    """`data.cuts.layout` with `room` for the answer. Raises AnsweringError if the question and its
+    answer do not fit in one segment."""
     if tail + room > segment:
         raise AnsweringError(
             f"The question with its answer takes {tail:,} + {room} tokens, but a segment of this "
             f"model holds {segment:,}: ask a shorter question."
         )
-    if align == "right":
-        kept = min(context, segment - tail - room)
-        full, head = divmod(context - kept, segment)
-        return Layout(head, full, 0, kept)
-    full, rest = divmod(context, segment)
-    if rest + tail + room <= segment:
-        return Layout(0, full, 0, rest)
-    return Layout(0, full, rest, 0)
+    return Layout(cuts.layout(context, tail + room, segment, align, stops))
 
 
 def mark(model: Any) -> str:
@@ -110,8 +111,13 @@ def prompts(model: Any, asked: Sequence[Asked]) -> Prompt:
 
 
 def aligned(model: Any, asked: Sequence[Asked], room: int) -> list[Layout]:
-    size, align = model.segment_tokens, model.config.data.align
-    return [layout(len(a.context), len(a.tail), room, size, align) for a in asked]
+    size, align, tokenizer = model.segment_tokens, model.config.data.align, model.tokenizer
+    return [
+        layout(
+            len(a.context), len(a.tail), room, size, align, cuts.ends(a.context, tokenizer, align)
+        )
+        for a in asked
+    ]
 
 
 def read(
@@ -140,22 +146,10 @@ def read(
 
 def cut(context: np.ndarray, x: Layout, start: int, tokens: np.ndarray, mask: np.ndarray) -> None:
     """Fills segments start, start + 1, … of one context into tokens, mask [count, L]."""
-    count, size = tokens.shape
-    ragged = [(0, 0, x.head)] if x.head else []
-    first = int(x.head > 0)  # the segment where the full ones begin
-    low, high = max(start, first), min(start + count, first + x.full)
-    if high > low:
-        begin = x.head + (low - first) * size
-        piece = context[begin : begin + (high - low) * size]
-        tokens[low - start : high - start] = piece.reshape(-1, size)
-        mask[low - start : high - start] = True
-    if x.rest:
-        begin = x.head + x.full * size
-        ragged.append((first + x.full, begin, begin + x.rest))
-    for segment, begin, end in ragged:
-        if start <= segment < start + count:
-            tokens[segment - start, : end - begin] = context[begin:end]
-            mask[segment - start, : end - begin] = True
+    stop = min(start + len(tokens), x.segments)
+    for row, (begin, end) in enumerate(itertools.pairwise(x.bounds[start : stop + 1])):
+        tokens[row, : end - begin] = context[begin:end]
+        mask[row, : end - begin] = True
 
 
 def tails(

@@ -1,7 +1,7 @@
 """See inside: what memory does while one text is read.
 
 `inspect` reads one sample segment by segment and draws how much each memory token (of RMT and PRMT;
-each layer's associations, of ARMT) changes, where the facts stood, and what the write memory looked
+each layer's associations, of ARMT and delta) changes, where the facts stood, and what the write memory looked
 at. It runs the same cell on the same weights, one segment at a time, with attention laid open.
 """
 
@@ -52,7 +52,7 @@ def trace(model: Any, asked: answering.Asked) -> Trace:
         changes.append(change(memory.state, new.state))
         looks.append(np.asarray(look))
         memory = new
-    kind = "layer's associations" if model.config.model.cell == "armt" else "memory token"
+    kind = "layer's associations" if hasattr(memory.state, "matrix") else "memory token"
     return Trace(np.stack(changes), np.stack(looks), tokens, mask, kind)
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from rmt_jax import models
+from rmt_jax.data import cuts
 from rmt_jax.data.tasks import TASKS
 from rmt_jax.evaluation import answering, questions
 from rmt_jax.evaluation.answering import Asked
@@ -106,7 +107,8 @@ class Session:
         total = sum(len(some) for some in self._encoded(pieces))
         tails = [len(questions.tail_ids(self.model.tokenizer, q)) for q in asked] or [TYPICAL]
         size = self.model.segment_tokens
-        return answering.layout(total, max(tails), self.room, size, "right").head
+        place = answering.layout(total, max(tails), self.room, size, "right")
+        return int(place.bounds[1]) % size if place.segments else 0
 
     def read(self, pieces: Iterable[str], prompts: Sequence[Told], head: int = 0) -> None:
         """Reads a text, given in pieces, once for all prompts side by side; its first `head` tokens
@@ -130,11 +132,11 @@ class Session:
                 known = np.broadcast_to(np.arange(size) < head, ragged.shape)
                 self.memory = self.model.read(self.memory, ragged, known, batch)
                 held, head = held[head:], 0
-            whole = 0 if head else len(held) // size * size
-            if whole:
-                same = np.broadcast_to(held[:whole], (many, whole))
-                self.memory = self.model.read(self.memory, same, None, batch)
-            self.rest = held[whole:].copy()
+            bounds = np.zeros(1, int) if head else self._whole(held)
+            place = answering.Layout(np.append(bounds, len(held)))
+            asked = [self._asked(held, told) for told in prompts]
+            self.memory = answering.read(self.model, asked, [place] * many, batch, self.memory)
+            self.rest = held[bounds[-1] :].copy()
 
     def answer(self, question: str, task: str = "") -> str:
         """Raises RecallError for a question whose prompt the text was not read with."""
@@ -149,12 +151,19 @@ class Session:
             )
         k, model = self.prompts.index(told), self.model
         asked = self._asked(self.rest, told, questions.tail_ids(model.tokenizer, question))
-        place = answering.layout(len(self.rest), len(asked.tail), self.room, model.segment_tokens)
+        size = model.segment_tokens  # of the whole text only the last, ragged segment is left
+        place = answering.layout(len(self.rest), len(asked.tail), self.room, size)
         prompt = answering.prompts(model, [asked])
         memory = self._row(k)
         memory = answering.read(model, [asked], [place], prompt, memory)
         tail = answering.tails(model, [asked], [place])
         return answering.generate(model, memory, *tail, prompt, self.room)[0]
+
+    def _whole(self, held: np.ndarray) -> np.ndarray:
+        """Bounds of the segments that are sure to end here, whatever text follows."""
+        align = self.model.config.data.align
+        stops = cuts.ends(held, self.model.tokenizer, align)
+        return cuts.whole(len(held), self.model.segment_tokens, stops)
 
     def _encoded(self, pieces: Iterable[str]) -> Iterable[np.ndarray]:
         """i32[n] of each piece. Later pieces begin with a space anyway."""

@@ -14,9 +14,15 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax import validation
 from rmt_jax.models.cells import RMT, Memory, Plain
-from rmt_jax.models.layerwise import ARMT, PRMT
+from rmt_jax.models.layerwise import ARMT, PRMT, Delta
 
-CELLS: dict[str, type[Plain]] = {"none": Plain, "rmt": RMT, "prmt": PRMT, "armt": ARMT}
+CELLS: dict[str, type[Plain]] = {
+    "none": Plain,
+    "rmt": RMT,
+    "prmt": PRMT,
+    "armt": ARMT,
+    "delta": Delta,
+}
 
 __all__ = ["Memory", "build", "merge", "split"]
 

@@ -21,7 +21,8 @@ from rmt_jax.shapes import Prompt, Segment
 class Memory(NamedTuple):
     """The whole carry of the recurrence; float32 whatever the compute dtype is."""
 
-    state: Any  # none: () | rmt: [B, M, D] | prmt: [layers, B, M, D] | armt: `Associations`
+    # none: () | rmt: [B, M, D] | prmt: [layers, B, M, D] | armt, delta: `Associations`
+    state: Any
     started: jax.Array  # bool[B]  a segment with tokens was read
 
 

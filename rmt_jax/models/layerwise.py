@@ -1,8 +1,7 @@
-"""Cells whose layers each keep a memory of their own: PRMT and ARMT.
+"""Cells whose layers each keep a memory of their own: PRMT, ARMT and delta.
 
 Nothing passes from the top of one segment to the bottom of the next, so segment s of layer l needs
-only segment s of layer l - 1 and segment s - 1 of layer l: these two also run on the diagonal
-schedule.
+only segment s of layer l - 1 and segment s - 1 of layer l: these also run on the diagonal schedule.
 """
 
 from typing import Any, NamedTuple
@@ -55,7 +54,7 @@ class Associations(NamedTuple):
     """The associative memory of every layer (first axis; absent inside a layer)."""
 
     matrix: jax.Array  # f32[layers, B, K, D]  A: sum of key ⊗ value
-    norm: jax.Array  # f32[layers, B, K]  z: sum of keys
+    norm: Any  # ARMT: f32[layers, B, K]  z: sum of keys; delta: ()
 
 
 class Associative(nnx.Module):
@@ -136,6 +135,53 @@ class ARMT(Plain):
             state.matrix + jnp.einsum("bmk,bmd->bkd", key, written),
             state.norm + jnp.einsum("bm,bmk->bk", gamma, key),
         )
+
+
+class Delta(ARMT):
+    """ARMT's places and maps with the delta rule as Yang et al. (2024) have it: keys and queries
+    of length 1 in place of the running normaliser, the M tokens of a segment written one after the
+    other, and a gate that can close.
+
+    ARMT's normaliser grows with whatever is written, and its sigmoid writes a little of every
+    segment: over long background both bury what is known. Here a closed gate leaves the memory as
+    it was, bit for bit, and an open one replaces what the key held before; no write can make the
+    memory's norm grow beyond that of the values.
+    """
+
+    def _initial_state(self, batch: int):
+        return super()._initial_state(batch)._replace(norm=())
+
+    def _before(self, module: Any, x: jax.Array, state: Associations, view: View):
+        maps = module["associative"]
+        query = _unit(maps.features(x @ maps.query[...].astype(x.dtype)))
+        return x + jnp.einsum("bnk,bkd->bnd", query, state.matrix).astype(x.dtype)
+
+    def _after(self, module: Any, x: jax.Array, state: Associations, started, view: View):
+        if not view.writes:
+            return state
+        maps = module["associative"]
+        tokens = x[:, -view.writes :]
+        key = _unit(maps.features(tokens @ maps.key[...].astype(x.dtype)))
+        value = (tokens @ maps.value[...].astype(x.dtype)).astype(jnp.float32)
+        open_ = gate(tokens.astype(jnp.float32) @ maps.beta[...] + maps.beta_bias[...])
+        # One after the other, at once: token m sees what those before it wrote under keys like
+        # its own, a triangular system (Yang et al. 2024, section 3).
+        news = open_ * (value - jnp.einsum("bmk,bkd->bmd", key, state.matrix))
+        seen = open_ * jnp.tril(jnp.einsum("bmk,bnk->bmn", key, key), -1)
+        system = seen + jnp.eye(view.writes)
+        written = jax.scipy.linalg.solve_triangular(system, news, lower=True, unit_diagonal=True)
+        return Associations(state.matrix + jnp.einsum("bmk,bmd->bkd", key, written), ())
+
+
+def gate(x: jax.Array) -> jax.Array:
+    """A sigmoid stretched from (0, 1) to (-0.1, 1.1) and cut: 0 and 1 can be reached (Louizos et
+    al. 2018)."""
+    return jnp.clip(1.2 * jax.nn.sigmoid(x) - 0.1, 0, 1)
+
+
+def _unit(features: jax.Array) -> jax.Array:
+    """Each row divided by its length; a row of zeros stays one."""
+    return features * jax.lax.rsqrt(jnp.square(features).sum(axis=-1, keepdims=True) + EPSILON**2)
 
 
 def _recall(state: Associations, query: jax.Array) -> jax.Array:

@@ -98,7 +98,7 @@ def to_theirs(flat: Mapping[str, np.ndarray], cell: str) -> dict[str, np.ndarray
     tops |= {ours: name for name, ours in OURS.items()}
     blocks = {f"backbone/blocks/{ours}": name for name, ours in BLOCK.items()}
     maps = {f"associative/{ours}": name for name, ours in ASSOCIATIVE.items()}
-    inner = "layer." if cell == "armt" else ""
+    inner = "layer." if cell in ("armt", "delta") else ""
     for name, value in flat.items():
         if name == "memory" and cell != "prmt":
             theirs["memory_cell.memory"] = value
