@@ -250,12 +250,19 @@ def test_new_names_come_from_the_lists_and_held_out_ones_are_kept_apart():
         trained, kept = words.words(kind), words.words(kind, held_out=True)
         assert not set(trained) & set(kept)
         assert len(trained) > 60 and len(kept) > 20
+        every = [word for some in words.trained(kind) for word in some]
+        assert len(set(every)) > 5000
+        official = {word for task in tasks.TASKS for word in getattr(words.official(task), kind)}
+        assert not {word.lower() for word in every} & {word.lower() for word in (*kept, *official)}
     seen = set()
     for index in range(200):
         story = worlds.tell("qa1", (0, index), Manner(names=("people", "places")))
         seen |= {fact.split()[0] for fact in story.facts}
-        assert story.answer in words.words("places")
-    assert len(seen) > 100 and seen <= set(words.words("people"))
+        assert any(story.answer in some for some in words.trained("places"))
+    assert len(seen) > 300
+    assert all(any(name in some for some in words.trained("people")) for name in seen)
+    held = worlds.tell("qa1", (0, 1), Manner(names=("places",), held_out=True))
+    assert held.answer in words.words("places", held_out=True)
 
 
 def test_facts_can_be_counted():

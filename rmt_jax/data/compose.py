@@ -87,8 +87,8 @@ def answer_room(names: tuple[str, ...], tokenizer: Tokenizer, renamed: bool = Fa
         longest = max(longest, most)
     if renamed:
         for kind in ("people", "places", "objects"):
-            every = words.words(kind) + words.words(kind, held_out=True)
-            most = max(len(tokenizer.sentence(word)) for word in every)
+            lists = (*words.trained(kind), words.words(kind, held_out=True))
+            most = max(len(tokenizer.sentence(word)) for some in lists for word in some)
             longest = max(longest, most * 3 + 2 if "qa8" in names and kind == "objects" else most)
     return longest + 1
 

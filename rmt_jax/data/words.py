@@ -1,11 +1,13 @@
 """Names of persons, places and objects: the official ones, and large lists of common words.
 
 With other names than the official ones a model cannot answer from memory of the labels. The lists
-lie in `assets/words/*.txt`: training draws from the first part of each, the perturbations
-`new_people`, `new_places` and `new_objects` of evaluation from the rest, so that evaluation names
-were never trained on.
+lie in `assets/words/*.txt`: the perturbations `new_people`, `new_places` and `new_objects` of
+evaluation draw from one part of each, training from the rest and from words that are no names at
+all: a model learns a hundred names by heart as it does six, thousands it must copy.
 """
 
+import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from rmt_jax.data.tasks import PLACES
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TRAINED = 0.75  # the part of each list that training may draw from
+INVENTED = 4000  # words
 
 
 class Names(NamedTuple):
@@ -54,8 +57,49 @@ def words(kind: str, held_out: bool = False) -> tuple[str, ...]:
     return tuple(word for i, word in enumerate(listed) if (i % every == 0) == held_out)
 
 
+@cache
+def common() -> tuple[str, ...]:
+    """Words of the package's own vocabulary, less the official names and those held out."""
+    text = (ASSETS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
+    entries = sorted(json.loads(text)["model"]["vocab"])
+    known = {word.lower() for word in _official_words()}
+    for kind in Names._fields:
+        known |= {word.lower() for word in words(kind, held_out=True)}
+    return tuple(e[1:] for e in entries if re.fullmatch("Ġ[a-z]{3,}", e) and e[1:] not in known)
+
+
+@cache
+def invented() -> tuple[str, ...]:
+    """Words that nobody knows: the beginning of one common word and the end of another."""
+    dice, known, found = Dice(INVENTED), set(common()), set()
+    for kind in Names._fields:
+        known |= {word.lower() for word in words(kind, held_out=True)}
+    while len(found) < INVENTED:
+        first, second = dice.pick(common()), dice.pick(common())
+        word = first[: dice.between(2, 4)] + second[-dice.between(2, 4) :]
+        if word not in known:
+            found.add(word)
+    return tuple(sorted(found))
+
+
+def trained(kind: str) -> tuple[tuple[str, ...], ...]:
+    """The lists that training draws the names of a kind from, each as often as the others."""
+    others = _capitals() if kind == "people" else (common(), invented())
+    return words(kind), *others
+
+
+@cache
+def _capitals() -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(word.capitalize() for word in some) for some in (common(), invented()))
+
+
 def draw(names: Names, dice: Dice, kinds: tuple[str, ...], held_out: bool = False) -> Names:
     """`names` with the given kinds redrawn from the word lists, as many as there were."""
-    drawn = {kind: words(kind, held_out) for kind in kinds}
-    new = {kind: tuple(dice.sample(w, len(getattr(names, kind)))) for kind, w in drawn.items()}
+    new = {}
+    for kind in kinds:
+        lists = (words(kind, held_out),) if held_out else trained(kind)
+        chosen: dict[str, None] = {}  # a set in the order of its drawing
+        while len(chosen) < len(getattr(names, kind)):
+            chosen[dice.pick(dice.pick(lists))] = None
+        new[kind] = tuple(chosen)
     return names._replace(**new)
