@@ -48,7 +48,6 @@ def small() -> Config:
             segment_tokens=64,
             memory_tokens=12,
             scan_layers=False,
-            remat=False,
         ),
         init="backbone",
         prompt=Prompt(source="description", place="every", tokens=12),
@@ -60,6 +59,8 @@ def small() -> Config:
             weight_decay=0.2,
             warmup=0.05,
             decay="linear",
+            # Four texts a core, rematerialised, stay in its cache.
+            accumulate=4,
         ),
         curriculum=Curriculum(
             segments=(4, 8),

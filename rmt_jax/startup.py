@@ -1,6 +1,7 @@
 """Before the first array: the cluster, the devices, the caches. A run never starts on less than the
 machine has without being told to."""
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -9,11 +10,15 @@ from pathlib import Path
 import jax
 
 from rmt_jax import cluster
-from rmt_jax.config import ConfigError
+from rmt_jax.config import Config, ConfigError
 
 # A process whose host vanished is given up after 100 s of silence (JAX's default heartbeat); one
 # that has finished waits for process 0, which may still evaluate for hours.
 SHUTDOWN_SECONDS = 24 * 3600
+
+# Weights of the layers up to which every core of a CPU may hold a copy of a model, its gradient and
+# two moments: 0.4 GB a core at most.
+COPIED = 20_000_000
 
 
 def prepare() -> None:
@@ -30,6 +35,26 @@ def prepare() -> None:
         _join(place)
     _check_devices(place)
     cache()
+
+
+def one_device_a_core(config: Config) -> None:
+    """Where a run will be on a CPU, alone: makes each core a device, as far as the batches divide.
+
+    A small model's products are too small for XLA to split over threads; texts split well. Nothing
+    is done where the user says how many (JAX_NUM_CPU_DEVICES, `mesh`), for a large model, and in a
+    process that has started JAX already.
+    """
+    m, mesh = config.model, config.mesh
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or jax.config.jax_num_cpu_devices > 0
+    if told or mesh.data != -1 or mesh.fsdp * mesh.tensor > 1:
+        return
+    if 12 * m.layers * m.width**2 > COPIED or cluster.find(os.environ) is not None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows = [batch // config.optimizer.accumulate for batch in config.curriculum.batch]
+    fitting = [n for n in range(1, (cores or 1) + 1) if all(r % n == 0 for r in rows)]
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already
+        jax.config.update("jax_num_cpu_devices", max(fitting))
 
 
 def cache() -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from rmt_jax import metrics, models
 from rmt_jax.losses import answer_sums
@@ -35,6 +36,7 @@ def make_train_step(
     remat: bool,
     accumulate: int = 1,
     stillness: float = 0.0,
+    mesh: jax.sharding.Mesh | None = None,
 ):
     """The train step of one model.
 
@@ -46,6 +48,8 @@ def make_train_step(
         the same step up to rounding.
       stillness: weight of the penalty on what idle segments do to the memory, the mean of
         `Plain.drift` over them. 0: none.
+      mesh: where `data` has several devices, each goes through its own texts and the gradients are
+        summed once. Left to the compiler, they are summed in every segment of every microbatch.
     """
 
     def loss(params: Params, batch: Batch, scale: jax.Array, still: jax.Array):
@@ -58,24 +62,41 @@ def make_train_step(
 
     gradient = jax.grad(loss, has_aux=True)
 
+    def total(params: Params, batch: Batch, scale: jax.Array, still: jax.Array):
+        """Gradient and sums of all rows, in `accumulate` microbatches."""
+        if accumulate == 1:
+            return gradient(params, batch, scale, still)
+        # Row i goes to microbatch i mod n: each keeps rows of every device.
+        micro = jax.tree.map(
+            lambda x: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
+            batch,
+        )
+
+        def body(carry, part):
+            return jax.tree.map(jnp.add, carry, gradient(params, part, scale, still)), None
+
+        start = (jax.tree.map(jnp.zeros_like, params), metrics.zeros(rows))
+        return jax.lax.scan(body, start, micro)[0]
+
+    def summed(*inputs):
+        return jax.lax.psum(total(*inputs), "data")
+
+    spread = total
+    if mesh is not None and mesh.shape["data"] > 1:
+        rows_of_device = PartitionSpec("data")
+        spread = jax.shard_map(
+            summed,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), rows_of_device, PartitionSpec(), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            axis_names={"data"},  # fsdp and tensor stay the compiler's
+            check_vma=False,  # else every use of a weight is summed where it stands
+        )
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         scale = 1.0 / jnp.maximum(batch.weight.sum(), 1e-9)
         still = jnp.zeros(()) if batch.idle is None else 1.0 / jnp.maximum(batch.idle.sum(), 1)
-        if accumulate == 1:
-            grads, sums = gradient(state.params, batch, scale, still)
-        else:
-            # Row i goes to microbatch i mod n: each keeps rows of every device.
-            micro = jax.tree.map(
-                lambda x: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
-                batch,
-            )
-
-            def body(carry, part):
-                grads, sums = gradient(state.params, part, scale, still)
-                return jax.tree.map(jnp.add, carry, (grads, sums)), None
-
-            start = (jax.tree.map(jnp.zeros_like, state.params), metrics.zeros(rows))
-            (grads, sums), _ = jax.lax.scan(body, start, micro)
+        grads, sums = spread(state.params, batch, scale, still)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt), sums

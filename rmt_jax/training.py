@@ -32,6 +32,7 @@ from rmt_jax.workdir import Workdir
 def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
     """Trains, evaluates, reports; returns the exit code."""
     looks.profiled()
+    startup.one_device_a_core(config)
     startup.prepare()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
         workdir.settle(config)
@@ -88,6 +89,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
                 remat=config.model.remat,
                 accumulate=config.optimizer.accumulate,
                 stillness=config.optimizer.stillness,
+                mesh=mesh,
             ),
             donate_argnums=0,
             out_shardings=(place, sharding.replicated(mesh)),

@@ -55,7 +55,7 @@ def batch(rows: int = 8, seed: int = 0) -> Batch:
     )
 
 
-def make(c: Config):
+def make(c: Config, mesh: jax.sharding.Mesh | None = None):
     model = models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0))
     static, params = models.split(model)
     tx = optimizer.build(c)
@@ -67,6 +67,7 @@ def make(c: Config):
         remat=True,
         accumulate=c.optimizer.accumulate,
         stillness=c.optimizer.stillness,
+        mesh=mesh,
     )
     return step, steps.init_state(params, tx)
 
@@ -74,9 +75,9 @@ def make(c: Config):
 @functools.cache
 def curve(c: Config, mesh: Mesh | None, count: int = 20, batches: int = 4) -> list[float]:
     """The loss of every step, on one device (None) or on a mesh of eight."""
-    step, state = make(c)
     devices = jax.devices() if mesh else jax.devices()[:1]
     grid = sharding.make_mesh(mesh or Mesh(), devices)
+    step, state = make(c, grid)
     place = sharding.place_state(state, state.params, grid)
     state = jax.device_put(state, place)
     program = jax.jit(step, out_shardings=(place, None))
@@ -94,6 +95,22 @@ def curve(c: Config, mesh: Mesh | None, count: int = 20, batches: int = 4) -> li
 )
 def test_eight_devices_give_the_curve_of_one(mesh):
     np.testing.assert_allclose(curve(config(), mesh), curve(config(), None), rtol=1e-5)
+
+
+def test_gradients_are_summed_once_and_not_in_every_segment():
+    two = dataclasses.replace(config().optimizer, accumulate=2)
+    grid = sharding.make_mesh(Mesh(data=4), jax.devices()[:4])
+    step, state = make(config(optimizer=two), grid)
+    state = jax.device_put(state, sharding.place_state(state, state.params, grid))
+    text = jax.jit(step).lower(state, sharding.put_batch(batch(), grid)).compile().as_text()
+    # Computations start at the margin; loops are computations of their own, called by ENTRY.
+    holders = set()
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            computation = line.split()[0]
+        if " all-reduce(" in line:
+            holders.add(computation)
+    assert holders == {"ENTRY"}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
