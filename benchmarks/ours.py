@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.cases import ANSWER, Size, texts
-from rmt_jax import api, hardware, models, optimizer, steps
+from rmt_jax import api, hardware, models, optimizer, sharding, startup, steps
 from rmt_jax import config as settings
 from rmt_jax.shapes import Batch
 
@@ -65,6 +65,8 @@ class Ours:
 
     def __init__(self, remat: bool = False, as_preset: bool = False):
         self.remat, self.as_preset = remat, as_preset
+        # As `rmt_jax.train` does it: a device a core, if the model is small.
+        startup.one_device_a_core(preset())
 
     def _config(self, size: Size) -> settings.Config:
         return preset() if self.as_preset else config_of(size, self.remat)
@@ -79,11 +81,14 @@ class Ours:
 
     def train(self, size: Size, segments: int, batch: int) -> Callable[[], Any]:
         config = self._config(size)
-        pieces = segments > 1 and batch > MICRO and jax.default_backend() == "cpu"
-        if pieces and not self.as_preset:
+        # A process without a mesh of several devices works on the first, with all cores.
+        devices = jax.devices() if batch % jax.device_count() == 0 else jax.devices()[:1]
+        mesh = sharding.make_mesh(config.mesh, devices)
+        rows = batch // len(devices)
+        if rows > MICRO and jax.default_backend() == "cpu" and not self.as_preset:
             # The same step in microbatches that stay in the cache, nothing stacked over segments.
             config = settings.update(
-                config, {"model.remat": True, "optimizer.accumulate": batch // MICRO}
+                config, {"model.remat": segments > 1, "optimizer.accumulate": rows // MICRO}
             )
         static, params = self._model(config, size.vocab)
         rule = optimizer.build(config)
@@ -94,11 +99,15 @@ class Ours:
             bptt=0,
             remat=config.model.remat,
             accumulate=config.optimizer.accumulate,
+            mesh=mesh,
         )
         prompt = 0 if config.prompt.source == "none" else config.prompt.tokens
-        data = jax.device_put(batch_of(size, segments, batch, prompt))
-        program = jax.jit(step, donate_argnums=0)
+        data = sharding.put_batch(batch_of(size, segments, batch, prompt), mesh)
         state = jax.jit(lambda params: steps.init_state(params, rule))(params)
+        place = sharding.place_state(state, params, mesh)
+        state = jax.device_put(state, place)
+        everywhere = sharding.replicated(mesh)
+        program = jax.jit(step, donate_argnums=0, out_shardings=(place, everywhere))
         del params
 
         def once():

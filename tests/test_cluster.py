@@ -1,9 +1,11 @@
 """The variables that launchers leave, and devices that must not stay idle."""
 
+import types
+
 import pytest
 
 from rmt_jax import cluster, startup
-from rmt_jax.config import ConfigError
+from rmt_jax.config import Config, ConfigError, Curriculum, Model, Optimizer, update
 
 SLURM = {
     "SLURM_JOB_ID": "4097",
@@ -186,3 +188,33 @@ def test_an_unknown_platform_is_a_sentence(monkeypatch):
     monkeypatch.setattr(startup.jax, "local_devices", fail)
     with pytest.raises(ConfigError, match=r"cannot start on 'cuda' \(Unable.*\[cuda12\]"):
         startup._check_devices(None)
+
+
+@pytest.mark.parametrize(
+    "cores, settings, devices",
+    [
+        (6, {}, 4),  # 32 texts, 4 microbatches: 8 texts go to four devices, not to six
+        (6, {"optimizer.accumulate": 1}, 4),
+        (2, {}, 2),
+        (6, {"mesh.data": 1}, None),  # the user says how many
+        (6, {"mesh.fsdp": 2}, None),
+        (6, {"model.layers": 12, "model.width": 768, "model.heads": 12}, None),  # too large
+    ],
+)
+def test_each_core_is_a_device_as_far_as_texts_divide(monkeypatch, cores, settings, devices):
+    asked = {}
+    fake = types.SimpleNamespace(jax_num_cpu_devices=-1, update=asked.__setitem__)
+    monkeypatch.setattr(startup, "jax", types.SimpleNamespace(config=fake))
+    monkeypatch.setattr(startup.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    config = Config(
+        model=Model(layers=4, width=64, heads=4),
+        curriculum=Curriculum(segments=(4, 8), steps=(1,), batch=(32,), learning_rate=(1e-3,)),
+        optimizer=Optimizer(accumulate=4),
+    )
+    startup.one_device_a_core(update(config, settings))
+    assert asked.get("jax_num_cpu_devices") == devices
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    asked.clear()
+    startup.one_device_a_core(config)
+    assert not asked

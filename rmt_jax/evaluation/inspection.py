@@ -1,8 +1,9 @@
 """See inside: what memory does while one text is read.
 
 `inspect` reads one sample segment by segment and draws how much each memory token (of RMT and PRMT;
-each layer's associations, of ARMT and delta) changes, where the facts stood, and what the write memory looked
-at. It runs the same cell on the same weights, one segment at a time, with attention laid open.
+each layer's associations, of ARMT and delta) changes, where the facts stood, and what the write
+memory looked at. It runs the same cell on the same weights, one segment at a time, with attention
+laid open.
 """
 
 import json
