@@ -20,11 +20,11 @@ def parse(*overrides: str, preset: str = "") -> Config:
 
 
 def test_presets_are_valid():
-    for preset in ("", ":small", ":long", ":smoke", ":gpt2", ":armt", ":prmt", ":none"):
+    for preset in ("", ":small", ":long", ":smoke", ":gpt2", ":armt", ":prmt", ":delta", ":none"):
         validation.validate(parse(preset=preset))
 
 
-@pytest.mark.parametrize("preset", ["tasks", "memory", "long"])
+@pytest.mark.parametrize("preset", ["tasks", "memory", "names", "long"])
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"
     validation.validate(command.parse(["--config", spec], "")[0])
