@@ -4,7 +4,7 @@
     python -m rmt_jax.train --config configs/multitask.py:smoke    the whole way in under a minute
     python -m rmt_jax.train --config configs/multitask.py:gpt2     the paper's model
     python -m rmt_jax.train --config configs/multitask.py:long     longer texts, hours on two cores
-    python -m rmt_jax.train --config configs/multitask.py:armt     or prmt, delta, none: other memories
+    python -m rmt_jax.train --config configs/multitask.py:armt     (prmt, delta, none) other memory
 
 `small` starts from the backbone that ships with the package (made by configs/pretrain.py);
 --config.init= (empty) starts from nothing.

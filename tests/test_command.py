@@ -64,7 +64,10 @@ def test_config_survives_json():
         (["--config.curriculum.segments=1,x"], "curriculum.segments takes a whole number"),
         (["--config.model.heads=3"], "model.width 64 does not divide into model.heads 3"),
         (["--config.model.memory_tokens=0"], "needs memory tokens"),
-        (["--config.model.cell=lstm"], "must be one of rmt, prmt, armt, none, but got 'lstm'"),
+        (
+            ["--config.model.cell=lstm"],
+            "must be one of rmt, prmt, armt, delta, none, but got 'lstm'",
+        ),
         (["--config.data.tasks=qa21"], "must be one of qa1"),
         (["--config.data.tasks=qa1,qa1"], "names a task twice"),
         (["--config.data.tasks="], "data.tasks is empty"),
