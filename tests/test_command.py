@@ -66,7 +66,7 @@ def test_config_survives_json():
         (["--config.model.memory_tokens=0"], "needs memory tokens"),
         (
             ["--config.model.cell=lstm"],
-            "must be one of rmt, prmt, armt, delta, none, but got 'lstm'",
+            "one of rmt, prmt, armt, delta, none, but got 'lstm'",
         ),
         (["--config.data.tasks=qa21"], "must be one of qa1"),
         (["--config.data.tasks=qa1,qa1"], "names a task twice"),
