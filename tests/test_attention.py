@@ -71,6 +71,24 @@ def test_the_fused_form_gives_the_einsums_numbers():
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_blocks_of_queries_give_the_whole(biased):
+    places = 2 * attention.BLOCK + 57
+    *inputs, known = arrays(places=places)
+    visible = jnp.tril(jnp.ones((places, places), bool)) & known[:, None]
+    bias = None
+    if biased:
+        at = jnp.broadcast_to(jnp.arange(places), (2, places))
+        bias = attention.alibi(2, at, at, jnp.ones((places, places), bool))
+
+    def run(form):
+        return lambda *a: jnp.square(form(*a, visible, bias) * known[:, :, None, None]).sum()
+
+    whole = jax.value_and_grad(run(attention.plain), argnums=(0, 1, 2))(*inputs)
+    blocks = jax.value_and_grad(run(attention.in_blocks), argnums=(0, 1, 2))(*inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, blocks)
+
+
 def test_cudnn_takes_what_we_give_it(monkeypatch):
     """JAX's own checks and the lowering for CUDA, forward and backward, also with
     stacked layers (the diagonal schedule's vmap); running it takes a GPU."""
