@@ -250,3 +250,11 @@ def test_an_open_delta_gate_replaces_and_a_closed_one_leaves_every_bit():
     after = closed.remember(memory, Segment(tokens[:, 0], mask[:, 0]))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), after.state, memory.state))
     assert after.started.all()
+
+
+def test_a_closed_gate_can_learn_to_open():
+    x = jnp.array([-4.0, 0.0, 4.0])
+    value, slope = jax.vmap(jax.value_and_grad(layerwise.gate))(x)
+    np.testing.assert_allclose(value, [0, 0.5, 1], atol=1e-6)
+    np.testing.assert_allclose(slope, 1.2 * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x), rtol=1e-5)
+    assert (slope > 0.02).all()
