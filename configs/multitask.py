@@ -125,6 +125,7 @@ def smoke() -> Config:
         model=dataclasses.replace(
             config.model, layers=1, width=32, heads=2, conv_width=3, memory_tokens=4
         ),
+        optimizer=dataclasses.replace(config.optimizer, accumulate=1),
         curriculum=Curriculum(
             segments=(1, 2),
             steps=(20, 10),
