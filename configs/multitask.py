@@ -87,8 +87,8 @@ def cell(name: str) -> Config:
 def long() -> Config:
     """Longer texts: goes on from the checkpoint that ships as `multitask` (configs/pretrain.py:long
     made it; docs/RESULTS.md) with the same memory, segments, prompt and questions, on texts of 32
-    segments of 256. Not run yet: 60 million tokens, of which one core reads about ten thousand a
-    second."""
+    segments of 256. Not run yet: 60 million tokens, of which one core trained about eleven thousand
+    a second."""
     config = small()
     return config.replace(
         init="multitask",
@@ -98,7 +98,7 @@ def long() -> Config:
         prompt=Prompt(source="both", place="every", tokens=26),
         data=dataclasses.replace(config.data, align="sentence"),
         optimizer=dataclasses.replace(
-            config.optimizer, adam_learning_rate=1.5e-3, accumulate=8, stillness=0.5
+            config.optimizer, adam_learning_rate=1.5e-3, accumulate=8, stillness=0.1
         ),
         curriculum=Curriculum(
             segments=(16, 32),
