@@ -99,8 +99,8 @@ def memory() -> Config:
 
 def names() -> Config:
     """Aside: a backbone that copies names rather than knowing them. Three stories in five bear
-    names from thousands of words; one segment, the five tasks at once. From the shipped backbone,
-    5,000 steps, 20 minutes of a core; what it gave, and what it costs: docs/RESULTS.md."""
+    names from thousands of words; one segment, the five tasks at once. Distilled from pieces 16 to
+    18 of docs/RESULTS.md, which says what they gave; not run from start to end."""
     config = tasks()
     return config.replace(
         init="backbone",
