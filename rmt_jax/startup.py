@@ -45,7 +45,8 @@ def one_device_a_core(config: Config) -> None:
     process that has started JAX already.
     """
     m, mesh = config.model, config.mesh
-    told = "JAX_NUM_CPU_DEVICES" in os.environ or jax.config.jax_num_cpu_devices > 0
+    set_already = getattr(jax.config, "jax_num_cpu_devices", -1) > 0
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or set_already
     if told or mesh.data != -1 or mesh.fsdp * mesh.tensor > 1:
         return
     if 12 * m.layers * m.width**2 > COPIED or cluster.find(os.environ) is not None:
