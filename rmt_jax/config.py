@@ -9,7 +9,9 @@ import difflib
 from dataclasses import dataclass, field
 
 ALIGNS = ("left", "right", "sentence")
-CELLS = ("rmt", "prmt", "armt", "delta", "none")
+# Memory cells, and how often their M memory tokens stand in a segment.
+SIDES = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 1, "none": 0}
+CELLS = tuple(SIDES)
 SCHEDULES = ("auto", "sequential", "diagonal")
 POSITIONS = ("learned", "alibi", "rotary")
 PROMPT_SOURCES = ("none", "question", "description", "both", "learned")

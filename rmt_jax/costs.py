@@ -10,10 +10,8 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from rmt_jax.config import Config
+from rmt_jax.config import SIDES, Config
 
-# How often the M memory tokens stand in a segment.
-SIDES = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 1, "none": 0}
 ADAMW = 16.0  # FLOPs a weight: two moments, their corrections, root, decay, clip
 NEWTON = 5  # Muon's iterations (optax's default)
 

@@ -10,6 +10,7 @@ from rmt_jax.config import (
     PROMPT_PLACES,
     PROMPT_SOURCES,
     SCHEDULES,
+    SIDES,
     Config,
     ConfigError,
     fields,
@@ -75,7 +76,7 @@ def validate(config: Config) -> None:
     if p.source != "none":
         _at_least("prompt.tokens", p.tokens, 1)
     prompt = 0 if p.source == "none" else p.tokens
-    sides = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 1, "none": 0}[m.cell]
+    sides = SIDES[m.cell]
     if m.position_layout == "wrap_pos" and sides:
         sides -= 1  # the write memory has rows of its own
     need = sides * m.memory_tokens + prompt + m.segment_tokens
