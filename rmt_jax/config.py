@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 ALIGNS = ("left", "right", "sentence")
 # Memory cells, and how often their M memory tokens stand in a segment.
-SIDES = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 1, "none": 0}
+SIDES = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 0, "none": 0}
 CELLS = tuple(SIDES)
 SCHEDULES = ("auto", "sequential", "diagonal")
 POSITIONS = ("learned", "alibi", "rotary")
@@ -32,10 +32,10 @@ class Model:
     max_positions: int = 1024  # rows of the learned position table
     conv_width: int = 0  # causal depthwise convolution on the attention input; 0 is GPT-2
     segment_tokens: int = 512  # L
-    memory_tokens: int = 16  # M
+    memory_tokens: int = 16  # M (delta and none have none)
     position_layout: str = "plain"  # plain | wrap_pos (the table grows by the memory's)
-    d_mem: int = 64  # armt, delta: width of keys before the DPFP feature map
-    nu: int = 3  # armt, delta: DPFP order; K = 2 * nu * d_mem
+    d_mem: int = 64  # armt: width of keys before the DPFP feature map; delta: K, that of its keys
+    nu: int = 3  # armt: DPFP order; K = 2 * nu * d_mem
     bptt: int = 0  # segments that gradients flow back through; 0: all
     remat: bool = True  # rematerialise each segment in the backward pass
     scan_layers: bool = True  # layers as one compiled loop (fast to compile) or unrolled
@@ -97,7 +97,7 @@ class Optimizer:
     adam_learning_rate: float = 0.0  # muon: rate of what is not a matrix; 0: same as the stage's
     conv_rate: float = 1.0  # learning rate of the short convolution, times that of the rest
     accumulate: int = 1  # microbatches a step
-    stillness: float = 0.0  # weight of the penalty on memory change over background (with probes)
+    stillness: float = 0.0  # weight of the penalty on memory change over background
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ class Config:
     mesh: Mesh = field(default_factory=Mesh)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    init: str = (
-        ""  # weights to start from: a folder, a hub name, "backbone" (shipped); empty: random
-    )
+    # Weights to start from: a folder, a hub name, or what ships with the package ("backbone",
+    # "backbone-rmt", "multitask"); empty: random.
+    init: str = ""
     seed: int = 0
     log_every: int = 10
 

@@ -34,25 +34,39 @@ def places(config: Config) -> int:
     )
 
 
+def chunk(text: int) -> int:
+    """Tokens that a delta memory writes at once."""
+    from rmt_jax.models.layerwise import CHUNK
+
+    return min(CHUNK, text)
+
+
 def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> float:
     """FLOPs of the products in one text's forward pass over a segment; logits and elementwise work
     are left out. `causal`: count the visible half of the scores only (what the model needs), and
     not all that an einsum computes. `wanted`: places whose hidden state is asked for; behind its
     keys and values an unrolled last layer makes these and the write memory only (`Plain.step`)."""
     m, n = config.model, places(config)
-    width, memory = m.width, m.memory_tokens
+    width, memory = m.width, m.memory_tokens if SIDES[m.cell] else 0
     scores = 4.0 * width * n * (0.5 if causal else 1)  # of one query
     layer = n * (24.0 * width**2 + scores)  # qkv 6, out 2, up 8, down 8: two for each of 12·D²
     top = wanted + memory
     left_out = 0.0
-    if SIDES[m.cell] and not m.scan_layers and m.schedule != "diagonal" and top < n:
+    if not m.scan_layers and m.schedule != "diagonal" and top < n:
         left_out = (n - top) * (18.0 * width**2 + scores)
-    if m.cell in ("armt", "delta"):
+    if m.cell == "armt":
         rows = 2 * m.nu * m.d_mem  # K
         layer += 2.0 * n * width * m.d_mem + 2.0 * n * rows * (width + 1)  # query, recall
         layer += 2.0 * memory * width * (m.d_mem + width + 1)  # key, value, beta
         layer += 2.0 * memory * rows * (width + 1)  # what is known already
         layer += 2.0 * memory * rows * (width + 1)  # the new matrix and norm
+    if m.cell == "delta":
+        text, keys = m.segment_tokens, m.d_mem
+        layer += 2.0 * n * width * keys * 2  # query, recall
+        layer += 2.0 * text * width * (keys + width + 1)  # key, value, beta
+        layer += 2.0 * text * keys * width * 2  # what is known already, the new matrix
+        layer += 2.0 * text * chunk(text) * (2 * keys + width)  # alike, nearer, what they add
+        # The triangular system is solved, not multiplied: compilers count nothing for it.
     convolved = n - SIDES[m.cell] * memory
     return m.layers * (layer + 2.0 * m.conv_width * convolved * width) - left_out
 
@@ -107,10 +121,15 @@ def segment_bytes(config: Config, batch: int) -> float:
     kept += m.heads * n * (4.0 + size)  # scores and softmax
     weights = 12.0 * m.width**2 * size
     layer = 2.0 * batch * n * kept + weights
-    if m.cell in ("armt", "delta"):
+    if m.cell == "armt":
         rows = 2 * m.nu * m.d_mem
         layer += (2.0 * m.width * m.d_mem + m.width**2) * size
         layer += 4.0 * batch * (2.0 * n * rows + 3.0 * rows * m.width)  # features; matrix 2 r, 1 w
+    if m.cell == "delta":
+        text, keys = m.segment_tokens, m.d_mem
+        layer += (2.0 * m.width * keys + m.width**2) * size
+        layer += 4.0 * batch * (2.0 * (n + text) * keys + 4.0 * text * m.width)  # q, k; v, o
+        layer += 4.0 * batch * 3.0 * keys * m.width * -(-text // chunk(text))  # matrix 2 r, 1 w
     return m.layers * layer
 
 

@@ -1,11 +1,12 @@
 """Greedy decoding of an answer: the last, ragged segment is read once, then one token a step.
 
 Keys and values of what was seen are kept (a KV cache). While decoding, the read memory is seen and
-nothing is written: no write tokens (RMT), no write to the associations (ARMT). All shapes are
+nothing that lasts is written: no write tokens (RMT), no write to the associations (ARMT); what a
+delta memory takes up from the question and the answer ends with them. All shapes are
 static, so that one compilation serves every text and every batch of the same size.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ class Cache(NamedTuple):
     mask: jax.Array  # bool[B, slots]  slot holds a token
     positions: jax.Array  # i32[B, slots]
     next: jax.Array  # i32[B]  position of the next token
+    state: Any  # memory of layer-wise cells; delta's grows with every token of the answer
 
 
 def greedy(
@@ -66,13 +68,14 @@ def prefill(
     """Reads the tail. Returns the hidden state [B, D] of its last token, and the cache."""
     x, view = model.enter(memory, _right_aligned(tail), prompt, decoding=True)
     last = jnp.full((len(x), 1), x.shape[1] - 1)
-    x, _, seen = model.layers(x, memory, view, keep=True, top=last)
+    x, state, seen = model.layers(x, memory, view, keep=True, top=last)
     assert seen is not None
     cache = Cache(
         past=Past(_roomy(seen.keys, room, 2), _roomy(seen.values, room, 2), seen.inputs),
         mask=_roomy(view.mask, room, 1),
         positions=_roomy(view.positions, room, 1),
         next=view.mask.sum(axis=1, dtype=jnp.int32),
+        state=state,
     )
     return model.backbone.ln_f(x[:, -1]), cache
 
@@ -92,7 +95,8 @@ def decode(
         bias = attention.alibi(model.heads, own, keys, counted)
     visible = jnp.concatenate([cache.mask, here], axis=1)[:, None, :]
     view = View(own, here, visible, bias, sections=((0, 1),))
-    x, _, seen = model.layers(x, memory, view, cache.past, keep=True)
+    memory = memory._replace(state=cache.state)
+    x, state, seen = model.layers(x, memory, view, cache.past, keep=True)
     assert seen is not None
 
     def put(kept, new, axis):
@@ -102,7 +106,7 @@ def decode(
         put(cache.past.keys, seen.keys, 2), put(cache.past.values, seen.values, 2), seen.inputs
     )
     mask, positions = put(cache.mask, here, 1), put(cache.positions, own, 1)
-    return model.backbone.ln_f(x[:, -1]), Cache(past, mask, positions, cache.next + 1)
+    return model.backbone.ln_f(x[:, -1]), Cache(past, mask, positions, cache.next + 1, state)
 
 
 def _right_aligned(tail: Segment) -> Segment:

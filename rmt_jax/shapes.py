@@ -14,7 +14,7 @@
 | Q      | questions per answered segment                                   |
 | T      | tokens per answer, the end token included                        |
 | N      | tokens per probe: the question asked of a memory, with an answer |
-| K      | rows of an associative memory (ARMT)                             |
+| K      | rows of an associative memory (ARMT, delta)                      |
 
 Only `numpy` is needed here, so that data workers start without JAX. A `NamedTuple` is a JAX
 pytree already.
@@ -61,7 +61,8 @@ class Batch(NamedTuple):
         Array  # i32[B, R, Q]   metrics row of the question: task index, or len(tasks) for auxiliary
     )
     probe: "Segment | None" = None  # tokens i32[B, R, N], mask bool[B, R, N]
-    idle: Array | None = None  # bool[B, R]  background alone, after a segment with facts
+    idle: Array | None = None  # bool[B, R]  background alone, after a segment with facts; None:
+    # nobody asks (optimizer.stillness is 0)
 
 
 class Segment(NamedTuple):

@@ -66,10 +66,10 @@ def validate(config: Config) -> None:
             f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width that"
             f" is a multiple of the heads, e.g. {m.heads * max(1, round(m.width / m.heads))}."
         )
-    if m.cell != "none" and m.memory_tokens == 0:
+    if SIDES[m.cell] and m.memory_tokens == 0:
         raise ConfigError(
             f"model.cell '{m.cell}' needs memory tokens, but model.memory_tokens is 0: set it to 1"
-            " or more, or take model.cell=none."
+            " or more, or take model.cell=delta, which has none."
         )
     if m.schedule == "diagonal":
         check_diagonal(m.cell)
@@ -118,18 +118,13 @@ def validate(config: Config) -> None:
             "curriculum.probes=1 needs the answer after every fact, which the official files do"
             " not give: take data.facts=simulated, or set curriculum.probes to 0."
         )
-    if config.optimizer.stillness and not any(c.probes):
-        raise ConfigError(
-            f"optimizer.stillness {config.optimizer.stillness:g} counts segments of background in"
-            " batches with probes: set curriculum.probes to 1, or stillness to 0."
-        )
     stages = len(c.segments)
     if not stages:
         raise ConfigError("curriculum.segments is empty: a curriculum needs at least one stage.")
     for name, value in dataclasses.asdict(c).items():
         if len(value) not in (1, stages):
             raise ConfigError(
-                f"curriculum.{name} has {len(value)} entries for {stages} stages"
+                f"curriculum.{name} has {len(value)} entries for {stages} stage{'s' * (stages > 1)}"
                 f" (curriculum.segments): give {stages}, or one for all stages."
             )
     for name in ("segments", "batch"):
@@ -185,6 +180,13 @@ def _validate_texts(config: Config) -> None:
             raise ConfigError(
                 f"curriculum.questions: '{text}' is no list of probabilities such as '1 .5 0'."
             )
+    dense = any(float(rate) > 0 for text in config.curriculum.questions for rate in text.split())
+    if config.optimizer.stillness and not (dense or any(config.curriculum.probes)):
+        raise ConfigError(
+            f"optimizer.stillness {config.optimizer.stillness:g} needs texts that are asked in"
+            " every segment: give curriculum.questions a chance above 0, curriculum.probes 1,"
+            " or stillness to 0."
+        )
     if not sum(config.curriculum.steps):
         raise ConfigError("curriculum.steps is 0 in every stage: there is nothing to train.")
 

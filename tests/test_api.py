@@ -16,6 +16,7 @@ FORMS = [
     {"cell": "rmt", "positions": "alibi", "conv_width": 3},
     {"cell": "prmt", "positions": "rotary"},
     {"cell": "armt", "conv_width": 2},
+    {"cell": "delta", "positions": "alibi", "conv_width": 3},
 ]
 
 

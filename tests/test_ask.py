@@ -237,13 +237,18 @@ def test_no_checkpoint(book, capsys):
     assert str(book.parent / "run") in capsys.readouterr().err
 
 
-def test_the_shipped_checkpoint_answers_by_default(tmp_path, capsys):
+def test_a_model_that_is_told_the_question_first_needs_one(tmp_path, book, capsys):
+    tiny_run.model(tmp_path / "run", source="question")
+    assert ask.main(["--workdir", str(tmp_path / "run"), "--file", str(book), "--quiet"]) == 2
+    assert "give --question" in capsys.readouterr().err
+
+
+def test_the_shipped_checkpoint_answers_by_default(tmp_path, capsys, monkeypatch):
     book = tmp_path / "book.txt"
     facts = "Mary went to the garden. John moved to the office. Mary travelled to the kitchen."
     book.write_text(facts + " Then nothing happened for the rest of the long and quiet evening.")
     words = ["--file", str(book), "--quiet"]
-    for question, answer in (("Where is Mary?", "kitchen"), ("Where is John?", "office")):
-        assert ask.main([*words, "--question", question]) == 0
-        assert capsys.readouterr().out.strip() == answer
-    assert ask.main(words) == 2  # a model that is told the question first
-    assert "give --question" in capsys.readouterr().err
+    typed = iter(["Where is Mary?", "Where is John?", ""])  # of a text that was read once
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    assert ask.main(words) == 0
+    assert capsys.readouterr().out.split() == ["kitchen", "office"]

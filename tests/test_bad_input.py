@@ -27,7 +27,6 @@ SETTINGS = [
     ("model.dtype=float16", "must be one of auto, float32, bfloat16, but got 'float16'"),
     ("model.attention=flash", "must be one of auto, xla, but got 'flash'"),
     ("model.schedule=fast", "must be one of auto, sequential, diagonal, but got 'fast'"),
-    ("model.schedule=diagonal", "does not go with model.cell=rmt: its last layer's output"),
     ("model.scan_layers=2", "model.scan_layers takes true or false, but got '2'"),
     ("model=rmt", "The config has no field 'model'"),
     ("model.", "The config has no field 'model.'"),

@@ -20,7 +20,7 @@ def parse(*overrides: str, preset: str = "") -> Config:
 
 
 def test_presets_are_valid():
-    for preset in ("", ":small", ":long", ":smoke", ":gpt2", ":armt", ":prmt", ":delta", ":none"):
+    for preset in ("", ":small", ":long", ":smoke", ":gpt2", ":rmt", ":armt", ":prmt", ":none"):
         validation.validate(parse(preset=preset))
 
 
@@ -63,7 +63,11 @@ def test_config_survives_json():
         (["--config.optimizer.clip=big"], "optimizer.clip takes a number, but got 'big'"),
         (["--config.curriculum.segments=1,x"], "curriculum.segments takes a whole number"),
         (["--config.model.heads=3"], "model.width 64 does not divide into model.heads 3"),
-        (["--config.model.memory_tokens=0"], "needs memory tokens"),
+        (["--config.model.cell=rmt", "--config.model.memory_tokens=0"], "needs memory tokens"),
+        (
+            ["--config.model.cell=rmt", "--config.model.schedule=diagonal"],
+            "does not go with model.cell=rmt: its last layer's output",
+        ),
         (
             ["--config.model.cell=lstm"],
             "one of rmt, prmt, armt, delta, none, but got 'lstm'",
@@ -74,7 +78,7 @@ def test_config_survives_json():
         (["--config.data.weights=1,2"], "has 2 numbers for 5 tasks"),
         (["--config.data.facts=official"], "needs data.babi_dir"),
         (["--config.curriculum.batch=0"], "curriculum.batch must be 1 or more, but got 0"),
-        (["--config.curriculum.steps=1,2,3"], "has 3 entries for 2 stages"),
+        (["--config.curriculum.steps=1,2,3"], "has 3 entries for 1 stage "),
         (["--config.curriculum.background=2"], "is a probability, but got 2"),
         (["--config.optimizer.accumulate=5"], "does not divide the batches"),
         (["--config.checkpoint.keep=0"], "checkpoint.keep must be 1 or more"),

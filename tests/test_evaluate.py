@@ -205,19 +205,26 @@ def test_inspection_sees_every_segment(model, tmp_path):
     source = questions.Generated(model)
     q = source.ask("qa1", "3s", range(1))[0]
     seen = inspection.trace(model, q.asked)
-    assert seen.change.shape == (3, 2) and seen.attention.shape == (3, 2, 48)
+    assert seen.change.shape == (3, 2) and seen.looks.shape == (3, 2, 48)
     # What write memory pays to the text is a part of its attention, padding gets none.
-    assert (seen.attention.sum(axis=2) <= 1 + 1e-5).all() and seen.attention.max() > 0
-    assert (seen.attention[~np.broadcast_to(seen.mask[:, None], seen.attention.shape)] == 0).all()
+    assert (seen.looks.sum(axis=2) <= 1 + 1e-5).all() and seen.looks.max() > 0
+    assert (seen.looks[~np.broadcast_to(seen.mask[:, None], seen.looks.shape)] == 0).all()
     paths = inspection.inspect(model, source, ["qa1"], ["3s"], tmp_path)
     assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
 
 
-@pytest.mark.parametrize("cell", ["none", "prmt", "armt"])
+@pytest.mark.parametrize("cell", ["none", "prmt", "armt", "delta"])
 def test_other_cells_can_be_inspected(tmp_path, cell):
     model = tiny_run.model(tmp_path, cell)
-    seen = inspection.trace(model, questions.Generated(model).ask("qa1", "3s", range(1))[0].asked)
+    source = questions.Generated(model)
+    seen = inspection.trace(model, source.ask("qa1", "3s", range(1))[0].asked)
     assert len(seen.change) == 3 and np.isfinite(seen.change).all()
+    if seen.gated:  # the gate of every token of the text, layer by layer; padding has none
+        assert seen.looks.shape[1] == model.config.model.layers
+        assert (0 <= seen.looks).all() and 0 < seen.looks.max() <= 1
+        assert not np.moveaxis(seen.looks, 1, 2)[~seen.mask].any()
+        paths = inspection.inspect(model, source, ["qa1"], ["3s"], tmp_path)
+        assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
 
 
 def test_command_line(run, tmp_path, capsys):

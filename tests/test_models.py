@@ -138,11 +138,12 @@ def test_convolution_is_causal_starts_as_nothing_and_keeps_off_the_memory():
     block = nnx.merge(nnx.split(block)[0], layer)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9, 16)), jnp.float32)
     view = View(jnp.arange(9)[None], jnp.ones((1, 9), bool), None, None, ((2, 7),), 2, 2)
-    share = block._look_back(x, view, None)[0] - x
+    normal = block.ln_1(x)
+    share = block.look(x, view, None)[0] - normal
     assert not share[:, :2].any() and not share[:, 7:].any()  # memory tokens take no part
     kernel = block.conv[...]
-    np.testing.assert_allclose(share[0, 2], kernel[0] * x[0, 2], rtol=1e-4, atol=1e-6)
-    wanted = kernel[0] * x[0, 6] + kernel[1] * x[0, 5] + kernel[2] * x[0, 4]
+    np.testing.assert_allclose(share[0, 2], kernel[0] * normal[0, 2], rtol=1e-4, atol=1e-6)
+    wanted = kernel[0] * normal[0, 6] + kernel[1] * normal[0, 5] + kernel[2] * normal[0, 4]
     np.testing.assert_allclose(share[0, 6], wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -194,55 +195,60 @@ def test_answers_depend_on_the_first_segment_through_memory_alone():
         assert np.array_equal(run(batch), run(changed)) == (cell == "none")
 
 
-def delta(bias=0.0, tokens=5):
-    """A delta cell, one layer's slice of it, and what a segment would write: x [2, tokens, D]."""
-    graph, params = tiny.model(cell="delta", memory_tokens=tokens)
+def delta(bias=0.0, tokens=40):
+    """A delta cell, one layer's slice of it, and what attention would see of two texts of a prompt
+    of 3 places and `tokens` tokens, more than one chunk: x [2, 3 + tokens, D]."""
+    graph, params = tiny.model(cell="delta")
     params["associative"]["beta_bias"] += bias
     cell = models.merge(graph, params)
     weights = jax.tree.map(lambda leaf: leaf[0], cell.layer_weights())
-    x = np.random.default_rng(2).standard_normal((2, tokens, 16)).astype(np.float32)
-    view = cell.view(jnp.ones((2, tokens), bool), (), 0, tokens)
-    return cell, cell._layer_module(weights), x, view
+    x = np.random.default_rng(2).standard_normal((2, 3 + tokens, 16)).astype(np.float32)
+    mask = jnp.ones((2, 3 + tokens), bool)
+    view = cell.view(mask, ((0, 3), (3, 3 + tokens)), 0, 0)
+    return cell, cell._layer_module(weights)["associative"], jnp.asarray(x), view
 
 
-def test_delta_writes_its_tokens_one_after_the_other():
-    cell, module, x, view = delta()
-    maps = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), nnx.to_pure_dict(
+def matrices(cell, seed=3):
+    shape = (2, cell.rows, 16)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def test_delta_reads_and_writes_token_by_token():
+    cell, maps, x, view = delta(bias=1.0)
+    assert x.shape[1] - 3 > layerwise.CHUNK
+    kernel = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), nnx.to_pure_dict(
         nnx.split(cell.associative)[1]))  # fmt: skip
-    known = np.random.default_rng(3).standard_normal((2, cell.rows, 16))
-    state = layerwise.Associations(jnp.asarray(known, jnp.float32), ())
-    new = cell._after(module, x, state, None, view).matrix
-
-    def features(y):
-        r = np.concatenate([np.maximum(y, 0), np.maximum(-y, 0)])
-        products = np.concatenate([r * np.roll(r, j) for j in (1, 2, 3)])
-        return products / np.linalg.norm(products)
-
-    for text, matrix in zip(x.astype(np.float64), known, strict=True):
-        for token in text:
-            key = features(token @ maps["key"])
-            sigmoid = 1 / (1 + np.exp(-(token @ maps["beta"] + maps["beta_bias"])))
+    known = np.asarray(matrices(cell), np.float64)
+    found, matrix = layerwise.associate(maps, x, matrices(cell), view)
+    for b, text in enumerate(np.asarray(x, np.float64)):
+        for n, token in enumerate(text):
+            query, key = token @ kernel["query"], token @ kernel["key"]
+            read = query / np.linalg.norm(query) @ known[b]
+            np.testing.assert_allclose(found[b, n], read, rtol=1e-4, atol=1e-4)
+            if n < 3:
+                continue  # the prompt writes nothing
+            key /= np.linalg.norm(key)
+            sigmoid = 1 / (1 + np.exp(-(token @ kernel["beta"] + kernel["beta_bias"])))
             strength = np.clip(1.2 * sigmoid - 0.1, 0, 1)
-            matrix += np.outer(key, strength * (token @ maps["value"] - key @ matrix))
-    np.testing.assert_allclose(new, known, rtol=1e-5, atol=1e-5)
+            known[b] += np.outer(key, strength * (token @ kernel["value"] - key @ known[b]))
+    np.testing.assert_allclose(matrix, known, rtol=1e-4, atol=1e-4)
 
 
 def test_an_open_delta_gate_replaces_and_a_closed_one_leaves_every_bit():
-    cell, module, x, view = delta(bias=20.0)
-    old = layerwise.Associations(jnp.asarray(np.random.default_rng(3).standard_normal(
-        (2, cell.rows, 16)), jnp.float32), ())  # fmt: skip
-    new = cell._after(module, x, old, None, view)
+    cell, maps, x, view = delta(bias=20.0)
+    old = matrices(cell)
+    new = layerwise.associate(maps, x, old, view)[1]
     # What was written last is read back exactly, whatever was there before.
-    maps = module["associative"]
-    key = layerwise._unit(maps.features(x[:, -1] @ maps.key[...]))
-    found = jnp.einsum("bk,bkd->bd", key, new.matrix)
-    np.testing.assert_allclose(found, x[:, -1] @ maps.value[...], rtol=1e-4, atol=1e-5)
-    # Written once more, nothing changes any longer at that key; and the memory does not grow.
+    key = layerwise._unit(x[:, -1] @ maps.key[...])
+    found = jnp.einsum("bk,bkd->bd", key, new)
+    np.testing.assert_allclose(found, x[:, -1] @ maps.value[...], rtol=1e-4, atol=1e-4)
+    # However often the same text is read, the memory does not grow.
+    read = jax.jit(lambda matrix: layerwise.associate(maps, x, matrix, view)[1])
     for _ in range(50):
-        new = cell._after(module, x, new, None, view)
-    assert jnp.abs(new.matrix).max() < 2 * jnp.abs(old.matrix).max()
+        new = read(new)
+    assert jnp.abs(new).max() < 4 * jnp.abs(old).max()
 
-    closed, _, _, _ = delta(bias=-20.0)
+    closed = delta(bias=-20.0)[0]
     tokens, mask = tiny.text()
     memory = closed.initial(2)._replace(state=jax.tree.map(
         lambda a: jnp.asarray(np.random.default_rng(4).standard_normal(a.shape), a.dtype),
@@ -250,6 +256,13 @@ def test_an_open_delta_gate_replaces_and_a_closed_one_leaves_every_bit():
     after = closed.remember(memory, Segment(tokens[:, 0], mask[:, 0]))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), after.state, memory.state))
     assert after.started.all()
+
+
+def test_a_word_is_found_under_itself_before_delta_has_learned_anything():
+    settings, prompt = tiny.settings(cell="delta"), config.Prompt("none")
+    maps = models.build(settings, prompt, tiny.VOCAB, 2, nnx.Rngs(0)).associative
+    assert np.array_equal(maps.query[...], maps.key[...])
+    assert (layerwise.gate(maps.beta_bias[...]) < 0.2).all()
 
 
 def test_a_closed_gate_can_learn_to_open():

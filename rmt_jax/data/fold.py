@@ -48,6 +48,7 @@ def fold(
     prompt: config.Prompt,
     align: str = "left",
     probe_tokens: int = 0,
+    idle: bool = False,
 ) -> Batch:
     """`Batch` with S = segments, L = segment_tokens, T = room, R = answered, Q = questions.
 
@@ -55,7 +56,8 @@ def fold(
     segment's end are not counted (weight 0). The question at the end is the task's row of the
     metrics, all others are auxiliary. With `probe_tokens` (N) the final question is asked of the
     memory after each of the last R segments but the last one too, where the facts read by then
-    answer it: Q is one more then, and `idle` tells which of them, behind the first fact, hold none.
+    answer it: Q is one more then. `idle`: tell which of these segments, behind the first fact, hold
+    background alone.
     Raises ValueError when a text does not fit in S segments.
     """
     b, s, length = len(samples), segments, segment_tokens
@@ -69,7 +71,7 @@ def fold(
     row = np.full((b, r, shown), len(tasks), np.int32)
     probe = np.full((b, r, n), tokenizer.pad, np.int32)
     probe_mask = np.zeros((b, r, n), bool)
-    idle = np.zeros((b, r), bool)
+    calm = np.zeros((b, r), bool)
     told = np.zeros((b, prompt.tokens), np.int32)
     told_mask = np.zeros((b, prompt.tokens), bool)
     number = {name: i for i, name in enumerate(tasks)}
@@ -105,13 +107,13 @@ def fold(
             place = (i, here, int(filled[here]))
             _count(at, answer, weight, place, planted.at - start, planted.answer)
             filled[here] += 1
-        for k, (start, end) in enumerate(parts[:-1] if n else ()):
+        for k, (start, end) in enumerate(parts[:-1]):
             here = empty + k - (s - r)
             if here < 0:
                 continue
             inside = (first < end and stop > start for first, stop in sample.facts)
-            idle[i, here] = end > sample.facts[0][0] and not any(inside)
-            known = answered_by(sample, end)
+            calm[i, here] = end > sample.facts[0][0] and not any(inside)
+            known = answered_by(sample, end) if n else ""
             if not known:
                 continue
             right = (*tokenizer.sentence(known), tokenizer.end)
@@ -128,7 +130,7 @@ def fold(
         told[i], told_mask[i] = prompts.ids(prompt, tokenizer, sample.task, sample.question)
     task = np.array([number[sample.task] for sample in samples], np.int32)
     probes = Segment(probe, probe_mask) if n else None
-    still = idle if n else None
+    still = calm if idle else None
     return Batch(tokens, mask, told, told_mask, task, at, answer, weight, row, probes, still)
 
 

@@ -105,7 +105,8 @@ class Loader:
         if stage.dense:
             questions = max(2, self.config.model.segment_tokens // TOKENS_PER_QUESTION)
         probe = PROBE + self.composer.room if stage.probes and segments > 1 else 0
-        return self.fold(samples, segments, answered, questions, probe)
+        idle = self.config.optimizer.stillness > 0 and answered > 1
+        return self.fold(samples, segments, answered, questions, probe, idle)
 
     def fold(
         self,
@@ -114,6 +115,7 @@ class Loader:
         answered: int = 1,
         questions: int = 1,
         probe_tokens: int = 0,
+        idle: bool = False,
     ) -> Batch:
         """Samples of this loader's composer as a `Batch`."""
         return fold(
@@ -128,6 +130,7 @@ class Loader:
             prompt=self.config.prompt,
             align=self.config.data.align,
             probe_tokens=probe_tokens,
+            idle=idle,
         )
 
     def _sample(self, stage: Stage, segments: int, index: int) -> Sample:

@@ -2,8 +2,8 @@
 
 `inspect` reads one sample segment by segment and draws how much each memory token (of RMT and PRMT;
 each layer's associations, of ARMT and delta) changes, where the facts stood, and what the write
-memory looked at. It runs the same cell on the same weights, one segment at a time, with attention
-laid open.
+memory looked at (of delta: which tokens opened their gates). It runs the same cell on the same
+weights, one segment at a time, with attention laid open.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 
 from rmt_jax import models
 from rmt_jax.evaluation import answering
-from rmt_jax.models import attention
+from rmt_jax.models import attention, layerwise
 from rmt_jax.report import figures
 from rmt_jax.shapes import Prompt, Segment
 
@@ -27,10 +27,13 @@ class Trace(NamedTuple):
     """One text, S segments."""
 
     change: np.ndarray  # f32[S, rows]  relative change of each memory token (ARMT: of each layer)
-    attention: np.ndarray  # f32[S, M, L]  write memory to text, mean over layers and heads
+    # f32[S, M, L]  attention of the write memory to the text, mean over layers and heads; of delta
+    # f32[S, layers, L]  how far each token opens its gate
+    looks: np.ndarray
     tokens: np.ndarray  # i32[S, L]
     mask: np.ndarray  # bool[S, L]
     kind: str  # what a row of `change` is
+    gated: bool  # `looks` are gates
 
 
 def trace(model: Any, asked: answering.Asked) -> Trace:
@@ -54,12 +57,13 @@ def trace(model: Any, asked: answering.Asked) -> Trace:
         looks.append(np.asarray(look))
         memory = new
     kind = "layer's associations" if hasattr(memory.state, "matrix") else "memory token"
-    return Trace(np.stack(changes), np.stack(looks), tokens, mask, kind)
+    gated = model.config.model.cell == "delta"
+    return Trace(np.stack(changes), np.stack(looks), tokens, mask, kind, gated)
 
 
 def opened(cell: Any, memory: Any, segment: Segment, prompt: Prompt | None) -> tuple[Any, Any]:
-    """One step of the cell and, beside the new memory, the attention f32[M, L] of the write memory
-    to the text (mean over layers and heads; zeros for a cell without write memory)."""
+    """One step of the cell and, beside the new memory, `Trace.looks` of this segment (no rows for a
+    cell without either)."""
     new = cell.step(memory, segment, prompt)[1]
     x, view = cell.enter(memory, segment, prompt)
     layers = jax.tree.leaves(cell.layer_weights())[0].shape[0]
@@ -69,9 +73,15 @@ def opened(cell: Any, memory: Any, segment: Segment, prompt: Prompt | None) -> t
         own, state = jax.tree.map(lambda a, n=layer: a[n], (weights, states))
         if view.writes:
             looks.append(_look(cell, own, x, state, view)[:, :, -view.writes :])
+        if isinstance(cell, layerwise.Delta):
+            module = cell._layer_module(own)
+            seen, _ = module["block"].look(x, view, None)
+            looks.append(layerwise.gates(module["associative"], seen, view)[0, :, 0])
         x, _, _ = cell.layer(own, x, state, memory.started, view)
     if not looks:
         return new, jnp.zeros((0, length))
+    if not view.writes:
+        return new, jnp.stack(looks)
     stop = x.shape[1] - view.writes
     mean = jnp.stack(looks).mean(axis=(0, 1, 2))  # layers, batch of one, heads
     return new, mean[:, stop - length : stop]
@@ -84,7 +94,7 @@ def _look(cell: Any, weights: Any, x: jax.Array, state: Any, view: Any) -> jax.A
     block = module["block"]
     x = cell._before(module, x, state, view)
     batch, places, width = x.shape
-    looked, _ = block._look_back(block.ln_1(x), view, None)
+    looked, _ = block.look(x, view, None)
     qkv = block.qkv(looked).reshape(batch, places, 3, block.heads, width // block.heads)
     queries, keys = qkv[:, :, 0], qkv[:, :, 1]
     if block.rotary:
@@ -142,11 +152,11 @@ def inspect(
 
 
 def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list[Path]:
-    """Three panels: change of memory, attention over the whole text, attention where the last
-    supporting fact stands, with the words."""
+    """Three panels: change of memory, then attention (of delta: gates) over the whole text and
+    where the last supporting fact stands, with the words."""
     segments, size = seen.mask.shape
     rows = seen.change.shape[1]
-    words = seen.attention.shape[1] > 0
+    words = seen.looks.shape[1] > 0
     height = 2.2 + 0.11 * rows + (4.2 if words else 0)
     figure, grid = figures.canvas(9.0, min(height, 11), 3 if words else 1, 1)
     plots = list(grid) if words else [grid]
@@ -174,14 +184,20 @@ def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list
     )
     if words:
         shown = _attention(plots[1], plots[2], model, question, seen)
-        figure.colorbar(shown, ax=plots[2], pad=0.01, label="attention, %", aspect=12)
+        figure.colorbar(
+            shown,
+            ax=plots[2],
+            pad=0.01,
+            label="gate, %" if seen.gated else "attention, %",
+            aspect=12,
+        )
     return figures.save(figure, stem.with_suffix(".png"), pdf=True)
 
 
 def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) -> Any:
     segments, size = seen.mask.shape
     spans, key = question.facts, list(question.supporting)
-    flat = seen.attention.mean(axis=1).reshape(-1)
+    flat = seen.looks.mean(axis=1).reshape(-1)
     places = np.arange(len(flat)) / size
     if len(flat) > 4000:  # too many for a picture: the highest of each stretch
         step = -(-len(flat) // 2000)
@@ -194,7 +210,11 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
     whole.set_xlim(0, segments)
     whole.xaxis.get_major_locator().set_params(integer=True)
     whole.set_ylim(bottom=0)
-    whole.set_title("attention of the write memory to each token (mean), %")
+    whole.set_title(
+        "write gate of each token (mean over layers), %"
+        if seen.gated
+        else "attention of the write memory to each token (mean), %"
+    )
     whole.set_xlabel("segment", fontsize=9)
 
     at = max((spans[k][0] for k in key), default=0) if spans else 0
@@ -205,7 +225,7 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
         model.tokenizer.decode([int(seen.tokens[s, n])]) if seen.mask[s, n] else "" for n in shown
     ]
     image = part.imshow(
-        100 * seen.attention[s][:, first : first + len(labels)], aspect="auto", cmap="BuPu",
+        100 * seen.looks[s][:, first : first + len(labels)], aspect="auto", cmap="BuPu",
         vmin=0, interpolation="nearest",
     )  # fmt: skip
     part.set_xticks(range(len(labels)), [w.strip() or "·" for w in labels], rotation=90, fontsize=7)
@@ -213,7 +233,7 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
         if any(spans[k][0] <= s * size + n < spans[k][1] for k in key):
             tick.set_color("#D55E00")
             tick.set_fontweight("bold")
-    part.set_ylabel("write token", fontsize=9)
+    part.set_ylabel("layer" if seen.gated else "write token", fontsize=9)
     part.yaxis.get_major_locator().set_params(integer=True)
     part.set_title(f"segment {s}, where the last supporting fact stands")
     return image

@@ -115,7 +115,7 @@ class Plain(nnx.Module):
 
     def remember(self, memory: Memory, segment: Segment, prompt: Prompt | None = None) -> Memory:
         """`step` where only the memory is wanted."""
-        nowhere = jnp.zeros((memory.started.shape[0], 0), jnp.int32) if self.writing else None
+        nowhere = jnp.zeros((memory.started.shape[0], 0), jnp.int32)
         return self.step(memory, segment, prompt, nowhere)[1]
 
     def enter(

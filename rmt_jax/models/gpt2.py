@@ -141,21 +141,26 @@ class Block(nnx.Module):
             self.conv = nnx.Param(jnp.zeros((layers, config.conv_width, width)))
 
     def __call__(
-        self, x: jax.Array, view: View, past: Past | None = None, top: jax.Array | None = None
+        self,
+        x: jax.Array,
+        view: View,
+        past: Past | None = None,
+        top: jax.Array | None = None,
+        seen: tuple[jax.Array, jax.Array] | None = None,
     ):
         """x [B, N, D] -> x [B, N, D] and the `Past` of these N places (not of earlier ones).
 
-        top i32[B, n]: x is wanted at these places only, [B, n, D].
+        top i32[B, n]: x is wanted at these places only, [B, n, D]. seen: what attention shall see
+        in place of `look(x)`.
         """
         batch, places, width = x.shape
-        normal = self.ln_1(x)
-        looked, inputs = self._look_back(normal, view, past)
+        looked, inputs = self.look(x, view, past) if seen is None else seen
         qkv = self.qkv(looked).reshape(batch, places, 3, self.heads, width // self.heads)
         queries, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.rotary:
             queries = attention.rotate(queries, view.positions)
             keys = attention.rotate(keys, view.positions)
-        seen = Past(keys, values, inputs)
+        kept = Past(keys, values, inputs)
         if past is not None:
             keys = jnp.concatenate([past.keys, keys], axis=1)
             values = jnp.concatenate([past.values, values], axis=1)
@@ -168,13 +173,16 @@ class Block(nnx.Module):
         y = attention.attend(queries, keys, values, visible, bias, view.mask if whole else None)
         x = x + self.out(y.reshape(*y.shape[:2], width))
         x = x + self.down(jax.nn.gelu(self.up(self.ln_2(x)), approximate=True))
-        return x, seen
+        return x, kept
 
-    def _look_back(self, normal: jax.Array, view: View, past: Past | None):
-        """The short convolution's share of the attention input, for prompt and text apart.
+    def look(self, x: jax.Array, view: View, past: Past | None) -> tuple[jax.Array, jax.Array]:
+        """The attention input [B, N, D] of x, LayerNorm and short convolution, and the latter's
+        inputs to keep for `Past`.
 
-        Memory tokens take no part; padding counts as zeros, like what stands before a section.
+        The convolution runs over prompt and text apart; memory tokens take no part. Padding counts
+        as zeros, like what stands before a section.
         """
+        normal = self.ln_1(x)
         batch, _, width = normal.shape
         empty = jnp.zeros((batch, max(self.conv_width - 1, 0), width), normal.dtype)
         if not self.conv_width:

@@ -137,40 +137,101 @@ class ARMT(Plain):
         )
 
 
-class Delta(ARMT):
-    """ARMT's places and maps with the delta rule as Yang et al. (2024) have it: keys and queries
-    of length 1 in place of the running normaliser, the M tokens of a segment written one after the
-    other, and a gate that can close.
+CHUNK = 32  # tokens of one triangular system: the fastest of 16 to 256 on a CPU
 
-    ARMT's normaliser grows with whatever is written, and its sigmoid writes a little of every
-    segment: over long background both bury what is known. Here a closed gate leaves the memory as
-    it was, bit for bit, and an open one replaces what the key held before; no write can make the
-    memory's norm grow beyond that of the values.
+
+class Delta(Plain):
+    """A matrix a layer that every token of the text reads and may write, under the delta rule
+    (Yang et al. 2024): there are no memory tokens.
+
+    A token's key, value, query and gate come from the layer's attention input. The gate lets the
+    value replace what the matrix held under that key; keys and queries have length 1. A token reads
+    what was written before it, in earlier segments and in its own: attention sees one segment, the
+    matrix the whole text. A closed gate leaves the matrix as it was, bit for bit, so background can
+    go on for ever, where ARMT's normaliser grows with whatever is written; and no write can make
+    the matrix grow beyond its values. A prompt reads and never writes.
     """
 
+    batch_axis = 1
+
+    def __init__(self, config, prompt, vocab, tasks, rngs):
+        super().__init__(config, prompt, vocab, tasks, rngs)
+        self.rows = config.d_mem
+        maps = self.associative = Associative(config, rngs)
+        # A word finds what was written under the same word from the first step on; and gates start
+        # almost closed, or background would have overwritten everything before they have learned.
+        maps.query[...] = maps.key[...]
+        maps.beta_bias[...] -= 1.5
+
     def _initial_state(self, batch: int):
-        return super()._initial_state(batch)._replace(norm=())
+        layers, width = self.associative.value.shape[:2]
+        return Associations(jnp.zeros((layers, batch, self.rows, width)), ())
 
-    def _before(self, module: Any, x: jax.Array, state: Associations, view: View):
-        maps = module["associative"]
-        query = _unit(maps.features(x @ maps.query[...].astype(x.dtype)))
-        return x + jnp.einsum("bnk,bkd->bnd", query, state.matrix).astype(x.dtype)
+    def _layer_state(self, memory: Memory):
+        return memory.state
 
-    def _after(self, module: Any, x: jax.Array, state: Associations, started, view: View):
-        if not view.writes:
-            return state
-        maps = module["associative"]
-        tokens = x[:, -view.writes :]
-        key = _unit(maps.features(tokens @ maps.key[...].astype(x.dtype)))
-        value = (tokens @ maps.value[...].astype(x.dtype)).astype(jnp.float32)
-        open_ = gate(tokens.astype(jnp.float32) @ maps.beta[...] + maps.beta_bias[...])
-        # One after the other, at once: token m sees what those before it wrote under keys like
-        # its own, a triangular system (Yang et al. 2024, section 3).
-        news = open_ * (value - jnp.einsum("bmk,bkd->bmd", key, state.matrix))
-        seen = open_ * jnp.tril(jnp.einsum("bmk,bnk->bmn", key, key), -1)
-        system = seen + jnp.eye(view.writes)
+    def _own_modules(self):
+        return {"associative": self.associative}
+
+    def layer(self, weights, x, state, started, view, past=None, top=None):
+        module = self._layer_module(weights)
+        block, maps = module["block"], module["associative"]
+        seen = block.look(x, view, past)
+        found, matrix = associate(maps, seen[0], state.matrix, view)
+        x, kept = block(x + found, view, past, top, seen)
+        return x, Associations(matrix, ()), kept
+
+
+def gates(maps: Associative, x: jax.Array, view: View) -> jax.Array:
+    """How far each token of the text opens its gate, f32[B, L, 1] of the attention input x
+    [B, N, D]; 0 for padding."""
+    start, stop = view.sections[-1]
+    text = x[:, start:stop].astype(jnp.float32)
+    opened = gate(text @ maps.beta[...] + maps.beta_bias[...])
+    return jnp.where(view.mask[:, start:stop, None], opened, 0)
+
+
+def associate(
+    maps: Associative, x: jax.Array, matrix: jax.Array, view: View
+) -> tuple[jax.Array, jax.Array]:
+    """What every place finds in the matrix, [B, N, D] of the attention input x, and the matrix
+    f32[B, K, D] after the text, the last of the view's sections.
+
+    The rule goes token by token, M_t = M_{t-1} + g k (v - k M_{t-1}) and o_t = q M_{t-1}. A chunk
+    of tokens is written at once: each sees what those before it in the chunk write under keys like
+    its own, a triangular system (Yang et al. 2024, section 3).
+    """
+    start, stop = view.sections[-1]
+    text = x[:, start:stop]
+    query = _unit((x @ maps.query[...].astype(x.dtype)).astype(jnp.float32))
+    key = _unit((text @ maps.key[...].astype(x.dtype)).astype(jnp.float32))
+    value = (text @ maps.value[...].astype(x.dtype)).astype(jnp.float32)
+    before = jnp.einsum("bnk,bkd->bnd", query[:, :start], matrix)
+
+    places = stop - start
+    size = min(CHUNK, places)
+    count = -(-places // size)
+
+    def chunks(a: jax.Array) -> jax.Array:
+        """[B, L, n] -> [count, B, size, n]; behind the end stand closed gates."""
+        a = jnp.pad(a, ((0, 0), (0, count * size - places), (0, 0)))
+        return a.reshape(len(a), count, size, a.shape[2]).swapaxes(0, 1)
+
+    def body(matrix, chunk):
+        query, key, value, opened = chunk
+        news = opened * (value - jnp.einsum("bmk,bkd->bmd", key, matrix))
+        alike = opened * jnp.tril(jnp.einsum("bmk,bnk->bmn", key, key), -1)
+        system = alike + jnp.eye(size)
         written = jax.scipy.linalg.solve_triangular(system, news, lower=True, unit_diagonal=True)
-        return Associations(state.matrix + jnp.einsum("bmk,bmd->bkd", key, written), ())
+        nearer = jnp.tril(jnp.einsum("bmk,bnk->bmn", query, key), -1)
+        found = jnp.einsum("bmk,bkd->bmd", query, matrix)
+        found += jnp.einsum("bmn,bnd->bmd", nearer, written)
+        return matrix + jnp.einsum("bmk,bmd->bkd", key, written), found
+
+    each = (query[:, start:], key, value, gates(maps, x, view))
+    matrix, found = jax.lax.scan(body, matrix, jax.tree.map(chunks, each))
+    found = found.swapaxes(0, 1).reshape(len(x), count * size, -1)[:, :places]
+    return jnp.concatenate([before, found], axis=1).astype(x.dtype), matrix
 
 
 def gate(x: jax.Array) -> jax.Array:
@@ -181,9 +242,9 @@ def gate(x: jax.Array) -> jax.Array:
     return stretched + jax.lax.stop_gradient(jnp.clip(stretched, 0, 1) - stretched)
 
 
-def _unit(features: jax.Array) -> jax.Array:
+def _unit(x: jax.Array) -> jax.Array:
     """Each row divided by its length; a row of zeros stays one."""
-    return features * jax.lax.rsqrt(jnp.square(features).sum(axis=-1, keepdims=True) + EPSILON**2)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + EPSILON**2)
 
 
 def _recall(state: Associations, query: jax.Array) -> jax.Array:
