@@ -1,15 +1,18 @@
-"""The small backbone that ships with the package: taught the five tasks one after another.
+"""The small checkpoints that ship with the package: taught the five tasks one after another.
 
     python -m rmt_jax.train --config configs/pretrain.py:tasks --workdir runs/tasks
-    python -m rmt_jax.train --config configs/pretrain.py:memory --workdir runs/memory
-    python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long
-    python -m rmt_jax.train --config configs/pretrain.py:names --workdir runs/names   (aside)
+    python -m rmt_jax.train --config configs/pretrain.py:memory --workdir runs/memory   backbone-rmt
+    python -m rmt_jax.train --config configs/pretrain.py:segment --workdir runs/segment
+    python -m rmt_jax.train --config configs/pretrain.py:delta --workdir runs/delta     backbone
+    python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long       multitask
+    python -m rmt_jax.train --config configs/pretrain.py:names --workdir runs/names     (aside)
 
 Why a curriculum (measured, docs/RESULTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
 fact, leaves that plateau within 300 steps, and each further task, with questions about the steps
 between ("Who has the milk?"), builds on the one before. Steps count more than tokens: texts start
-short.
+short, and segments stay short, so that whatever spans two sentences must go through the memory.
+Give --config.data.background=BOOKS to read novels, as `segment` to `long` did.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from rmt_jax.config import (
     Config,
     ConfigError,
     Curriculum,
+    Data,
     Evaluation,
     Model,
     Optimizer,
@@ -37,10 +41,12 @@ MODEL = Model(
     scan_layers=False,
     remat=False,
 )
+DELTA = dataclasses.replace(MODEL, cell="delta", d_mem=64, remat=True)
 
 
 def get_config(preset: str = "tasks") -> Config:
-    presets = {"tasks": tasks, "memory": memory, "names": names, "long": long}
+    presets = {"tasks": tasks, "memory": memory, "segment": segment, "delta": delta}
+    presets |= {"long": long, "names": names}
     if preset not in presets:
         raise ConfigError(
             f"configs/pretrain.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -97,6 +103,66 @@ def memory() -> Config:
     )
 
 
+def segment() -> Config:
+    """From one segment of 64 to one of 256, with stories of official length."""
+    config = tasks()
+    return config.replace(
+        init="backbone-rmt",
+        model=dataclasses.replace(DELTA, segment_tokens=256),
+        data=Data(align="sentence"),
+        optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=1.5e-3, accumulate=8),
+        curriculum=Curriculum(
+            segments=(1,),
+            steps=(600,),
+            batch=(32,),
+            learning_rate=(0.008,),
+            tasks=("qa1:0.8 qa2:1.7 qa3:1.7 qa4:0.6 qa5:1",),
+            facts=("3-12 8-24 official official",),
+            background=(0.3,),
+            questions=("1 1 .5 .2",),
+        ),
+        evaluation=dataclasses.replace(config.evaluation, lengths=("1s",), every=200),
+    )
+
+
+def delta() -> Config:
+    """The same stories over up to eight segments of 64, where the delta memory is needed. It begins
+    from nothing (its weights in runs/segment were drawn anew)."""
+    config = segment()
+    return config.replace(
+        init="runs/segment",
+        model=DELTA,
+        curriculum=dataclasses.replace(
+            config.curriculum, segments=(8,), facts=("3-12 8-24 official official official",),
+            tasks=("qa1:0.8 qa2:1.6 qa3:1.6 qa4:0.7 qa5:1.2",),
+        ),
+        evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "2s", "4s", "8s")),
+    )  # fmt: skip
+
+
+def long() -> Config:
+    """Last: until the loss has fallen to a tenth, then texts of up to 32 segments."""
+    config = delta()
+    return config.replace(
+        init="backbone",
+        optimizer=dataclasses.replace(config.optimizer, stillness=0.1),
+        curriculum=Curriculum(
+            segments=(8, 32),
+            steps=(2000, 1050),
+            batch=(32,),
+            learning_rate=(0.008, 0.006),
+            tasks=(
+                "qa1:0.9 qa2:1.7 qa3:1.7 qa4:0.6 qa5:1",
+                "qa1:0.5 qa2:1.8 qa3:2.4 qa4:0.4 qa5:1",
+            ),
+            facts=("3-12 8-24 official official", "3-12 8-24 official official official"),
+            background=(0.5, 0.6),
+            questions=("1 1 .5 .2",),
+        ),
+        evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "4s", "16s"), every=350),
+    )
+
+
 def names() -> Config:
     """Aside: a backbone that copies names rather than knowing them. Three stories in five bear
     names from thousands of words; one segment, the five tasks at once. Distilled from pieces 16 to
@@ -118,43 +184,4 @@ def names() -> Config:
             questions=("1 1 .5 .2",),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s",)),
-    )
-
-
-def long() -> Config:
-    """Last: a memory whose gates close in place of memory tokens, on texts of up to eight segments
-    of 256 tokens that end with a sentence; the reader knows the question. Distilled from the three
-    pieces that made `multitask`, 19 to 21 of docs/RESULTS.md (stillness was 0.5 in the first two);
-    not run from start to end. Give --config.data.background=BOOKS to read novels."""
-    config = memory()
-    return config.replace(
-        init="backbone",
-        model=dataclasses.replace(
-            config.model,
-            cell="delta",
-            d_mem=16,
-            segment_tokens=256,
-            memory_tokens=16,
-            remat=True,
-        ),
-        prompt=Prompt(source="both", place="every", tokens=26),
-        data=dataclasses.replace(config.data, align="sentence"),
-        optimizer=dataclasses.replace(config.optimizer, accumulate=8, stillness=0.1),
-        curriculum=Curriculum(
-            segments=(4, 4, 4, 8),
-            steps=(260, 400, 430, 160),
-            batch=(32,),
-            learning_rate=(0.006, 0.006, 0.006, 0.004),
-            tasks=(
-                "qa1:0.8 qa2:1.3 qa3:1.5 qa4:1 qa5:1",
-                "qa1:0.9 qa2:1.4 qa3:1.5 qa4:1 qa5:1",
-                "qa1:0.9 qa2:1.8 qa3:1.6 qa4:1 qa5:1",
-                "qa1:0.9 qa2:1.8 qa3:1.6 qa4:1 qa5:1",
-            ),
-            facts=("2-8 3-24 official official",),
-            background=(0.8,),
-            questions=("0 0 .2 1", "0", "0", "0"),
-            probes=(1,),
-        ),
-        evaluation=dataclasses.replace(config.evaluation, samples=100, batch=50, every=0),
     )

@@ -16,7 +16,8 @@ from typing import Any
 
 from rmt_jax import command
 from rmt_jax.command import Usage
-from rmt_jax.config import Config, to_dict
+from rmt_jax.config import SIDES, Config, to_dict
+from rmt_jax.costs import memory_of
 
 SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data.tokenizer)
 TOKENIZER_FILES = (
@@ -132,7 +133,7 @@ def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict
         "bos_token_id": end,
         "eos_token_id": end,
         "kind": m.cell,
-        "num_mem_tokens": m.memory_tokens,
+        "num_mem_tokens": m.memory_tokens if SIDES[m.cell] else 0,
         "segment_size": m.segment_tokens,
         "d_mem": m.d_mem if m.cell in ("armt", "delta") else None,
         "wrap_pos": m.position_layout == "wrap_pos",
@@ -157,7 +158,7 @@ def _card(config: Config, count: int, trained: bool) -> str:
         f"\nEvery text begins with a task prompt (source `{p.source}`, place `{p.place}`, "
         f"{p.tokens} tokens), between read memory and text.\n"
     )  # fmt: skip
-    loading = (
+    steps = (
         "model = GPT2LMHeadModel.from_pretrained(FOLDER)\n"
         if m.cell == "none"
         else "state = load_file(FOLDER + '/model.safetensors')\n"
@@ -167,6 +168,12 @@ def _card(config: Config, count: int, trained: bool) -> str:
         "model = GPT2LMHeadModel(GPT2Config.from_pretrained(FOLDER))\n"
         "model.load_state_dict(state)  # RMT's backbone; the authors' wrapper takes all of it\n"
     )
+    loading = "\nThe memory `delta` is rmt_jax's own; PyTorch code of others does not know it.\n"
+    if m.cell != "delta":
+        loading = (
+            "\nIn PyTorch (`from transformers import GPT2Config, GPT2LMHeadModel`,\n"
+            f"`from safetensors.torch import load_file`):\n\n```python\n{steps}```\n"
+        )
     return f"""---
 library_name: rmt_jax
 pipeline_tag: text-generation
@@ -174,30 +181,23 @@ tags: [recurrent-memory-transformer, long-context, babilong]
 ---
 # Recurrent memory transformer ({m.cell})
 
-{count:,} weights: {m.layers} layers, width {m.width}, {m.heads} heads; {m.memory_tokens} memory
-tokens, segments of {m.segment_tokens} tokens.{tasks}
+{count:,} weights: {m.layers} layers, width {m.width}, {m.heads} heads; {memory_of(m)}, segments of
+{m.segment_tokens} tokens.{tasks}
 {differs}{told}
 ```python
 import rmt_jax
 model = rmt_jax.load("FOLDER")
 ```
-
-In PyTorch (`from transformers import GPT2Config, GPT2LMHeadModel`,
-`from safetensors.torch import load_file`):
-
-```python
-{loading}```
-"""
+{loading}"""
 
 
 def _sizes(config: Config, flat: dict[str, Any]) -> str:
     m = config.model
     vocab = flat["backbone/wte"].shape[0]
-    own = f", d_mem {m.d_mem}, nu {m.nu}" if m.cell in ("armt", "delta") else ""
     return (
         f"{m.cell}: {m.layers} layers, width {m.width}, {m.heads} heads, vocabulary {vocab:,}, "
-        f"{m.max_positions:,} positions ({m.position_layout}), {m.memory_tokens} memory tokens, "
-        f"segments of {m.segment_tokens:,}{own}, {'tied' if m.tied_head else 'separate'} head; "
+        f"{m.max_positions:,} positions ({m.position_layout}), {memory_of(m)}, "
+        f"segments of {m.segment_tokens:,}, {'tied' if m.tied_head else 'separate'} head; "
         f"{sum(v.size for v in flat.values()):,} weights"
     )
 

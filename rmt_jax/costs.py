@@ -10,7 +10,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from rmt_jax.config import SIDES, Config
+from rmt_jax.config import SIDES, Config, Model
 
 ADAMW = 16.0  # FLOPs a weight: two moments, their corrections, root, decay, clip
 NEWTON = 5  # Muon's iterations (optax's default)
@@ -32,6 +32,17 @@ def places(config: Config) -> int:
     return (
         config.model.segment_tokens + prompt + SIDES[config.model.cell] * config.model.memory_tokens
     )
+
+
+def memory_of(m: Model) -> str:
+    """What a model keeps of a text, in words."""
+    tokens = f"{m.memory_tokens} memory tokens"
+    own = {
+        "none": "no memory",
+        "delta": f"a matrix of {m.d_mem} rows a layer",
+        "armt": f"{tokens}, d_mem {m.d_mem}, nu {m.nu}",
+    }
+    return own.get(m.cell, tokens)
 
 
 def chunk(text: int) -> int:

@@ -24,7 +24,7 @@ def test_presets_are_valid():
         validation.validate(parse(preset=preset))
 
 
-@pytest.mark.parametrize("preset", ["tasks", "memory", "names", "long"])
+@pytest.mark.parametrize("preset", ["tasks", "memory", "segment", "delta", "long", "names"])
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"
     validation.validate(command.parse(["--config", spec], "")[0])

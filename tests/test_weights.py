@@ -37,6 +37,7 @@ def workdir(folder: Path, prompt=None, **changes) -> tuple[Path, dict]:
         {"cell": "prmt", "positions": "rotary"},
         {"cell": "armt", "position_layout": "wrap_pos"},
         {"cell": "armt", "positions": "alibi", "conv_width": 3},
+        {"cell": "delta", "positions": "alibi", "conv_width": 3},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
@@ -51,6 +52,8 @@ def test_export_and_import_give_the_same_bits(tmp_path, changes):
     assert inside == {
         "model.safetensors", "config.json", "generation_config.json", "README.md", "tokenizer.json",
     }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("In PyTorch" in card) == (changes["cell"] != "delta")  # a memory of our own
     convert.import_weights(tmp_path / "out", tmp_path / "back")
     after = weights.flatten(weights.load(tmp_path / "back"))
     assert before.keys() == after.keys()
@@ -65,7 +68,8 @@ def test_export_and_import_give_the_same_bits(tmp_path, changes):
 @pytest.mark.parametrize("kind", ("rmt", "armt"))
 def test_the_authors_checkpoint_survives_the_round_trip(tmp_path, kind, capsys):
     convert.main(["import", "--from", str(GOLDEN / kind), "--out", str(tmp_path / "run")])
-    assert "4 memory tokens, segments of 12" in capsys.readouterr().out
+    own = ", d_mem 8, nu 3" if kind == "armt" else ""
+    assert f"4 memory tokens{own}, segments of 12" in capsys.readouterr().out
     convert.main(["export", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     wanted = torch_file.read(GOLDEN / kind / "pytorch_model.bin")
     found = weights.read_safetensors(tmp_path / "out" / "model.safetensors")

@@ -1,8 +1,8 @@
-"""Memory cells: one interface, four tenants.
+"""Memory cells: one interface, five tenants.
 
 `initial(batch) -> Memory`, `step(memory, segment, prompt) -> hidden, Memory`. A segment that is all
 padding leaves the memory as it was, bit for bit. A cell differs from the plain backbone in what
-stands around the text and in what happens before and after each layer, and in nothing else.
+stands around the text and in what a layer does beside its block, and in nothing else.
 """
 
 from typing import Any, NamedTuple

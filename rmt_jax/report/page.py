@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmt_jax import report
+from rmt_jax.costs import memory_of
 from rmt_jax.report import figures
 from rmt_jax.scores import Cell
 
@@ -90,7 +91,7 @@ def about(model: Any) -> str:
     m, p, d = model.config.model, model.config.prompt, model.config.data
     longest = max(model.config.curriculum.segments)
     return (
-        f"Cell {m.cell}, {m.layers} layers of width {m.width}, {m.memory_tokens} memory tokens, "
+        f"Cell {m.cell}, {m.layers} layers of width {m.width}, {memory_of(m)}, "
         f"segments of {m.segment_tokens} tokens; trained on {', '.join(d.tasks)} up to {longest} "
         f"segments ({longest * m.segment_tokens:,} tokens); task prompt: {p.source}, seen at: "
         f"{p.place}; tokenizer: {model.tokenizer.name}."
