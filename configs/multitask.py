@@ -103,9 +103,9 @@ def cell(name: str) -> Config:
 
 
 def long() -> Config:
-    """Longer texts: goes on from the checkpoint that ships as `multitask` (configs/pretrain.py:long
-    made it; docs/RESULTS.md) on texts of up to 64 segments. Not run yet: 74 million tokens, of
-    which one core trains about eleven thousand a second."""
+    """Longer texts: goes on from the checkpoint that ships as `multitask` (configs/pretrain.py made
+    it), on texts of up to 64 segments. Not run yet: 74 million tokens, of which one core trains
+    about eleven thousand a second."""
     config = small()
     return config.replace(
         init="multitask",

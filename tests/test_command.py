@@ -24,7 +24,9 @@ def test_presets_are_valid():
         validation.validate(parse(preset=preset))
 
 
-@pytest.mark.parametrize("preset", ["tasks", "memory", "segment", "delta", "long", "names"])
+@pytest.mark.parametrize(
+    "preset", ["tasks", "memory", "segment", "delta", "long", "official", "names"]
+)
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"
     validation.validate(command.parse(["--config", spec], "")[0])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny_run
 
+from rmt_jax import api, report
 from rmt_jax import evaluate as command
-from rmt_jax import report
 from rmt_jax.data import cuts
 from rmt_jax.evaluation import answering, cells, evaluate, inspection, questions, suite
 from rmt_jax.evaluation.answering import Asked
@@ -211,6 +211,18 @@ def test_inspection_sees_every_segment(model, tmp_path):
     assert (seen.looks[~np.broadcast_to(seen.mask[:, None], seen.looks.shape)] == 0).all()
     paths = inspection.inspect(model, source, ["qa1"], ["3s"], tmp_path)
     assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
+
+
+def test_inspection_marks_facts_where_they_were_read(tmp_path):
+    config = tiny_run.config()
+    config = config.replace(data=dataclasses.replace(config.data, align="sentence"))
+    model = api.load(tiny_run.save(tmp_path, config))
+    asked = questions.Generated(model).ask("qa1", "3s", range(1))[0]
+    seen = inspection.trace(model, asked.asked)
+    assert (np.diff(seen.bounds) < seen.mask.shape[1]).any()  # ragged
+    flat, facts = seen.tokens.reshape(-1), asked.facts
+    for (start, stop), (first, last) in zip(facts, inspection.spans(seen, facts), strict=True):
+        assert np.array_equal(flat[first:last], asked.asked.context[start:stop])
 
 
 @pytest.mark.parametrize("cell", ["none", "prmt", "armt", "delta"])

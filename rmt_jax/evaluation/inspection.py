@@ -32,6 +32,7 @@ class Trace(NamedTuple):
     looks: np.ndarray
     tokens: np.ndarray  # i32[S, L]
     mask: np.ndarray  # bool[S, L]
+    bounds: np.ndarray  # i64[S + 1]  segment k holds the context from bounds[k] to bounds[k + 1]
     kind: str  # what a row of `change` is
     gated: bool  # `looks` are gates
 
@@ -58,7 +59,17 @@ def trace(model: Any, asked: answering.Asked) -> Trace:
         memory = new
     kind = "layer's associations" if hasattr(memory.state, "matrix") else "memory token"
     gated = model.config.model.cell == "delta"
-    return Trace(np.stack(changes), np.stack(looks), tokens, mask, kind, gated)
+    return Trace(np.stack(changes), np.stack(looks), tokens, mask, place.bounds, kind, gated)
+
+
+def spans(seen: Trace, facts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where facts of the context stand among the S * L places that were read."""
+
+    def place(token: int) -> int:
+        segment = int(np.searchsorted(seen.bounds[1:], token, "right"))
+        return segment * seen.mask.shape[1] + token - int(seen.bounds[segment])
+
+    return [(place(start), place(stop - 1) + 1) for start, stop in facts]
 
 
 def opened(cell: Any, memory: Any, segment: Segment, prompt: Prompt | None) -> tuple[Any, Any]:
@@ -160,8 +171,9 @@ def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list
     height = 2.2 + 0.11 * rows + (4.2 if words else 0)
     figure, grid = figures.canvas(9.0, min(height, 11), 3 if words else 1, 1)
     plots = list(grid) if words else [grid]
-    # The first segment replaces the learned start altogether; the scale is that of the others.
-    top = float(seen.change[1:].max()) if segments > 1 else None
+    # The first segment replaces the learned start altogether; the scale is that of the others, up
+    # to a change as large as what was there.
+    top = min(float(seen.change[1:].max()), 1.0) if segments > 1 else None
     image = plots[0].imshow(
         seen.change.T, aspect="auto", cmap="BuPu", vmin=0, vmax=top, interpolation="nearest",
         extent=(0, segments, rows - 0.5, -0.5),
@@ -172,7 +184,7 @@ def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list
     plots[0].yaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(textwrap.fill(title, 88), fontweight="bold", x=0.01, ha="left")
     plots[0].set_title("change of memory at each segment", pad=16)
-    for k, (start, stop) in enumerate(question.facts):
+    for k, (start, stop) in enumerate(spans(seen, question.facts)):
         supports = k in question.supporting
         colour = "#D55E00" if supports else figures.GREY
         plots[0].plot(
@@ -196,15 +208,15 @@ def draw(model: Any, question: Any, seen: Trace, stem: Path, title: str) -> list
 
 def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) -> Any:
     segments, size = seen.mask.shape
-    spans, key = question.facts, list(question.supporting)
+    places, key = spans(seen, question.facts), list(question.supporting)
     flat = seen.looks.mean(axis=1).reshape(-1)
-    places = np.arange(len(flat)) / size
+    at = np.arange(len(flat)) / size
     if len(flat) > 4000:  # too many for a picture: the highest of each stretch
         step = -(-len(flat) // 2000)
         flat = np.pad(flat, (0, -len(flat) % step)).reshape(-1, step).max(axis=1)
-        places = np.arange(len(flat)) * step / size
-    whole.fill_between(places, 100 * flat, color=figures.COLOURS[0], alpha=0.85, lw=0)
-    for k, (start, stop) in enumerate(spans):
+        at = np.arange(len(flat)) * step / size
+    whole.fill_between(at, 100 * flat, color=figures.COLOURS[0], alpha=0.85, lw=0)
+    for k, (start, stop) in enumerate(places):
         colour = "#D55E00" if k in key else figures.GREY
         whole.axvspan(start / size, stop / size, color=colour, alpha=0.18, lw=0)
     whole.set_xlim(0, segments)
@@ -217,9 +229,9 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
     )
     whole.set_xlabel("segment", fontsize=9)
 
-    at = max((spans[k][0] for k in key), default=0) if spans else 0
-    s = min(at // size, segments - 1)
-    first = max(0, min(at - s * size - 12, size - 48))
+    last = max((places[k][0] for k in key), default=0)
+    s = min(last // size, segments - 1)
+    first = max(0, min(last - s * size - 12, size - 48))
     shown = range(first, min(first + 48, size))
     labels = [
         model.tokenizer.decode([int(seen.tokens[s, n])]) if seen.mask[s, n] else "" for n in shown
@@ -230,7 +242,7 @@ def _attention(whole: Any, part: Any, model: Any, question: Any, seen: Trace) ->
     )  # fmt: skip
     part.set_xticks(range(len(labels)), [w.strip() or "·" for w in labels], rotation=90, fontsize=7)
     for tick, n in zip(part.get_xticklabels(), shown, strict=True):
-        if any(spans[k][0] <= s * size + n < spans[k][1] for k in key):
+        if any(places[k][0] <= s * size + n < places[k][1] for k in key):
             tick.set_color("#D55E00")
             tick.set_fontweight("bold")
     part.set_ylabel("layer" if seen.gated else "write token", fontsize=9)
