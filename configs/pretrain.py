@@ -8,7 +8,8 @@
     python -m rmt_jax.train --config configs/pretrain.py:official --workdir runs/official
     python -m rmt_jax.train --config configs/pretrain.py:names --workdir runs/names     (aside)
 
-`memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`, `official` `multitask`.
+`memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`, and the mean of the
+weights of `long` and `official` is `multitask`.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
