@@ -29,7 +29,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(2, 32, 2, 512, 64, 32, 4, 8, 64),
-    # The default preset of configs/multitask.py, but with GPT-2's block: HF has no other.
+    # The preset `rmt` of configs/multitask.py, but with GPT-2's block: HF has no other.
     "small": Size(4, 64, 4, 4096, 128, 64, 12, 32, 512),
     "base": Size(12, 768, 12, 50257, 1024, 512, 16, 1, 16),  # GPT-2 small, 124M weights
 }

@@ -36,10 +36,10 @@ def config_of(size: Size, remat: bool = False) -> settings.Config:
 
 
 def preset() -> settings.Config:
-    """configs/multitask.py's `small` as it is: ALiBi, convolution, task prompt, Muon."""
+    """configs/multitask.py's `rmt` as it is: ALiBi, convolution, task prompt, Muon."""
     from configs import multitask
 
-    return multitask.small()
+    return multitask.cell("rmt")
 
 
 def batch_of(size: Size, segments: int, batch: int, prompt: int = 0, seed: int = 0) -> Batch:

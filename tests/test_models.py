@@ -258,6 +258,17 @@ def test_an_open_delta_gate_replaces_and_a_closed_one_leaves_every_bit():
     assert after.started.all()
 
 
+@pytest.mark.parametrize("size", (1, 5, 8, 19, 32))
+def test_the_triangular_system_is_solved(size):
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal((2, size, 3))
+    for lower in (rng.uniform(-1, 1, (2, size, size)), np.ones((2, size, size))):
+        lower = np.tril(lower, -1)  # all ones: one key written again and again
+        wanted = np.linalg.solve(lower + np.eye(size), x)
+        found = layerwise._solve(jnp.asarray(lower, jnp.float32), jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_a_word_is_found_under_itself_before_delta_has_learned_anything():
     settings, prompt = tiny.settings(cell="delta"), config.Prompt("none")
     maps = models.build(settings, prompt, tiny.VOCAB, 2, nnx.Rngs(0)).associative
