@@ -50,7 +50,7 @@ def test_pictures_weights_and_config_are_there(smoke):
     for name in ("heatmap.png", "lengths.png", "curves.png"):
         assert (workdir / "results" / name).read_bytes()[:4] == b"\x89PNG"
     assert (workdir / "weights.safetensors").stat().st_size > 100_000
-    assert json.loads((workdir / "config.json").read_text())["model"]["cell"] == "rmt"
+    assert json.loads((workdir / "config.json").read_text())["model"]["cell"] == "delta"
 
 
 def test_the_log_has_speeds_and_the_wait_for_data(smoke):
