@@ -9,7 +9,9 @@
     python -m rmt_jax.train --config configs/pretrain.py:names --workdir runs/names     (aside)
 
 `memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`, and the mean of the
-weights of `long` and `official` is `multitask`.
+weights of `long` and `official` is `multitask`. Each preset puts together what was run in pieces
+(docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26 `segment` to `official`), so it
+will give weights like these, not these.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -130,8 +132,8 @@ def segment() -> Config:
 
 
 def delta() -> Config:
-    """The same stories over up to eight segments of 64, where the delta memory is needed. It begins
-    from nothing (its weights in runs/segment were drawn anew)."""
+    """The same stories over up to eight segments of 64, where the delta memory is needed. (Piece 23
+    drew the memory's weights anew; here they go on from `segment`, which hardly uses it.)"""
     config = segment()
     return config.replace(
         init="runs/segment",

@@ -45,11 +45,11 @@ def memory_of(m: Model) -> str:
     return own.get(m.cell, tokens)
 
 
-def chunk(text: int) -> int:
-    """Tokens that a delta memory writes at once."""
-    from rmt_jax.models.layerwise import CHUNK
+def chunk(text: int) -> tuple[int, int]:
+    """Tokens that a delta memory writes at once, and those of a block of its triangular system."""
+    from rmt_jax.models.layerwise import BLOCK, CHUNK
 
-    return min(CHUNK, text)
+    return min(CHUNK, text), min(BLOCK, text)
 
 
 def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> float:
@@ -76,8 +76,11 @@ def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> floa
         layer += 2.0 * n * width * keys * 2  # query, recall
         layer += 2.0 * text * width * (keys + width + 1)  # key, value, beta
         layer += 2.0 * text * keys * width * 2  # what is known already, the new matrix
-        layer += 2.0 * text * chunk(text) * (2 * keys + width)  # alike, nearer, what they add
-        # The triangular system is solved, not multiplied: compilers count nothing for it.
+        size, block = chunk(text)
+        layer += 2.0 * text * size * (2 * keys + width)  # alike, nearer, what they add
+        turns = (block - 1).bit_length()  # the system: earlier blocks, then powers of its own
+        layer += text * width * (size - block + 2.0 * turns * block)
+        layer += 2.0 * text * block**2 * max(0, turns - 1)
     convolved = n - SIDES[m.cell] * memory
     return m.layers * (layer + 2.0 * m.conv_width * convolved * width) - left_out
 
@@ -140,7 +143,7 @@ def segment_bytes(config: Config, batch: int) -> float:
         text, keys = m.segment_tokens, m.d_mem
         layer += (2.0 * m.width * keys + m.width**2) * size
         layer += 4.0 * batch * (2.0 * (n + text) * keys + 4.0 * text * m.width)  # q, k; v, o
-        layer += 4.0 * batch * 3.0 * keys * m.width * -(-text // chunk(text))  # matrix 2 r, 1 w
+        layer += 4.0 * batch * 3.0 * keys * m.width * -(-text // chunk(text)[0])  # matrix 2 r, 1 w
     return m.layers * layer
 
 

@@ -60,6 +60,7 @@ SETTINGS = [
     ("optimizer.clip=-1", "optimizer.clip must be 0 or more"),
     ("optimizer.weight_decay=-0.1", "optimizer.weight_decay must be 0 or more"),
     ("optimizer.accumulate=0", "optimizer.accumulate 0 does not divide the batches"),
+    ("optimizer.stillness=-0.1", "optimizer.stillness must be 0 or more"),
     ("checkpoint.every=0", "checkpoint.every must be 1 or more"),
     ("evaluation.lengths=4x", "'4x' is no length: write 4s (segments)"),
     ("evaluation.lengths=0s", "'0s' is no length"),

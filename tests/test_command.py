@@ -83,6 +83,10 @@ def test_config_survives_json():
         (["--config.curriculum.steps=1,2,3"], "has 3 entries for 1 stage "),
         (["--config.curriculum.background=2"], "is a probability, but got 2"),
         (["--config.optimizer.accumulate=5"], "does not divide the batches"),
+        (
+            ["--config.optimizer.stillness=0.1", "--config.curriculum.questions=0"],
+            "stillness 0.1 needs texts that are asked in every segment",
+        ),
         (["--config.checkpoint.keep=0"], "checkpoint.keep must be 1 or more"),
         (["--confg.model.layers=3"], "Unknown argument '--confg.model.layers=3'"),
         (["--config.model.layers"], "needs a value"),

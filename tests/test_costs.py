@@ -57,7 +57,14 @@ SLOW = pytest.mark.slow  # what the other case shows too, a compilation later
 
 
 @pytest.mark.parametrize(
-    "changes", ({"bptt": 1}, pytest.param({"cell": "armt"}, marks=SLOW)), ids=str
+    "changes",
+    # One chunk of a delta memory a segment: XLA counts a loop's body once.
+    (
+        {"bptt": 1},
+        {"cell": "delta", "segment_tokens": 32},
+        pytest.param({"cell": "armt"}, marks=SLOW),
+    ),
+    ids=str,
 )
 def test_an_unrolled_step(changes):
     """Two segments, each in a loop of one turn, which XLA unrolls: all that is executed is counted.
@@ -65,8 +72,10 @@ def test_an_unrolled_step(changes):
     config, shape = settings(**changes), Shape(4, 2)
     program = compiled(config, shape)
     counted = program.cost_analysis()
-    # Elementwise work is left out of ours; XLA leaves out what the first, empty memory makes zero.
-    assert costs.step_flops(config, shape, VOCAB) == pytest.approx(counted["flops"], rel=0.03)
+    # Elementwise work is left out of ours; XLA leaves out what the first, empty memory makes zero,
+    # and the last write, which nobody reads: of two segments' delta products, a good part.
+    near = 0.1 if config.model.cell == "delta" else 0.03
+    assert costs.step_flops(config, shape, VOCAB) == pytest.approx(counted["flops"], rel=near)
     # float32 and the CPU's fusion, less than an accelerator's: one and a half to three times ours.
     assert 1.5 < counted["bytes accessed"] / costs.step_bytes(config, shape, VOCAB) < 3.2
     held = costs.step_memory(config, shape, VOCAB, (1, 1, 1))

@@ -301,6 +301,25 @@ def test_probes_are_answered_by_what_was_read():
     assert checked > 10 and idle > 1
 
 
+def test_idle_segments_are_told_with_planted_questions_too():
+    still = dataclasses.replace(config().optimizer, stillness=0.1)
+    stages = dict(facts=("2-4",), questions=("1 .5",), background=(1.0,))
+    loader = Loader(config(**stages).replace(optimizer=still), TOKENS, "train")
+    idle = busy = 0
+    for step in range(5, 12):
+        batch = loader.batch_at(step)
+        if batch.tokens.shape[1] == 1:
+            assert batch.idle is None  # nothing stands before the question
+            continue
+        assert batch.probe is None and batch.idle.shape == batch.at.shape[:2]
+        for i, k in np.argwhere(batch.mask.any(-1)):
+            fact = FACT.search(TOKENS.decode(batch.tokens[i, k]))
+            assert not (batch.idle[i, k] and fact)
+            busy += bool(fact)
+        idle += batch.idle.sum()
+    assert idle > 1 and busy > 1
+
+
 def test_validation_is_another_world(loader):
     validation = Loader(config(), TOKENS, "validation")
     batches = list(validation.batches(0, 2))

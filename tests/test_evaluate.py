@@ -201,6 +201,17 @@ def test_lengths_counted_by_another_tokenizer_read_the_same_text(model):
     assert len(text) + len(q.question) + 1 == q.characters and text.startswith(" ")
 
 
+def test_the_shipped_checkpoint_remembers():
+    """Stories scattered over sixteen segments of background, twelve questions a task."""
+    model = api.load("multitask")
+    source = questions.Generated(model)
+    asked = [q for task in ("qa1", "qa2", "qa4") for q in source.ask(task, "16s", range(12))]
+    room = max(source.room(task) for task in ("qa1", "qa2", "qa4"))
+    said = answering.answer(model, [q.asked for q in asked], room=room, batch=12)[0]
+    right = sum(answer == q.target for answer, q in zip(said, asked, strict=True))
+    assert right >= 34, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
+
+
 def test_inspection_sees_every_segment(model, tmp_path):
     source = questions.Generated(model)
     q = source.ask("qa1", "3s", range(1))[0]

@@ -107,7 +107,7 @@ def fold(
             place = (i, here, int(filled[here]))
             _count(at, answer, weight, place, planted.at - start, planted.answer)
             filled[here] += 1
-        for k, (start, end) in enumerate(parts[:-1]):
+        for k, (start, end) in enumerate(parts[:-1] if n or idle else ()):
             here = empty + k - (s - r)
             if here < 0:
                 continue
