@@ -56,10 +56,12 @@ class Prompt:
 class Data:
     tasks: tuple[str, ...] = ("qa1", "qa2", "qa3", "qa4", "qa5")
     weights: tuple[float, ...] = ()  # mixture weights, one a task; empty: equal
-    facts: str = "simulated"  # simulated | official
+    # simulated | official | both (of stories of official length, half are from the files)
+    facts: str = "simulated"
     babi_dir: str = ""  # official bAbI text files (facts=official)
-    new_names: float = 0.0  # probability that persons, places and objects bear names of word lists
+    new_names: float = 0.0  # probability that persons, places and objects bear new names
     background: str = "builtin"  # builtin | none | a folder of .txt files
+    decoys: float = 0.0  # probability that only sentences with a name of the tasks hide a sample
     tokenizer: str = "builtin"  # builtin | a name on the hub | a folder
     seed: int = 0
     workers: int = 0  # Grain worker processes; 0: threads of this one

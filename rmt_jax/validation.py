@@ -20,6 +20,7 @@ from rmt_jax.config import (
 BOUNDS: tuple[tuple[str, float, float | None], ...] = (
     ("prompt.tokens", 0, None),
     ("data.new_names", 0, 1),
+    ("data.decoys", 0, 1),
     ("data.workers", 0, 512),
     ("data.seed", 0, 2**31 - 1),
     ("curriculum.learning_rate", 0, None),
@@ -53,7 +54,7 @@ def validate(config: Config) -> None:
     _one_of("model.schedule", m.schedule, SCHEDULES)
     _one_of("prompt.source", p.source, PROMPT_SOURCES)
     _one_of("prompt.place", p.place, PROMPT_PLACES)
-    _one_of("data.facts", d.facts, ("simulated", "official"))
+    _one_of("data.facts", d.facts, ("simulated", "official", "both"))
     _one_of("data.align", d.align, ALIGNS)
     _one_of("optimizer.name", config.optimizer.name, ("adamw", "muon"))
     _one_of("optimizer.decay", config.optimizer.decay, ("linear", "cosine", "constant"))

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmt_jax.config import Data
-from rmt_jax.data import background, perturb, sources, tokenizer
+from rmt_jax.data import background, compose, perturb, sources, tokenizer
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.story import Story
@@ -249,6 +249,69 @@ def books(folder, count=12, sentence="It was a dark and stormy night, number {} 
         text = " ".join(sentence.format(i, book) for i in range(50))
         (folder / f"b{book}.txt").write_text(text, encoding="utf-8")
     return folder
+
+
+def _book(folder, *sentences):
+    """Twenty books by as many authors, so that every split has some."""
+    for number in range(20):
+        text = " ".join(sentences * 20)
+        (folder / f"A{number}, Book.txt").write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    plain = "Nothing in this whole book was ever said of anybody or of anything at all."
+    named = "It was said that old John had left them in the garden before it was dark."
+    books = _book(tmp_path, plain, named, plain, plain)
+    samples = [
+        Composer(Data(decoys=share, background=books), TOKENS).sample("qa4", "1k", 0, 0)
+        for share in (1.0, 0.0)
+    ]
+    texts = [TOKENS.decode(sample.context) for sample in samples]
+    assert "Nothing" not in texts[0] and "Nothing" in texts[1] and "John" in texts[1]
+    assert samples[0].story == samples[1].story
+    assert len(samples[0].context) == len(samples[1].context)
+
+
+def test_decoys_need_a_background_that_has_some():
+    # The built-in text has none of these names.
+    composer = Composer(Data(decoys=1.0), TOKENS)
+    with pytest.raises(ValueError, match=r"holds a name .* set config.data.decoys to 0"):
+        composer.sample("qa1", "1k", 0, 0)
+
+
+def test_half_of_the_stories_of_official_length_are_from_the_files():
+    class Counted:
+        def __init__(self, fails=False):
+            self.fails, self.count = fails, 0
+
+        def story(self, task, seed, index, most, manner):
+            self.count += 1
+            if self.fails:
+                raise ValueError("none is short enough")
+            return Story(task, ("Mary went home.",), "Where is Mary?", "home", (0,))
+
+    simulated, files = Counted(), Counted()
+    both = compose.Mixed(simulated, files)
+    for index in range(200):
+        both.story("qa1", 0, index, 100, Manner())
+    assert files.count + simulated.count == 200 and 70 < files.count < 130
+    both.story("qa1", 0, 0, 100, Manner(facts=(2, 5)))
+    assert files.count + simulated.count == 201 and files.count < 130
+    before = simulated.count
+    none = compose.Mixed(simulated, Counted(fails=True))
+    for index in range(50):
+        none.story("qa1", 0, index, 3, Manner())
+    assert simulated.count == before + 50
+
+
+def test_an_answer_that_has_no_room_is_not_asked():
+    composer = Composer(Data(new_names=1.0), TOKENS)
+    manner = Manner(names=("people", "places", "objects"))
+    for index in range(300):
+        sample = composer.sample("qa1", "0k", 0, index, manner)
+        assert len(sample.answer_ids) < composer.room
 
 
 def test_a_folder_of_books_is_split_by_author(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmt_jax.data import babi, tasks, words, worlds
+from rmt_jax.data.dice import Dice
 from rmt_jax.data.worlds import Manner
 
 SHARED = os.environ.get("RMT_JAX_SHARED")
@@ -245,22 +246,31 @@ def _form(text: str) -> str:
     return text
 
 
-def test_new_names_come_from_the_lists_and_held_out_ones_are_kept_apart():
+def test_held_out_names_are_kept_apart():
     for kind in ("people", "places", "objects"):
         trained, kept = words.words(kind), words.words(kind, held_out=True)
         assert not set(trained) & set(kept)
-        assert len(trained) > 60 and len(kept) > 20
-        every = [word for some in words.trained(kind) for word in some]
-        assert len(set(every)) > 5000
+        assert len(trained) > 60 and len(kept) > 20 and len(words.common(kind)) > 1000
         official = {word for task in tasks.TASKS for word in getattr(words.official(task), kind)}
+        drawn = {name for i in range(500) for name in words.draw(4, kind, Dice(i))}
+        every = drawn | set(trained) | set(words.common(kind))
         assert not {word.lower() for word in every} & {word.lower() for word in (*kept, *official)}
+        # Half are made up as they are drawn, so that no list of them can be learned by heart.
+        fresh = drawn - set(trained) - set(words.common(kind))
+        assert len(fresh) > 500
+        assert all(3 <= len(word) <= 11 and word.isalpha() for word in fresh)
+        assert all(word[0].isupper() == (kind == "people") for word in drawn)
+        assert set(words.draw(5, kind, Dice(0), held_out=True)) <= set(kept)
+
+
+def test_new_names_are_those_of_a_story_throughout():
     seen = set()
     for index in range(200):
         story = worlds.tell("qa1", (0, index), Manner(names=("people", "places")))
+        text = " ".join(story.facts)
+        assert story.answer in text and story.question.split()[-1].rstrip("?") in text
         seen |= {fact.split()[0] for fact in story.facts}
-        assert any(story.answer in some for some in words.trained("places"))
-    assert len(seen) > 300
-    assert all(any(name in some for some in words.trained("people")) for name in seen)
+    assert len(seen) > 400 and not seen & set(words.OFFICIAL.people)
     held = worlds.tell("qa1", (0, 1), Manner(names=("places",), held_out=True))
     assert held.answer in words.words("places", held_out=True)
 

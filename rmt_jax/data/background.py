@@ -61,6 +61,20 @@ class Background:
             done, begin, first = done + size, 0, 0
         return Slice(np.concatenate(pieces), np.concatenate(marks))
 
+    @lru_cache(maxsize=4)  # noqa: B019 (a background is kept as long as the process)
+    def holding(self, tokens: tuple[int, ...]) -> "Background":
+        """The sentences in which one of these tokens stands, as a background of their own."""
+        found = np.flatnonzero(np.isin(self.tokens, np.array(tokens, self.tokens.dtype)))
+        kept = np.unique(np.searchsorted(self.starts, found, "right") - 1)
+        spans = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in kept]
+        if not spans:
+            raise ValueError(
+                f"No sentence of the background {self.name!r} ({self.split} split) holds a name of "
+                "the tasks: give more text, or set config.data.decoys to 0."
+            )
+        starts = np.concatenate([[0], np.cumsum([len(span) for span in spans])])
+        return Background(np.concatenate(spans), starts, self.name, self.split)
+
 
 def cache_folder() -> Path:
     """RMT_JAX_CACHE, or rmt_jax under the user's cache folder."""

@@ -6,6 +6,8 @@ uniformly with replacement; the background is consecutive sentences from a rando
 one cut to fit.
 """
 
+import contextlib
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -75,9 +77,23 @@ class Simulated:
         )
 
 
+class Mixed:
+    """Half of the stories of official length from the files, where one of the task is short enough;
+    the others, and those of which a number of facts is asked for, simulated."""
+
+    def __init__(self, simulated: Facts, official: Facts):
+        self.simulated, self.official = simulated, official
+
+    def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
+        if manner.facts is None and Dice(seed, index, 9).uniform() < 0.5:
+            with contextlib.suppress(ValueError):
+                return self.official.story(task, seed, index, most, manner)
+        return self.simulated.story(task, seed, index, most, manner)
+
+
 def answer_room(names: tuple[str, ...], tokenizer: Tokenizer, renamed: bool = False) -> int:
     """T: tokens of the longest answer of these tasks, END included. `renamed`: persons, places and
-    objects may bear any name of the word lists."""
+    objects may bear any name of the word lists. (Of invented names longer ones are drawn again.)"""
     longest = 1
     for name in names:
         labels = [tokenizer.sentence(label) for label in tasks.task(name).labels]
@@ -87,8 +103,8 @@ def answer_room(names: tuple[str, ...], tokenizer: Tokenizer, renamed: bool = Fa
         longest = max(longest, most)
     if renamed:
         for kind in ("people", "places", "objects"):
-            lists = (*words.trained(kind), words.words(kind, held_out=True))
-            most = max(len(tokenizer.sentence(word)) for some in lists for word in some)
+            listed = (*words.words(kind), *words.words(kind, held_out=True))
+            most = max(len(tokenizer.sentence(word)) for word in listed)
             longest = max(longest, most * 3 + 2 if "qa8" in names and kind == "objects" else most)
     return longest + 1
 
@@ -123,6 +139,7 @@ class Composer:
         self.background = None
         if source != "none":
             self.background = background.load(source, tokenizer, split)
+        self.decoys = data.decoys
 
     def sample(
         self,
@@ -160,6 +177,8 @@ class Composer:
     ) -> Sample | None:
         encode = self.tokenizer.sentence
         question = encode(story.question)
+        if len(encode(story.answer)) >= self.room:
+            return None
         facts = [encode(fact) for fact in story.facts]
         size = sum(len(ids) for ids in facts)
         budget = length.tokens
@@ -196,7 +215,11 @@ class Composer:
         if fill > 0:
             assert self.background is not None
             stack = perturb.Hay(self.change, self.background, self.tokenizer)
-            taken = stack.take(dice.below(self.background.sentences), fill, dice)
+            if self.decoys and dice.uniform() < self.decoys:
+                some = self.background.holding(_names(self.tokenizer))
+                taken = some.take(dice.below(some.sentences), fill)
+            else:
+                taken = stack.take(dice.below(self.background.sentences), fill, dice)
             hay, starts = taken.tokens, np.append(taken.starts, fill)
             gaps = self._gaps(starts, fill, len(facts), dice)
         # Each insert stands at a gap; among those of one gap the order of the story holds.
@@ -242,9 +265,20 @@ class Composer:
         return np.sort(dice.numpy.integers(low, high, count))
 
 
-def _facts(data: config.Data, split: str) -> Facts:
-    if data.facts == "official":
-        from rmt_jax.data.official import Official
+@lru_cache(maxsize=8)
+def _names(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """First tokens of the official names of persons, places and objects."""
+    every = (
+        word for task in ("qa1", "qa5", "qa10") for kind in words.official(task) for word in kind
+    )
+    return tuple(sorted({tokenizer.sentence(word)[0] for word in every}))
 
-        return Official(data.babi_dir, split)
-    return Simulated(split)
+
+def _facts(data: config.Data, split: str) -> Facts:
+    if data.facts == "simulated":
+        return Simulated(split)
+    from rmt_jax.data.official import Official
+
+    if data.facts == "both":
+        return Mixed(Simulated(split), Official(data.babi_dir, split))
+    return Official(data.babi_dir, split)

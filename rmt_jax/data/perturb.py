@@ -68,12 +68,16 @@ def story(name: str, told: Story, dice: Dice) -> Story:
 
 
 def renamed(told: Story, kind: str, dice: Dice, held_out: bool) -> Story:
-    """The story with every official name of a kind ('people', 'places', 'objects') replaced by one
-    of the word lists, the same one throughout."""
+    """The story with every official name of a kind ('people', 'places', 'objects') replaced by
+    another, the same one throughout."""
     known = sorted(
         {word for task in ("qa1", "qa5", "qa10") for word in getattr(words.official(task), kind)}
     )
-    new = dict(zip(known, dice.sample(words.words(kind, held_out), len(known)), strict=True))
+    if held_out:
+        others = dice.sample(words.words(kind, held_out), len(known))
+    else:
+        others = words.draw(len(known), kind, dice)
+    new = dict(zip(known, others, strict=True))
     pattern = re.compile(rf"\b({'|'.join(known)})\b")
 
     def change(text: str) -> str:

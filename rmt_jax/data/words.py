@@ -2,8 +2,9 @@
 
 With other names than the official ones a model cannot answer from memory of the labels. The lists
 lie in `assets/words/*.txt`: the perturbations `new_people`, `new_places` and `new_objects` of
-evaluation draw from one part of each, training from the rest and from words that are no names at
-all: a model learns a hundred names by heart as it does six, thousands it must copy.
+evaluation draw from one part of each, training from the rest, from words that are no names at all
+and from words that nobody knows: a model learns a hundred names by heart as it does six, and
+thousands as it does a hundred; what it cannot have seen it must copy.
 """
 
 import json
@@ -17,7 +18,7 @@ from rmt_jax.data.tasks import PLACES
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TRAINED = 0.75  # the part of each list that training may draw from
-INVENTED = 4000  # words
+LETTERS = (3, 11)  # of an invented word
 
 
 class Names(NamedTuple):
@@ -58,48 +59,50 @@ def words(kind: str, held_out: bool = False) -> tuple[str, ...]:
 
 
 @cache
-def common() -> tuple[str, ...]:
-    """Words of the package's own vocabulary, less the official names and those held out."""
+def _taken() -> frozenset[str]:
+    """Words that are never drawn in training but from their own list: official and held out."""
+    held = {word for kind in Names._fields for word in words(kind, held_out=True)}
+    return frozenset(word.lower() for word in _official_words() | held)
+
+
+@cache
+def _pieces(form: str) -> tuple[str, ...]:
+    """Entries of the package's own vocabulary of a form (a regular expression; Ġ is a space)."""
     text = (ASSETS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
     entries = sorted(json.loads(text)["model"]["vocab"])
-    known = {word.lower() for word in _official_words()}
-    for kind in Names._fields:
-        known |= {word.lower() for word in words(kind, held_out=True)}
-    return tuple(e[1:] for e in entries if re.fullmatch("Ġ[a-z]{3,}", e) and e[1:] not in known)
+    return tuple(e.removeprefix("Ġ") for e in entries if re.fullmatch(form, e))
 
 
 @cache
-def invented() -> tuple[str, ...]:
-    """Words that nobody knows: the beginning of one common word and the end of another."""
-    dice, known, found = Dice(INVENTED), set(common()), set()
-    for kind in Names._fields:
-        known |= {word.lower() for word in words(kind, held_out=True)}
-    while len(found) < INVENTED:
-        first, second = dice.pick(common()), dice.pick(common())
-        word = first[: dice.between(2, 4)] + second[-dice.between(2, 4) :]
-        if word not in known:
-            found.add(word)
-    return tuple(sorted(found))
+def common(kind: str) -> tuple[str, ...]:
+    """Words of the vocabulary, which are no names; capitals for persons."""
+    found = tuple(word for word in _pieces("Ġ[a-z]{3,}") if word not in _taken())
+    return tuple(word.capitalize() for word in found) if kind == "people" else found
 
 
-def trained(kind: str) -> tuple[tuple[str, ...], ...]:
-    """The lists that training draws the names of a kind from, each as often as the others."""
-    others = _capitals() if kind == "people" else (common(), invented())
-    return words(kind), *others
+def invented(kind: str, dice: Dice) -> str:
+    """A word that nobody knows: one to three pieces of the vocabulary, tens of millions of which
+    make a word. Drawn from a list of 4,000, they were learned by heart as well."""
+    first = _pieces("Ġ[A-Z][a-z]*" if kind == "people" else "Ġ[a-z]+")
+    while True:
+        word = dice.pick(first) + "".join(
+            dice.pick(_pieces("[a-z]+")) for _ in range(dice.below(3))
+        )
+        if LETTERS[0] <= len(word) <= LETTERS[1] and word.lower() not in _taken():
+            return word
 
 
-@cache
-def _capitals() -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(word.capitalize() for word in some) for some in (common(), invented()))
-
-
-def draw(names: Names, dice: Dice, kinds: tuple[str, ...], held_out: bool = False) -> Names:
-    """`names` with the given kinds redrawn from the word lists, as many as there were."""
-    new = {}
-    for kind in kinds:
-        lists = (words(kind, held_out),) if held_out else trained(kind)
-        chosen: dict[str, None] = {}  # a set in the order of its drawing
-        while len(chosen) < len(getattr(names, kind)):
-            chosen[dice.pick(dice.pick(lists))] = None
-        new[kind] = tuple(chosen)
-    return names._replace(**new)
+def draw(count: int, kind: str, dice: Dice, held_out: bool = False) -> tuple[str, ...]:
+    """Different names of a kind: of those held out, or as training draws them, half invented, a
+    quarter listed and a quarter common words."""
+    chosen: dict[str, None] = {}  # a set in the order of its drawing
+    while len(chosen) < count:
+        source = dice.uniform()
+        if held_out:
+            word = dice.pick(words(kind, held_out=True))
+        elif source < 0.5:
+            word = invented(kind, dice)
+        else:
+            word = dice.pick(words(kind) if source < 0.75 else common(kind))
+        chosen[word] = None
+    return tuple(chosen)

@@ -42,7 +42,10 @@ OFFICIAL = Manner()
 
 def names(task: str, manner: Manner, dice: Dice) -> Names:
     given = official(task)
-    return draw(given, dice, manner.names, manner.held_out) if manner.names else given
+    new = {
+        kind: draw(len(getattr(given, kind)), kind, dice, manner.held_out) for kind in manner.names
+    }
+    return given._replace(**new)
 
 
 def world(task: str, given: Names, dice: Dice):
