@@ -52,7 +52,8 @@ DELTA = dataclasses.replace(MODEL, cell="delta", d_mem=64, remat=True)
 
 def get_config(preset: str = "tasks") -> Config:
     presets = {"tasks": tasks, "memory": memory, "segment": segment, "delta": delta}
-    presets |= {"long": long, "official": official, "names": names}
+    presets |= {"long": long, "official": official}
+    presets |= {"copying": copying, "names": names}
     if preset not in presets:
         raise ConfigError(
             f"configs/pretrain.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -191,25 +192,62 @@ def official() -> Config:
     )
 
 
-def names() -> Config:
-    """Aside: a backbone that copies names rather than knowing them. Three stories in five bear
-    names from thousands of words; one segment, the five tasks at once. Distilled from pieces 16 to
-    18 of docs/EXPERIMENTS.md, which says what they gave; not run from start to end."""
-    config = tasks()
+def copying() -> Config:
+    """From the five tasks known by heart to names that must be copied: one task, then two, nine in
+    ten of whose stories bear names that nobody can know (docs/EXPERIMENTS.md, pieces 27 and 28)."""
+    config = segment()
     return config.replace(
-        init="backbone-rmt",
-        model=dataclasses.replace(config.model, cell="none", segment_tokens=96),
-        data=dataclasses.replace(config.data, new_names=0.6),
-        optimizer=dataclasses.replace(config.optimizer, accumulate=4),
+        init="runs/official",
+        model=dataclasses.replace(DELTA, segment_tokens=96),
+        data=dataclasses.replace(config.data, new_names=0.9),
+        optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=2e-3, accumulate=4),
         curriculum=Curriculum(
-            segments=(1, 1, 1),
-            steps=(1200, 1800, 2000),
+            segments=(1, 1),
+            steps=(2000, 1000),
             batch=(32,),
-            learning_rate=(0.01,),
-            tasks=("qa1:1.3 qa2:1.5 qa3:1 qa4:0.7 qa5:1",),
-            facts=("3-7 3-7 2-5",),
+            learning_rate=(0.015, 0.012),
+            tasks=("qa1:1", "qa1:1 qa2:1"),
+            facts=("2-5", "2-5 3-6"),
             background=(0.0,),
-            questions=("1 1 .5 .2",),
+            questions=("1",),
         ),
-        evaluation=dataclasses.replace(config.evaluation, lengths=("1s",)),
+        evaluation=dataclasses.replace(config.evaluation, lengths=("1s",), every=500),
+    )
+
+
+def names() -> Config:
+    """Then all five again, from one segment to 24: what ships as `multitask`. Give
+    --config.data.babi_dir and --config.data.background."""
+    config = copying()
+    return config.replace(
+        init="runs/copying",
+        data=dataclasses.replace(
+            config.data,
+            new_names=0.6,
+            decoys=0.3,
+            facts="both",
+            babi_dir="tasks_1-20_v1-2/en-10k",
+        ),
+        optimizer=dataclasses.replace(config.optimizer, stillness=0.1),
+        curriculum=Curriculum(
+            segments=(4, 8, 24),
+            steps=(1000, 1200, 1000),
+            batch=(32,),
+            learning_rate=(0.012, 0.01, 0.007),
+            tasks=(
+                "qa1:1 qa2:1.6 qa3:1.3 qa4:1 qa5:1.2",
+                "qa1:0.9 qa2:1.7 qa3:1.7 qa4:0.8 qa5:1.1",
+                "qa1:0.6 qa2:1.7 qa3:2.2 qa4:0.5 qa5:1",
+            ),
+            facts=(
+                "2-5 3-7 3-12 8-24 official",
+                "3-7 3-12 8-24 official official",
+                "3-12 8-24 official official official",
+            ),
+            background=(0.2, 0.4, 0.6),
+            questions=("1 1 .5", "1 1 .5 .2", "1 1 .5 .2"),
+        ),
+        evaluation=dataclasses.replace(
+            config.evaluation, lengths=("1s", "4s", "8s"), samples=100, every=500
+        ),
     )

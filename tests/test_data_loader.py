@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_data_worlds import Oracle
 
 from rmt_jax.config import Config, ConfigError, Curriculum, Data, Model, Prompt
-from rmt_jax.data import tokenizer
+from rmt_jax.data import cuts, tokenizer
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.cuts import ends, layout, whole
-from rmt_jax.data.fold import fold, segments_needed
+from rmt_jax.data.fold import fold
 from rmt_jax.data.loader import Loader, buckets
 from rmt_jax.data.worlds import Manner
 
@@ -125,6 +125,22 @@ def test_training_texts_cut_at_ends_of_sentences_end_there():
             assert stops[last] or counts[i, s] == ids.shape[-1]
 
 
+@pytest.mark.parametrize("align", ["left", "right", "sentence"])
+@pytest.mark.parametrize("length", ["1s", "2s", "5s", "16s"])
+def test_a_length_in_segments_is_read_in_as_many(align, length):
+    composer = Composer(Data(align=align), TOKENS, segment_tokens=64)
+    for index in range(8):
+        s = composer.sample("qa2", length, 0, index)
+        question = len(s.question_ids)
+        bounds = cuts.bounds(s.context, question, composer.room, 64, align, TOKENS)
+        most = int(length[:-1])
+        assert len(bounds) - 1 <= most
+        if align == "sentence":  # an eighth of a segment less is taken as often as it must be
+            assert bounds[-1] > 0.6 * most * 64 - 24
+        else:
+            assert bounds[-1] + question + 1 + composer.room == most * 64
+
+
 def test_a_tail_longer_than_a_segment():
     with pytest.raises(ValueError, match="take 41 tokens, but a segment has 40"):
         layout(10, 41, 40)
@@ -139,7 +155,8 @@ def test_folded_text_is_the_text(align):
         composer.sample("qa5", "3s", 0, 3),
     ]
     room = composer.room
-    segments = max(segments_needed(s, TOKENS, 64, room, align) for s in samples)
+    cut = [cuts.bounds(s.context, len(s.question_ids), room, 64, align, TOKENS) for s in samples]
+    segments = max(len(bounds) - 1 for bounds in cut)
     batch = fold(
         samples,
         TOKENS,

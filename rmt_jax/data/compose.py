@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rmt_jax import config
-from rmt_jax.data import background, perturb, sources, tasks, words, worlds
+from rmt_jax.data import background, cuts, perturb, sources, tasks, words, worlds
 from rmt_jax.data.dice import Dice
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.story import Story
@@ -128,6 +128,7 @@ class Composer:
         change: str = "",
     ):
         self.tokenizer, self.split, self.segment_tokens = tokenizer, split, segment_tokens
+        self.align = data.align
         self.facts = facts or _facts(data, split)
         self.change = perturb.check(change)
         self.window = perturb.WINDOWS.get(change, window)
@@ -157,6 +158,30 @@ class Composer:
         Raises ValueError for an unknown task or length and where facts or window leave no room.
         """
         length = Length.parse(length, self.segment_tokens) if isinstance(length, str) else length
+        story = (seed, index, manner, hidden, plant)
+        if not length.whole:
+            return self._sample(task, length, *story)
+        # Segments that end with a sentence hold less: a text that takes more of them is made again,
+        # an eighth of a segment a time shorter.
+        size = self.segment_tokens
+        for tokens in range(length.tokens, 0, -max(1, size // 8)):
+            made = self._sample(task, length._replace(tokens=tokens), *story)
+            question = len(made.question_ids)
+            cut = cuts.bounds(made.context, question, self.room, size, self.align, self.tokenizer)
+            if (len(cut) - 1) * size <= length.tokens:
+                return made
+        raise ValueError(f"{task}: no text fits in {length.name} of {size} tokens a segment.")
+
+    def _sample(
+        self,
+        task: str,
+        length: Length,
+        seed: int,
+        index: int,
+        manner: Manner,
+        hidden: bool,
+        plant: float,
+    ) -> Sample:
         # A whole length holds question and answer too: about 20 tokens that facts cannot take.
         most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
         for attempt in range(100):

@@ -36,6 +36,14 @@ def layout(
     return np.append(inner, context)
 
 
+def bounds(
+    context: np.ndarray, question: int, room: int, segment: int, align: str, tokenizer: Tokenizer
+) -> np.ndarray:
+    """`layout` of a context and of its question of `question` tokens, with `room` for an answer."""
+    stops = ends(context, tokenizer, align)
+    return layout(len(context), question + 1 + room, segment, align, stops)
+
+
 def whole(context: int, segment: int, stops: np.ndarray | None = None) -> np.ndarray:
     """Bounds i64[n + 1], from 0, of the segments that stay as they are whatever text follows."""
     if stops is None:

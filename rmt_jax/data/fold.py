@@ -18,23 +18,6 @@ from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.shapes import Batch, Segment
 
 
-def segments_needed(
-    sample: Sample, tokenizer: Tokenizer, segment: int, room: int, align: str = "left"
-) -> int:
-    return len(_bounds(sample, tokenizer, segment, room, align)) - 1
-
-
-def _bounds(
-    sample: Sample, tokenizer: Tokenizer, segment: int, room: int, align: str
-) -> np.ndarray:
-    stops = cuts.ends(sample.context, tokenizer, align)
-    return cuts.layout(len(sample.context), _tail(sample, room), segment, align, stops)
-
-
-def _tail(sample: Sample, room: int) -> int:
-    return len(sample.question_ids) + 1 + room
-
-
 def fold(
     samples: Sequence[Sample],
     tokenizer: Tokenizer,
@@ -77,7 +60,8 @@ def fold(
     number = {name: i for i, name in enumerate(tasks)}
 
     for i, sample in enumerate(samples):
-        bounds = _bounds(sample, tokenizer, length, room, align)
+        question = len(sample.question_ids)
+        bounds = cuts.bounds(sample.context, question, room, length, align, tokenizer)
         parts = list(itertools.pairwise(bounds.tolist()))
         empty = s - len(parts)
         if empty < 0:

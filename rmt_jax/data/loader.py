@@ -12,8 +12,7 @@ import numpy as np
 from rmt_jax.config import Config, ConfigError, stage_value
 from rmt_jax.data.compose import Composer, Sample
 from rmt_jax.data.dice import Dice
-from rmt_jax.data.fold import fold, segments_needed
-from rmt_jax.data.lengths import Length
+from rmt_jax.data.fold import fold
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.data.worlds import Manner
 from rmt_jax.shapes import Batch
@@ -147,19 +146,7 @@ class Loader:
         same = stage.probes or self.config.prompt.source in ("question", "both")
         asks, plant = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
         manner = Manner(facts, names, asks=asks, few=few, same=same)
-        return self._fitting(segments, task, data.seed, index, manner, hidden, plant)
-
-    def _fitting(self, segments: int, *address) -> Sample:
-        """The sample of `Composer.sample` that fills `segments` segments. Segments that end with a
-        sentence hold less: a text that takes more of them is made again, an eighth of a segment a
-        time shorter."""
-        size, task, *rest = self.config.model.segment_tokens, *address
-        room, align = self.composer.room, self.config.data.align
-        for tokens in range(segments * size, 0, -max(1, size // 8)):
-            sample = self.composer.sample(task, Length(f"{segments}s", tokens, True), *rest)
-            if segments_needed(sample, self.tokenizer, size, room, align) <= segments:
-                return sample
-        raise ValueError(f"{task}: no text fits in {segments} segments of {size} tokens.")
+        return self.composer.sample(task, f"{segments}s", data.seed, index, manner, hidden, plant)
 
     def evaluation_batches(
         self, segments: int, count: int, batch: int = 64, stage: int | None = None
@@ -178,7 +165,8 @@ class Loader:
                     dice = Dice(seed, index, 4)
                     hidden = dice.uniform() < chosen.background
                     manner = Manner(dice.pick(chosen.facts))
-                samples.append(self._fitting(segments, task, seed, index, manner, hidden))
+                sample = self.composer.sample(task, f"{segments}s", seed, index, manner, hidden)
+                samples.append(sample)
             yield self.fold(samples, segments)
 
     def batches(self, stage: int, count: int) -> Iterator[Batch]:
