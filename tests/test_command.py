@@ -25,7 +25,8 @@ def test_presets_are_valid():
 
 
 @pytest.mark.parametrize(
-    "preset", ["tasks", "memory", "segment", "delta", "long", "official", "copying", "names"]
+    "preset",
+    ["tasks", "memory", "segment", "delta", "long", "official", "copying", "names"],
 )
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"

@@ -24,7 +24,8 @@ OLDER = [*PATTERNS, "pytorch_model*.bin"]  # the same weights again where both a
 SEGMENT, HEAD_WIDTH = 512, 64  # where nothing says otherwise: the authors' and GPT-2's
 MEMORY_TOKENS, NU = 16, 3
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-SHIPPED = ("backbone", "backbone-rmt", "multitask")  # checkpoints that come with the package
+# Checkpoints that come with the package.
+SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-names")
 
 
 @dataclass(frozen=True)
