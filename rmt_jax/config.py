@@ -61,7 +61,8 @@ class Data:
     babi_dir: str = ""  # official bAbI text files (facts=official)
     new_names: float = 0.0  # probability that persons, places and objects bear new names
     background: str = "builtin"  # builtin | none | a folder of .txt files
-    decoys: float = 0.0  # probability that only sentences with a name of the tasks hide a sample
+    # Probability that only sentences with a name of the tasks hide a training sample.
+    decoys: float = 0.0
     tokenizer: str = "builtin"  # builtin | a name on the hub | a folder
     seed: int = 0
     workers: int = 0  # Grain worker processes; 0: threads of this one

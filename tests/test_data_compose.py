@@ -264,10 +264,8 @@ def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
     plain = "Nothing in this whole book was ever said of anybody or of anything at all."
     named = "It was said that old John had left them in the garden before it was dark."
     books = _book(tmp_path, plain, named, plain, plain)
-    samples = [
-        Composer(Data(decoys=share, background=books), TOKENS).sample("qa4", "1k", 0, 0)
-        for share in (1.0, 0.0)
-    ]
+    composer = Composer(Data(background=books), TOKENS)
+    samples = [composer.sample("qa4", "1k", 0, 0, decoys=decoys) for decoys in (True, False)]
     texts = [TOKENS.decode(sample.context) for sample in samples]
     assert "Nothing" not in texts[0] and "Nothing" in texts[1] and "John" in texts[1]
     assert samples[0].story == samples[1].story
@@ -276,9 +274,11 @@ def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
 
 def test_decoys_need_a_background_that_has_some():
     # The built-in text has none of these names.
-    composer = Composer(Data(decoys=1.0), TOKENS)
+    composer = Composer(Data(), TOKENS)
     with pytest.raises(ValueError, match=r"holds a name .* set config.data.decoys to 0"):
-        composer.sample("qa1", "1k", 0, 0)
+        composer.sample("qa1", "1k", 0, 0, decoys=True)
+    # Evaluation takes text as it comes, whatever training did.
+    assert Composer(Data(decoys=1.0), TOKENS).sample("qa1", "1k", 0, 0).facts
 
 
 def test_half_of_the_stories_of_official_length_are_from_the_files():

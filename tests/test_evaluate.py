@@ -212,6 +212,18 @@ def test_the_shipped_checkpoint_remembers():
     assert right >= 34, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
 
 
+@pytest.mark.parametrize(("how", "least"), [("new_people", 30), ("new_places", 25)])
+def test_the_shipped_checkpoint_that_copies_names(how, least):
+    """Names held out of training, one segment, twenty questions of QA1 and of QA4 each."""
+    model = api.load("multitask-names")
+    source = questions.Generated(model)
+    asked = [q for task in ("qa1", "qa4") for q in source.ask(task, "1s", range(20), how)]
+    room = max(source.room(task, how) for task in ("qa1", "qa4"))
+    said = answering.answer(model, [q.asked for q in asked], room=room, batch=20)[0]
+    right = sum(answer == q.target for answer, q in zip(said, asked, strict=True))
+    assert right >= least, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
+
+
 def test_inspection_sees_every_segment(model, tmp_path):
     source = questions.Generated(model)
     q = source.ask("qa1", "3s", range(1))[0]

@@ -140,7 +140,6 @@ class Composer:
         self.background = None
         if source != "none":
             self.background = background.load(source, tokenizer, split)
-        self.decoys = data.decoys
 
     def sample(
         self,
@@ -151,14 +150,16 @@ class Composer:
         manner: Manner = worlds.OFFICIAL,
         hidden: bool = True,
         plant: float = 1.0,
+        decoys: bool = False,
     ) -> Sample:
         """The sample at (task, length, seed, index); `hidden=False` leaves the background out.
         `plant`: the chance of each of the story's questions on the way to stand in the text.
+        `decoys`: only sentences with a name of the tasks make the background.
 
         Raises ValueError for an unknown task or length and where facts or window leave no room.
         """
         length = Length.parse(length, self.segment_tokens) if isinstance(length, str) else length
-        story = (seed, index, manner, hidden, plant)
+        story = (seed, index, manner, hidden, plant, decoys)
         if not length.whole:
             return self._sample(task, length, *story)
         # Segments that end with a sentence hold less: a text that takes more of them is made again,
@@ -181,6 +182,7 @@ class Composer:
         manner: Manner,
         hidden: bool,
         plant: float,
+        decoys: bool,
     ) -> Sample:
         # A whole length holds question and answer too: about 20 tokens that facts cannot take.
         most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
@@ -190,7 +192,7 @@ class Composer:
             dice = Dice(seed, address, tasks.number(task), length.tokens, 1)
             if self.change:
                 story = perturb.story(self.change, story, Dice(seed, address, 7))
-            made = self._compose(story, length, dice, hidden, plant)
+            made = self._compose(story, length, dice, hidden, plant, decoys)
             if made is not None:
                 return made
         raise ValueError(
@@ -198,7 +200,13 @@ class Composer:
         )
 
     def _compose(
-        self, story: Story, length: Length, dice: Dice, hidden: bool, plant: float
+        self,
+        story: Story,
+        length: Length,
+        dice: Dice,
+        hidden: bool,
+        plant: float,
+        decoys: bool,
     ) -> Sample | None:
         encode = self.tokenizer.sentence
         question = encode(story.question)
@@ -215,7 +223,7 @@ class Composer:
         asks = self._asks(story, room, dice, plant)
         size += sum(len(ids) for _, ids, _ in asks)
         hide = hidden and self.background is not None and length.tokens > 0
-        return self._weave(story, facts, asks, budget - size if hide else 0, dice)
+        return self._weave(story, facts, asks, budget - size if hide else 0, dice, decoys)
 
     def _asks(
         self, story: Story, room: int, dice: Dice, plant: float
@@ -233,14 +241,16 @@ class Composer:
                 kept.append((ask.after, ids, len(answer)))
         return sorted(kept, key=lambda ask: ask[0])
 
-    def _weave(self, story: Story, facts: list, asks: list, fill: int, dice: Dice) -> Sample:
+    def _weave(
+        self, story: Story, facts: list, asks: list, fill: int, dice: Dice, decoys: bool = False
+    ) -> Sample:
         """Facts and asks into `fill` tokens of background."""
         hay, starts = np.zeros(0, np.int32), np.zeros(1, np.int64)
         gaps = np.zeros(len(facts), np.int64)
         if fill > 0:
             assert self.background is not None
             stack = perturb.Hay(self.change, self.background, self.tokenizer)
-            if self.decoys and dice.uniform() < self.decoys:
+            if decoys:
                 some = self.background.holding(_names(self.tokenizer))
                 taken = some.take(dice.below(some.sentences), fill)
             else:

@@ -146,7 +146,9 @@ class Loader:
         same = stage.probes or self.config.prompt.source in ("question", "both")
         asks, plant = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
         manner = Manner(facts, names, asks=asks, few=few, same=same)
-        return self.composer.sample(task, f"{segments}s", data.seed, index, manner, hidden, plant)
+        decoys = dice.uniform() < data.decoys
+        address = (task, f"{segments}s", data.seed, index)
+        return self.composer.sample(*address, manner, hidden, plant, decoys)
 
     def evaluation_batches(
         self, segments: int, count: int, batch: int = 64, stage: int | None = None
