@@ -201,9 +201,10 @@ def test_lengths_counted_by_another_tokenizer_read_the_same_text(model):
     assert len(text) + len(q.question) + 1 == q.characters and text.startswith(" ")
 
 
-def test_the_shipped_checkpoint_remembers():
+@pytest.mark.parametrize("name", ["multitask", "multitask-long"])
+def test_the_shipped_checkpoint_remembers(name):
     """Stories scattered over sixteen segments of background, twelve questions a task."""
-    model = api.load("multitask")
+    model = api.load(name)
     source = questions.Generated(model)
     asked = [q for task in ("qa1", "qa2", "qa4") for q in source.ask(task, "16s", range(12))]
     room = max(source.room(task) for task in ("qa1", "qa2", "qa4"))
