@@ -6,14 +6,15 @@
     python -m rmt_jax.train --config configs/pretrain.py:delta --workdir runs/delta
     python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long
     python -m rmt_jax.train --config configs/pretrain.py:official --workdir runs/official
+    python -m rmt_jax.train --config configs/pretrain.py:decoys --workdir runs/decoys
     python -m rmt_jax.train --config configs/pretrain.py:copying --workdir runs/copying
     python -m rmt_jax.train --config configs/pretrain.py:names --workdir runs/names
 
 `memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`, the mean of the weights
-of `long` and `official` is `multitask`, and `names` made `multitask-names`. Each preset puts
-together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26
-`segment` to `official`, 27 to 31 `copying` and `names`), so it will give weights like these, not
-these.
+of `long` and `official` is `multitask`, `decoys` made `multitask-long` and `names`
+`multitask-names`. Each preset puts together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are
+`tasks` and `memory`, 22 to 26 `segment` to `official`, 27 to 31 `copying` and `names`, 32 and 33
+`decoys`), so it will give weights like these, not these.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -55,7 +56,7 @@ DELTA = dataclasses.replace(MODEL, cell="delta", d_mem=64, remat=True)
 def get_config(preset: str = "tasks") -> Config:
     presets = {"tasks": tasks, "memory": memory, "segment": segment, "delta": delta}
     presets |= {"long": long, "official": official}
-    presets |= {"copying": copying, "names": names}
+    presets |= {"decoys": decoys, "copying": copying, "names": names}
     if preset not in presets:
         raise ConfigError(
             f"configs/pretrain.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -194,12 +195,36 @@ def official() -> Config:
     )
 
 
+def decoys() -> Config:
+    """A little more of that, hidden among sentences that hold the tasks' names, at a high price on
+    what background does to the memory. From `multitask`, the mean of `long` and `official`."""
+    config = official()
+    return config.replace(
+        init="multitask",
+        data=dataclasses.replace(config.data, facts="both", decoys=0.8),
+        optimizer=dataclasses.replace(config.optimizer, stillness=1.0),
+        curriculum=Curriculum(
+            segments=(32, 32),
+            steps=(250, 220),
+            batch=(32,),
+            learning_rate=(0.003,),
+            tasks=(
+                "qa1:0.6 qa2:1 qa3:2.6 qa4:0.6 qa5:1",
+                "qa1:1 qa2:1.2 qa3:2 qa4:0.6 qa5:0.9",
+            ),
+            facts=("3-12 official official official",),
+            background=(0.8, 0.9),
+            questions=("1 1 .5 .2",),
+        ),
+    )
+
+
 def copying() -> Config:
     """From the five tasks known by heart to names that must be copied: one task, then two, nine in
     ten of whose stories bear names that nobody can know (docs/EXPERIMENTS.md, pieces 27 and 28)."""
     config = segment()
     return config.replace(
-        init="runs/official",
+        init="multitask",
         model=dataclasses.replace(DELTA, segment_tokens=96),
         data=dataclasses.replace(config.data, new_names=0.9),
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=2e-3, accumulate=4),
