@@ -114,7 +114,7 @@ def validate(config: Config) -> None:
             "curriculum.probes=1 asks the memory of one segment after the other, which the diagonal"
             " schedule never holds whole: take model.schedule=auto, or set curriculum.probes to 0."
         )
-    if d.facts == "official" and any(c.probes):
+    if d.facts != "simulated" and any(c.probes):
         raise ConfigError(
             "curriculum.probes=1 needs the answer after every fact, which the official files do"
             " not give: take data.facts=simulated, or set curriculum.probes to 0."

@@ -154,6 +154,11 @@ FILES = [
     ({"tok/tokenizer.json": "{}"}, ["--config.data.tokenizer=tok"], "is no tokenizer file"),
     ({}, BABI, "There is no folder 'babi' with bAbI files"),
     ({}, [*BABI, "--config.curriculum.probes=1"], "needs the answer after every fact"),
+    (
+        {},
+        [*BABI, "--config.data.facts=both", "--config.curriculum.probes=1"],
+        "the answer after every",
+    ),
     ({"babi/readme.txt": ""}, BABI, "babi has no train file of qa1"),
     ({QA1: ""}, BABI, "holds no question"),
     ({QA1: "Mary moved.\n"}, BABI, "line 1: expected 'ID text'"),

@@ -251,20 +251,12 @@ def books(folder, count=12, sentence="It was a dark and stormy night, number {} 
     return folder
 
 
-def _book(folder, *sentences):
-    """Twenty books by as many authors, so that every split has some."""
-    for number in range(20):
-        text = " ".join(sentences * 20)
-        (folder / f"A{number}, Book.txt").write_text(text, encoding="utf-8")
-    return str(folder)
-
-
 def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
     plain = "Nothing in this whole book was ever said of anybody or of anything at all."
     named = "It was said that old John had left them in the garden before it was dark."
-    books = _book(tmp_path, plain, named, plain, plain)
-    composer = Composer(Data(background=books), TOKENS)
+    folder = books(tmp_path / "books", sentence=" ".join([plain, named, plain, plain]))
+    composer = Composer(Data(background=str(folder)), TOKENS)
     samples = [composer.sample("qa4", "1k", 0, 0, decoys=decoys) for decoys in (True, False)]
     texts = [TOKENS.decode(sample.context) for sample in samples]
     assert "Nothing" not in texts[0] and "Nothing" in texts[1] and "John" in texts[1]
@@ -299,6 +291,10 @@ def test_half_of_the_stories_of_official_length_are_from_the_files():
     assert files.count + simulated.count == 200 and 70 < files.count < 130
     both.story("qa1", 0, 0, 100, Manner(facts=(2, 5)))
     assert files.count + simulated.count == 201 and files.count < 130
+    only = files.count
+    for index in range(20):  # nobody simulates QA15
+        both.story("qa15", 0, index, 100, Manner())
+    assert files.count == only + 20
     before = simulated.count
     none = compose.Mixed(simulated, Counted(fails=True))
     for index in range(50):

@@ -64,7 +64,10 @@ class Background:
     @lru_cache(maxsize=4)  # noqa: B019 (a background is kept as long as the process)
     def holding(self, tokens: tuple[int, ...]) -> "Background":
         """The sentences in which one of these tokens stands, as a background of their own."""
-        found = np.flatnonzero(np.isin(self.tokens, np.array(tokens, self.tokens.dtype)))
+        wanted, size = np.array(tokens, self.tokens.dtype), 10_000_000  # of what is mapped, a part
+        parts = range(0, len(self.tokens), size)
+        found = [np.flatnonzero(np.isin(self.tokens[i : i + size], wanted)) + i for i in parts]
+        found = np.concatenate(found)
         kept = np.unique(np.searchsorted(self.starts, found, "right") - 1)
         spans = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in kept]
         if not spans:

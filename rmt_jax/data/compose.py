@@ -78,14 +78,16 @@ class Simulated:
 
 
 class Mixed:
-    """Half of the stories of official length from the files, where one of the task is short enough;
-    the others, and those of which a number of facts is asked for, simulated."""
+    """Half of the stories of official length from the files, where one of the task is short enough,
+    and all of a task without simulator; the others simulated, as where a number of facts is asked
+    for."""
 
     def __init__(self, simulated: Facts, official: Facts):
         self.simulated, self.official = simulated, official
 
     def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
-        if manner.facts is None and Dice(seed, index, 9).uniform() < 0.5:
+        known = tasks.task(task).simulated
+        if not known or (manner.facts is None and Dice(seed, index, 9).uniform() < 0.5):
             with contextlib.suppress(ValueError):
                 return self.official.story(task, seed, index, most, manner)
         return self.simulated.story(task, seed, index, most, manner)

@@ -20,8 +20,8 @@ class Official:
     def __init__(self, folder: str, split: str):
         if not folder:
             raise babi.BabiError(
-                "config.data.facts=official needs config.data.babi_dir, the folder of the "
-                f"official files. {babi.manual_route()}"
+                "config.data.facts=official (or both) needs config.data.babi_dir, the folder of "
+                f"the official files. {babi.manual_route()}"
             )
         self.folder, self.split = folder, split
 

@@ -81,8 +81,8 @@ def common(kind: str) -> tuple[str, ...]:
 
 
 def invented(kind: str, dice: Dice) -> str:
-    """A word that nobody knows: one to three pieces of the vocabulary, tens of millions of which
-    make a word. Drawn from a list of 4,000, they were learned by heart as well."""
+    """A word that nobody knows: one to three pieces of the vocabulary, which make millions of
+    words. Drawn from a list of 4,000, they were learned by heart as well."""
     first = _pieces("Ġ[A-Z][a-z]*" if kind == "people" else "Ġ[a-z]+")
     while True:
         word = dice.pick(first) + "".join(
