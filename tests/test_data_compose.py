@@ -308,6 +308,10 @@ def test_an_answer_that_has_no_room_is_not_asked():
     for index in range(300):
         sample = composer.sample("qa1", "0k", 0, index, manner)
         assert len(sample.answer_ids) < composer.room
+    # A list of things is longer than any answer of the task trained on, and is asked.
+    one = Composer(Data(tasks=("qa1",)), TOKENS)
+    longest = max(len(one.sample("qa8", "0k", 0, index).answer_ids) for index in range(60))
+    assert longest >= one.room
 
 
 def test_a_folder_of_books_is_split_by_author(tmp_path, monkeypatch):

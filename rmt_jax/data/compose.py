@@ -191,6 +191,10 @@ class Composer:
         for attempt in range(100):
             address = index if not attempt else index + (attempt << 40)
             story = self.facts.story(task, seed, address, most, manner)
+            # An invented name may be longer than T; answers of tasks never trained on may be too,
+            # and are asked all the same.
+            if manner.names and len(self.tokenizer.sentence(story.answer)) >= self.room:
+                continue
             dice = Dice(seed, address, tasks.number(task), length.tokens, 1)
             if self.change:
                 story = perturb.story(self.change, story, Dice(seed, address, 7))
@@ -212,8 +216,6 @@ class Composer:
     ) -> Sample | None:
         encode = self.tokenizer.sentence
         question = encode(story.question)
-        if len(encode(story.answer)) >= self.room:
-            return None
         facts = [encode(fact) for fact in story.facts]
         size = sum(len(ids) for ids in facts)
         budget = length.tokens
