@@ -197,7 +197,8 @@ def official() -> Config:
 
 def decoys() -> Config:
     """A little more of that, hidden among sentences that hold the tasks' names, at a high price on
-    what background does to the memory. From `multitask`, the mean of `long` and `official`."""
+    what background does to the memory. From `multitask`, the mean of `long` and `official`. Give
+    --config.data.babi_dir and --config.data.background: the built-in text has no such sentences."""
     config = official()
     return config.replace(
         init="multitask",
