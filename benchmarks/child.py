@@ -3,9 +3,12 @@
 It reads one order a line, as JSON, and writes one answer a line; between orders it is blocked on
 the pipe, so that the other contender has the machine to itself.
 
+    {"compile": CASE}  -> {}, when every batch of it has run once
     {"prepare": CASE}  -> {"batch": texts, "seconds": of one call, when warm}
     {"repeat": n}      -> {"seconds": [...], "peak": bytes of memory, or null}
     {"describe": true} -> versions
+
+What goes wrong in the first two comes back as {"error": sentence}.
 """
 
 import ctypes
@@ -34,21 +37,29 @@ def contender(name: str, device: str) -> Any:
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def prepare(
-    side: Any, case: Case, clock: Callable[[], float]
-) -> tuple[Callable[[], Any], int, float]:
-    """The case's function at its best batch, that batch, and the seconds of a warm call."""
+def compiled(side: Any, case: Case) -> list[tuple[Callable[[], Any], int]]:
+    """The case's function at each batch, called once."""
     size, found = SIZES[case.size], []
     for batch in case.batches:
         if case.kind == "answer":
             work = side.answer(size, case.segments)
         else:
             work = getattr(side, case.kind)(size, case.segments, batch)
-        work()  # compiles
+        work()
+        found.append((work, batch))
+    return found
+
+
+def fastest(
+    found: list[tuple[Callable[[], Any], int]], clock: Callable[[], float]
+) -> tuple[Callable[[], Any], int, float]:
+    """The function at its best batch, that batch, and the seconds of a warm call."""
+    timed = []
+    for work, batch in found:
         start = clock()
         work()
-        found.append((work, batch, clock() - start))
-    return min(found, key=lambda entry: entry[2] / entry[1])
+        timed.append((work, batch, clock() - start))
+    return min(timed, key=lambda entry: entry[2] / entry[1])
 
 
 def main() -> None:
@@ -56,14 +67,24 @@ def main() -> None:
     sys.stdout = sys.stderr  # whatever a library prints must not look like an answer
     side, clock = contender(sys.argv[1], sys.argv[2]), CLOCKS[sys.argv[3]]
     work: Callable[[], Any] = _nothing
+    found: list[tuple[Callable[[], Any], int]] = []
     for line in orders:
         order = json.loads(line)
-        answer: dict[str, Any]
-        if "prepare" in order:
-            work = _nothing  # the last case's weights go before this one's come
-            tidy()
-            work, batch, seconds = prepare(side, Case(*order["prepare"]), clock)
-            answer = {"batch": batch, "seconds": seconds}
+        answer: dict[str, Any] = {}
+        if "compile" in order or "prepare" in order:
+            try:
+                if "compile" in order:
+                    work, found = _nothing, []  # the last case's weights go before this one's come
+                    tidy()
+                    found = compiled(side, Case(*order["compile"]))
+                else:
+                    work, batch, seconds = fastest(found, clock)
+                    found = []
+                    answer = {"batch": batch, "seconds": seconds}
+            except Exception as error:  # no room, most often; the others go on
+                work, found = _nothing, []
+                tidy()
+                answer = {"error": f"{type(error).__name__}: {str(error).strip()[:200]}"}
         elif "repeat" in order:
             lowered = forget_peak()
             times = []

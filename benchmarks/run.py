@@ -1,7 +1,7 @@
 """Our code beside PyTorch on this machine, alternating, each in a process of its own.
 
     pip install -e '.[bench]'
-    python -m benchmarks.run [--only 'train/*'] [--rounds 5] [--device auto] [--quick]
+    python -m benchmarks.run [--only 'train/*,read/*'] [--rounds 5] [--device auto] [--quick]
                             [--clock cpu]
 
 Writes RESULTS.md, results.json and images/ (`--out`, default benchmarks/). Cases that `--only` does
@@ -20,6 +20,7 @@ import os
 import platform
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,13 +50,20 @@ class Child:
             command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def ask(self, **order: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
+    def tell(self, **order: Any) -> None:
+        assert self.process.stdin
         print(json.dumps(order), file=self.process.stdin, flush=True)
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"The contender '{self.name}' ended with {self.process.wait()} at {order}.")
+            sys.exit(f"The contender '{self.name}' ended with {self.process.wait()}.")
         return json.loads(line)
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        self.tell(**order)
+        return self.hear()
 
     def close(self) -> None:
         assert self.process.stdin and self.process.stdout
@@ -64,12 +72,26 @@ class Child:
         self.process.wait(timeout=60)
 
 
-def measure(case: Case, children: dict[str, Child], rounds: int) -> dict[str, Any]:
-    """Seconds of a call in each round, and peak memory, of each contender."""
+def measure(
+    case: Case, children: dict[str, Child], rounds: int, together: bool = False
+) -> dict[str, Any]:
+    """Seconds of a call in each round, and peak memory, of each contender. `together`: they compile
+    side by side (where there are cores for it)."""
     sides = {name: children[name] for name in case.contenders}
     found: dict[str, Any] = {}
-    for name, child in sides.items():
-        ready = child.ask(prepare=case)
+    left_out = dict(case.left_out)
+    if together:
+        for child in sides.values():
+            child.tell(compile=case)
+        heard = {name: child.hear() for name, child in sides.items()}
+    else:
+        heard = {name: child.ask(compile=case) for name, child in sides.items()}
+    for name, child in list(sides.items()):
+        ready = heard[name] if "error" in heard[name] else child.ask(prepare=case)
+        if "error" in ready:
+            left_out[name] = ready["error"]
+            del sides[name]
+            continue
         repeat = max(1, min(200, round(TURN / ready["seconds"])))
         found[name] = {"batch": ready["batch"], "repeat": repeat, "seconds": [], "peak": None}
     names = list(sides)
@@ -80,7 +102,7 @@ def measure(case: Case, children: dict[str, Child], rounds: int) -> dict[str, An
             found[name]["peak"] = max(took["peak"] or 0, found[name]["peak"] or 0) or None
     for entry in found.values():
         entry["tokens"] = case.tokens(entry["batch"])
-    return {"contenders": found, "left_out": dict(case.left_out)}
+    return {"contenders": found, "left_out": left_out}
 
 
 def machine(device: str, clock: str, versions: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +128,7 @@ def machine(device: str, clock: str, versions: dict[str, Any]) -> dict[str, Any]
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", default="*", help="cases, e.g. 'train/base/*'")
+    parser.add_argument("--only", default="*", help="cases, e.g. 'train/base/*,read/base/1M'")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -116,7 +138,10 @@ def main(words: list[str] | None = None) -> None:
     device = _device(args.device)
     if args.clock == "cpu" and device != "cpu":
         sys.exit("--clock cpu counts what the processor does; add --device cpu.")
-    chosen = [c for c in cases(device != "cpu") if fnmatch.fnmatch(c.name, args.only)]
+    patterns = args.only.split(",")
+    chosen = [
+        c for c in cases(device != "cpu") if any(fnmatch.fnmatch(c.name, name) for name in patterns)
+    ]
     if args.quick:
         chosen = [c for c in chosen if c.name == "train/tiny/1"]
     if not chosen:
@@ -136,7 +161,7 @@ def main(words: list[str] | None = None) -> None:
     results = results or {"machine": here, "cases": {}}
     args.out.mkdir(parents=True, exist_ok=True)
     for case in chosen:
-        results["cases"][case.name] = measure(case, children, args.rounds)
+        results["cases"][case.name] = measure(case, children, args.rounds, device != "cpu")
         print(page.line(case.name, results["cases"][case.name]), flush=True)
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for child in children.values():
@@ -146,7 +171,7 @@ def main(words: list[str] | None = None) -> None:
 
 def _device(asked: str) -> str:
     """`cuda` or `cpu`, as PyTorch names them; found out without loading a framework here."""
-    there = os.path.exists("/proc/driver/nvidia/version")
+    there = bool(os.path.exists("/proc/driver/nvidia/version") or glob("/dev/nvidia[0-9]*"))
     if asked == "gpu" and not there:
         sys.exit("There is no NVIDIA driver on this machine; take --device cpu.")
     return "cuda" if there and asked != "cpu" else "cpu"

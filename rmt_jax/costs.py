@@ -49,6 +49,7 @@ def chunk(text: int) -> tuple[int, int]:
     """Tokens that a delta memory writes at once, and those of a block of its triangular system."""
     from rmt_jax.models.layerwise import BLOCK, CHUNK
 
+    # As on a CPU, where the recorded counts are taken.
     return min(CHUNK, text), min(BLOCK, text)
 
 

@@ -1,7 +1,10 @@
 """The loop through the curriculum: steps, log lines, validations, checkpoints."""
 
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -66,13 +69,31 @@ class Loop:
         self.trackers: list[Tracker] = []
         self.profiled: tuple[int, int] = (0, 0)
 
-    def fits(self, state: steps.TrainState, loader: Loader) -> None:
-        """Compiles the largest step of the curriculum now, and refuses to start what will not fit
-        later (ConfigError)."""
-        largest = max(range(len(self.stages)), key=loader.tokens_at)
-        rows = loader.batch_at(largest, jax.process_index(), jax.process_count())
-        program = self.train.compiled(state, sharding.put_batch(rows, self.mesh))
-        hardware.fits(program, jax.local_devices()[0], self.config)
+    def fits(self, state: steps.TrainState, loader: Loader, validation: Loader) -> None:
+        """Compiles the steps and validations of the curriculum now, side by side, and refuses to
+        start what will not fit later (ConfigError)."""
+        shapes: dict[tuple[int, int], int] = {}
+        for step, stage in enumerate(self.stages):
+            shapes.setdefault((stage, loader.segments_at(step)), step)
+        firsts = sorted(shapes.values(), key=loader.tokens_at, reverse=True)
+
+        def training(step: int) -> jax.stages.Compiled:
+            rows = loader.batch_at(step, jax.process_index(), jax.process_count())
+            return self.train.compiled(state, sharding.put_batch(rows, self.mesh))
+
+        def checking(stage: int, segments: int) -> jax.stages.Compiled:
+            batch = next(validation.evaluation_batches(segments, 1, size, stage=stage))
+            return self.check.compiled(state.params, sharding.put_whole_batch(batch, self.mesh))
+
+        size = self.config.evaluation.batch
+        tasks = [partial(training, step) for step in firsts]
+        lengths = {s: i for i, stage in enumerate(validation.stages) for s in stage.buckets}
+        tasks += [partial(checking, stage, segments) for segments, stage in lengths.items()]
+        if jax.process_count() > 1:
+            tasks = tasks[:1]  # hosts tune kernels together: all must compile in one order
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
+            programs = list(pool.map(lambda task: task(), tasks))
+        hardware.fits(programs[0], jax.local_devices()[0], self.config)
         self.train.seconds = 0.0
 
     def run(self, state: steps.TrainState, loader: Loader, validation: Loader) -> steps.TrainState:

@@ -100,10 +100,21 @@ def test_a_last_layer_that_leaves_out_places_changes_nothing(cell):
 class Scripted:
     """A contender that answers at once, and a diary of whose turn it was."""
 
-    def __init__(self, name, diary, seconds):
-        self.name, self.diary, self.took = name, diary, seconds
+    def __init__(self, name, diary, seconds, fails=""):
+        self.name, self.diary, self.took, self.fails = name, diary, seconds, fails
+        self.answers = []
+
+    def tell(self, **order):
+        self.answers.append(self.ask(**order))
+
+    def hear(self):
+        return self.answers.pop(0)
 
     def ask(self, **order):
+        if self.fails and self.fails in order:
+            return {"error": "no room"}
+        if "compile" in order:
+            return {}
         if "prepare" in order:
             return {"batch": order["prepare"].batches[0], "seconds": self.took}
         self.diary.append(self.name)
@@ -118,6 +129,15 @@ def test_contenders_take_turns_and_each_starts_in_turn():
     assert diary == ["ours", "best", "best", "ours", "ours", "best"]
     assert found["ours"]["seconds"] == [0.2] * 3 and found["ours"]["tokens"] == 8 * 32
     assert found["ours"]["repeat"] == 2 and found["best"]["repeat"] == 1
+
+
+@pytest.mark.parametrize("together", (False, True))
+@pytest.mark.parametrize("order", ("compile", "prepare"))
+def test_a_contender_that_cannot_run_is_named_and_the_others_go_on(order, together):
+    sides = {"ours": Scripted("ours", [], 0.2), "best": Scripted("best", [], 0.4, fails=order)}
+    case = Case("train/tiny/1", "train", "tiny", 1, (8,), ("ours", "best"))
+    found = run.measure(case, sides, rounds=2, together=together)
+    assert list(found["contenders"]) == ["ours"] and found["left_out"] == {"best": "no room"}
 
 
 def test_the_page_says_who_is_faster_and_keeps_what_was_written_by_hand(tmp_path):

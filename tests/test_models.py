@@ -269,6 +269,33 @@ def test_the_triangular_system_is_solved(size):
         np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("size", (33, 64, 96, 128))
+def test_the_inverse_that_accelerators_use_is_one(size):
+    rng = np.random.default_rng(size)
+    keys = rng.standard_normal((2, size, 64))
+    keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+    for lower in (keys @ keys.swapaxes(1, 2), np.ones((2, size, size))):
+        lower = np.tril(lower, -1)
+        found = layerwise._inverse(jnp.asarray(lower, jnp.float32))
+        wanted = np.linalg.inv(lower + np.eye(size))
+        np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_an_accelerators_wide_chunks_read_and_write_the_same(monkeypatch):
+    cell, maps, x, view = delta(bias=1.0)
+
+    def both(x, matrix):
+        found, new = layerwise.associate(maps, x, matrix, view)
+        return (found**2).sum() + (new**2).sum(), (found, new)
+
+    both = jax.value_and_grad(both, (0, 1), has_aux=True)
+    narrow = both(x, matrices(cell))
+    monkeypatch.setattr(layerwise, "chunk_tokens", lambda: layerwise.WIDE_CHUNK)
+    wide = both(x, matrices(cell))
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))
+
+
 def test_a_word_is_found_under_itself_before_delta_has_learned_anything():
     settings, prompt = tiny.settings(cell="delta"), config.Prompt("none")
     maps = models.build(settings, prompt, tiny.VOCAB, 2, nnx.Rngs(0)).associative

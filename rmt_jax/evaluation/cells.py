@@ -20,8 +20,8 @@ from rmt_jax.report import predictions, tables
 from rmt_jax.scores import Cell
 
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
-# tokens take no more memory than thirty thousand.
-HELD = 4_000_000
+# tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 256 MB.
+HELD, HELD_FOR_ACCELERATORS = 4_000_000, 64_000_000
 
 
 class EvaluationError(ValueError):
@@ -199,9 +199,12 @@ def count_right(
 def batch_size(batch: int, samples: int, tokens: int) -> int:
     """`batch`, or the power of two below it that keeps the texts held within `HELD` tokens: few
     sizes, so few compilations."""
+    import jax
+
+    held = HELD if jax.default_backend() == "cpu" else HELD_FOR_ACCELERATORS
     size = min(batch, samples)
-    if size * tokens > HELD:
-        size = max(1, HELD // max(1, tokens))
+    if size * tokens > held:
+        size = max(1, held // max(1, tokens))
         size = 1 << (size.bit_length() - 1)
     return size
 
