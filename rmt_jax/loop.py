@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,12 +39,17 @@ class Programs:
 
     def compiled(self, state, batch: Batch) -> jax.stages.Compiled:
         """The program for the shapes of a batch; made at the first call."""
-        key = tuple(x.shape for x in jax.tree.leaves(batch))
+        key = shapes(batch)
         if key not in self._programs:
             start = time.monotonic()
             self._programs[key] = self._jit.lower(state, batch).compile()
             self.seconds += time.monotonic() - start
         return self._programs[key]
+
+
+def shapes(batch: Batch) -> tuple:
+    """What a program is compiled for."""
+    return tuple(x.shape for x in jax.tree.leaves(batch))
 
 
 class Loop:
@@ -72,25 +78,23 @@ class Loop:
     def fits(self, state: steps.TrainState, loader: Loader, validation: Loader) -> None:
         """Compiles the steps and validations of the curriculum now, side by side, and refuses to
         start what will not fit later (ConfigError)."""
-        shapes: dict[tuple[int, int], int] = {}
+        hosts, size = jax.process_count(), self.config.evaluation.batch
+        firsts: dict[tuple[int, int], int] = {}
         for step, stage in enumerate(self.stages):
-            shapes.setdefault((stage, loader.segments_at(step)), step)
-        firsts = sorted(shapes.values(), key=loader.tokens_at, reverse=True)
-
-        def training(step: int) -> jax.stages.Compiled:
-            rows = loader.batch_at(step, jax.process_index(), jax.process_count())
-            return self.train.compiled(state, sharding.put_batch(rows, self.mesh))
-
-        def checking(stage: int, segments: int) -> jax.stages.Compiled:
-            batch = next(validation.evaluation_batches(segments, 1, size, stage=stage))
-            return self.check.compiled(state.params, sharding.put_whole_batch(batch, self.mesh))
-
-        size = self.config.evaluation.batch
-        tasks = [partial(training, step) for step in firsts]
-        lengths = {s: i for i, stage in enumerate(validation.stages) for s in stage.buckets}
-        tasks += [partial(checking, stage, segments) for segments, stage in lengths.items()]
-        if jax.process_count() > 1:
-            tasks = tasks[:1]  # hosts tune kernels together: all must compile in one order
+            firsts.setdefault((stage, loader.segments_at(step)), step)
+        wanted: dict[tuple, Callable[[], jax.stages.Compiled]] = {}
+        for step in sorted(firsts.values(), key=loader.tokens_at, reverse=True):
+            rows = loader.batch_at(step, jax.process_index(), hosts)
+            batch = sharding.put_batch(rows, self.mesh)
+            wanted.setdefault((0, shapes(batch)), partial(self.train.compiled, state, batch))
+        for stage, known in enumerate(validation.stages):
+            for segments in known.buckets:
+                rows = next(validation.evaluation_batches(segments, 1, size, stage=stage))
+                batch = sharding.put_whole_batch(rows, self.mesh)
+                check = partial(self.check.compiled, state.params, batch)
+                wanted.setdefault((1, shapes(batch)), check)
+        # Hosts tune kernels together: all must compile in one order.
+        tasks = list(wanted.values())[: None if hosts == 1 else 1]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
             programs = list(pool.map(lambda task: task(), tasks))
         hardware.fits(programs[0], jax.local_devices()[0], self.config)

@@ -72,8 +72,32 @@ def test_reading_is_the_same():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_auto_is_what_was_measured():
-    assert schedule.settled("auto") == schedule.settled("sequential") == "sequential"
+def test_auto_is_what_was_measured(monkeypatch):
+    for case in (("rmt", 1, "gpu"), ("armt", 8, "gpu"), ("armt", 1, "cpu"), ("armt", 1, "tpu")):
+        assert schedule.settled("auto", *case) == "sequential"
+    assert schedule.settled("auto", "armt", 1, "gpu") == "diagonal"
+    assert schedule.settled("sequential", "armt", 1, "gpu") == "sequential"
+
+    # On a GPU a step on one text takes the diagonal, unless the memory is looked at in between.
+    built = models.merge(*tiny.model(ASKED, cell="armt"))
+    batch = tiny.batch(segments=3, answered=2)
+    one = jax.tree.map(lambda x: x[:1], batch)
+    way = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for name in ("recurrence.answers", "diagonal.answer_logits"):
+        module, function = name.split(".")
+        made = getattr(getattr(schedule, module), function)
+        monkeypatch.setattr(
+            getattr(schedule, module),
+            function,
+            lambda *args, made=made, module=module, **named: (
+                way.append(module), made(*args, **named))[1],
+        )  # fmt: skip
+    logits, drift = schedule.answers(built, one, bptt=0, remat=False)
+    idle = one._replace(idle=np.ones(one.at.shape[:2], np.float32))
+    watched, moved = schedule.answers(built, idle, bptt=0, remat=False)
+    assert way == ["diagonal", "recurrence"] and not drift.any() and moved.any()
+    np.testing.assert_allclose(logits, watched, atol=1e-5)
 
 
 def test_refused_for_rmt():

@@ -20,8 +20,8 @@ from rmt_jax.report import predictions, tables
 from rmt_jax.scores import Cell
 
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
-# tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 256 MB.
-HELD, HELD_FOR_ACCELERATORS = 4_000_000, 64_000_000
+# tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 512 MB.
+HELD, HELD_FOR_ACCELERATORS = 4_000_000, 128_000_000
 
 
 class EvaluationError(ValueError):
