@@ -2,7 +2,8 @@
 
 FLOPs, bytes and memory are `costs`', of the stages of the curriculum and of reading long texts.
 Time is the longest of three: products at a share of the chip's peak, bytes at a share of its
-bandwidth, and the least that a layer takes whatever its size. The shares are assumptions.
+bandwidth, and the least that a layer takes whatever its size. The first and the last were measured
+on one H200 (benchmarks/H200.md); the share of the bandwidth is an assumption.
 """
 
 import dataclasses
@@ -16,14 +17,14 @@ from rmt_jax.costs import Held, Shape
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import TOKENS_PER_QUESTION, Stage
 
-UTILISATION = 0.35
+UTILISATION = 0.3
 BASIS = (
-    "35 % of the dense bfloat16 peak, for all that is executed (recomputing included). None of it"
-    " is measured by us: a published reproduction of GPT-2 124M on eight A100s makes 1.1 million"
-    " tokens/s, 38 % of their peak; PaLM reports 57.8 % with recomputing (Chowdhery et al. 2022)"
+    "30 % of the dense bfloat16 peak, for all that is executed (recomputing included): an H200 made"
+    " 29 % of a train step of GPT-2 124M over four segments, 35 % over one. Elsewhere: a published"
+    " reproduction of GPT-2 124M on eight A100s makes 38 %, PaLM 57.8 % (Chowdhery et al. 2022)"
 )
 STREAMED = 0.7  # of the bandwidth: assumed
-LAYER_SECONDS = 30e-6  # the least for one layer's forward pass (a dozen kernels): assumed
+LAYER_SECONDS = 80e-6  # the least for one layer's forward pass, 13 kernels (H200, one text)
 HEADS = ("tokens", "FLOPs", "bytes moved", "GB/device")
 READING = ("32k", "1M", "10M")
 ANSWER = 4  # tokens of an answer, END included: assumed, for the few logits that it makes
@@ -161,8 +162,8 @@ def _notes(
     basis = BASIS if utilisation == UTILISATION else f"{100 * utilisation:g} % of the peak, as told"
     print(
         f"time: products at {basis}; bytes at {100 * STREAMED:.0f} % of the bandwidth; a layer's"
-        f" pass takes {1e6 * LAYER_SECONDS:.0f} µs at least (both assumed); no time for data,"
-        " compiling, validation or the network between devices"
+        f" pass takes {1e6 * LAYER_SECONDS:.0f} µs at least (as on an H200; the bandwidth's share is"
+        " assumed); no time for data, compiling, validation or the network between devices"
     )
     if config.model.dtype == "float32":
         print("model.dtype=float32: peaks are bfloat16's, a chip's float32 is 2 to 16 times slower")

@@ -26,7 +26,18 @@ def test_presets_are_valid():
 
 @pytest.mark.parametrize(
     "preset",
-    ["tasks", "memory", "segment", "delta", "long", "official", "decoys", "copying", "names"],
+    [
+        "tasks",
+        "memory",
+        "segment",
+        "delta",
+        "long",
+        "official",
+        "decoys",
+        "wide",
+        "wide_memory",
+        "wide_long",
+    ],
 )
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"

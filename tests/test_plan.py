@@ -24,7 +24,7 @@ def test_the_papers_model_on_eight(capsys):
     for text in ("stage 7: 1-32 segments", "all stages", "reading 10M", "v5e, h", "h200, s/text"):
         assert text in told
     assert "data: the loader must make" in told
-    assert "35 % of the dense bfloat16 peak" in told and "does not fit" not in told
+    assert "30 % of the dense bfloat16 peak" in told and "does not fit" not in told
 
 
 def test_one_device_and_overrides(capsys):

@@ -2,9 +2,9 @@
 
 `sequential`: segment after segment, layer after layer (`models.recurrence`). `diagonal`: all layers
 at once, each on another segment (`models.diagonal`), for cells whose layers keep their own memory.
-Both give the same numbers. `auto` follows what was measured (benchmarks/diagonal.md): on a GPU a
-train step of ARMT on one text takes half the time on the diagonal; reading gains a fifth, which
-filling the pipeline for each block of segments takes back; on a CPU nothing is gained.
+Both give the same numbers. `auto` follows what was measured (benchmarks/diagonal.md, H200.md): on
+a GPU a train step of ARMT on one text takes half the time on the diagonal; reading gains a fifth,
+which filling the pipeline for each block of segments takes back; on a CPU nothing is gained.
 """
 
 import jax
