@@ -162,8 +162,9 @@ def _notes(
     basis = BASIS if utilisation == UTILISATION else f"{100 * utilisation:g} % of the peak, as told"
     print(
         f"time: products at {basis}; bytes at {100 * STREAMED:.0f} % of the bandwidth; a layer's"
-        f" pass takes {1e6 * LAYER_SECONDS:.0f} µs at least (as on an H200; the bandwidth's share is"
-        " assumed); no time for data, compiling, validation or the network between devices"
+        f" pass takes {1e6 * LAYER_SECONDS:.0f} µs at least (as on an H200; the share of the"
+        " bandwidth is assumed); no time for data, compiling, validation or the network between"
+        " devices"
     )
     if config.model.dtype == "float32":
         print("model.dtype=float32: peaks are bfloat16's, a chip's float32 is 2 to 16 times slower")
