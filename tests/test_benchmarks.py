@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from flax import nnx
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the installed package
 
-from benchmarks import page, run  # noqa: E402
+from benchmarks import page, run, variants  # noqa: E402
 from benchmarks.cases import SIZES, Case, Size, cases, texts  # noqa: E402
 from benchmarks.ours import batch_of, config_of  # noqa: E402
 from rmt_jax import api, config, models, steps  # noqa: E402
@@ -180,3 +181,16 @@ def test_the_command(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())["cases"]["train/tiny/1"]
     assert set(found["contenders"]) == {"ours", "best", "published"}
     assert all(len(entry["seconds"]) == 2 for entry in found["contenders"].values())
+
+
+def test_variants_of_our_step_are_timed_and_a_wrong_setting_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(variants.SIZES, "tiny", SIZE)
+    monkeypatch.setattr(variants, "ROUNDS", 1)
+    monkeypatch.setattr(variants, "SEGMENTS", 3)
+    steps_ = ["texts=2,segments=2,remat=true", "texts=1,segments=1"]
+    variants.main(["--size", "tiny", "--read", "1", *steps_])
+    said = capsys.readouterr().out
+    assert all(re.search(rf"\| {name} \| [\d.]+ \| [\d,]+ \|", said) for name in steps_)
+    assert re.search(r"\| 1 \| [\d.]+ \| [\d.]+ \|", said)
+    with pytest.raises(SystemExit, match="no field 'model.atention'. Did you mean"):
+        variants.main(["--size", "tiny", "atention=xla"])
