@@ -2,7 +2,10 @@
 
 import dataclasses
 import io
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,3 +255,15 @@ def test_the_shipped_checkpoint_answers_by_default(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     assert ask.main(words) == 0
     assert capsys.readouterr().out.split() == ["kitchen", "office"]
+
+
+def test_the_readmes_example_with_names_that_nobody_trained_on(tmp_path, monkeypatch, capsys):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    shown = re.search(
+        r"\$ cat (t\.txt)\n(.*?)\$ python -m rmt_jax\.ask (.*?)\n(.*?)\n```", readme, re.S
+    )
+    assert shown, "the README shows no text and question"
+    monkeypatch.chdir(tmp_path)
+    Path(shown[1]).write_text(shown[2], encoding="utf-8")
+    assert ask.main(shlex.split(shown[3])) == 0
+    assert capsys.readouterr().out.strip() == shown[4]
