@@ -90,6 +90,19 @@ class Ours:
             config = settings.update(
                 config, {"model.remat": segments > 1, "optimizer.accumulate": rows // MICRO}
             )
+        program, state, data = self.step(config, size, segments, batch, mesh)
+
+        def once():
+            nonlocal state
+            state, sums = program(state, data)
+            return jax.block_until_ready((state, sums))[1]
+
+        return once
+
+    def step(
+        self, config: settings.Config, size: Size, segments: int, batch: int, mesh: Any
+    ) -> tuple[Any, Any, Any]:
+        """The jitted train step, not compiled yet, its state and its batch, on the devices."""
         static, params = self._model(config, size.vocab)
         rule = optimizer.build(config)
         step = steps.make_train_step(
@@ -108,14 +121,7 @@ class Ours:
         state = jax.device_put(state, place)
         everywhere = sharding.replicated(mesh)
         program = jax.jit(step, donate_argnums=0, out_shardings=(place, everywhere))
-        del params
-
-        def once():
-            nonlocal state
-            state, sums = program(state, data)
-            return jax.block_until_ready((state, sums))[1]
-
-        return once
+        return program, state, data
 
     def read(self, size: Size, segments: int, batch: int) -> Callable[[], Any]:
         config = self._config(size)

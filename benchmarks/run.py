@@ -45,20 +45,23 @@ class Child:
         command = [sys.executable, "-m", "benchmarks.child", name, device, clock]
         if clock == "cpu":  # both frameworks make one thread for each core that they may use
             command = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0))), *command]
-        self.name = name
+        self.name, self.told = name, {}
         self.process = subprocess.Popen(
             command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def tell(self, **order: Any) -> None:
         assert self.process.stdin
+        self.told = order
         print(json.dumps(order), file=self.process.stdin, flush=True)
 
     def hear(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"The contender '{self.name}' ended with {self.process.wait()}.")
+            sys.exit(
+                f"The contender '{self.name}' ended with {self.process.wait()} at {self.told}."
+            )
         return json.loads(line)
 
     def ask(self, **order: Any) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.cases import SIZES, Size, texts
-from benchmarks.ours import Ours, batch_of, config_of
-from rmt_jax import api, config, costs, hardware, optimizer, steps
+from benchmarks.ours import Ours, config_of
+from rmt_jax import api, config, costs, hardware, sharding
 
 DEFAULTS = (
     "texts=16,segments=4",
@@ -59,13 +59,9 @@ def traced(name: str, size: Size) -> Variant:
         for k, v in told.items()
     }
     settings = config.update(config_of(size), values)
-    static, params = Ours()._model(settings, size.vocab)
-    rule = optimizer.build(settings)
-    remat = settings.model.remat
-    step = steps.make_train_step(static, rule, len(settings.data.tasks) + 1, bptt=0, remat=remat)
-    batch = jax.device_put(batch_of(size, segments, rows))
-    state = jax.jit(lambda params: steps.init_state(params, rule))(params)
-    lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
+    program, state, batch = Ours().step(settings, size, segments, rows, mesh)
+    lowered = program.lower(state, batch)
     flops = costs.train_flops(settings) * batch.tokens.size
     return Variant(name, batch.tokens.size, flops, lowered, state, batch)
 

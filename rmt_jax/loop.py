@@ -75,20 +75,20 @@ class Loop:
         self.trackers: list[Tracker] = []
         self.profiled: tuple[int, int] = (0, 0)
 
-    def fits(self, state: steps.TrainState, loader: Loader, validation: Loader) -> None:
-        """Compiles the steps and validations of the curriculum now, side by side, and refuses to
-        start what will not fit later (ConfigError)."""
+    def compile(self, state: steps.TrainState, loader: Loader, validation: Loader) -> None:
+        """Compiles the steps and validations still to come, side by side, and refuses to start what
+        will not fit later (ConfigError)."""
         hosts, size = jax.process_count(), self.config.evaluation.batch
         firsts: dict[tuple[int, int], int] = {}
-        for step, stage in enumerate(self.stages):
-            firsts.setdefault((stage, loader.segments_at(step)), step)
+        for step in range(int(state.step), len(self.stages)):
+            firsts.setdefault((self.stages[step], loader.segments_at(step)), step)
         wanted: dict[tuple, Callable[[], jax.stages.Compiled]] = {}
         for step in sorted(firsts.values(), key=loader.tokens_at, reverse=True):
             rows = loader.batch_at(step, jax.process_index(), hosts)
             batch = sharding.put_batch(rows, self.mesh)
             wanted.setdefault((0, shapes(batch)), partial(self.train.compiled, state, batch))
-        for stage, known in enumerate(validation.stages):
-            for segments in known.buckets:
+        for stage in sorted({stage for stage, _ in firsts}):
+            for segments in validation.stages[stage].buckets:
                 rows = next(validation.evaluation_batches(segments, 1, size, stage=stage))
                 batch = sharding.put_whole_batch(rows, self.mesh)
                 check = partial(self.check.compiled, state.params, batch)
@@ -97,7 +97,8 @@ class Loop:
         tasks = list(wanted.values())[: None if hosts == 1 else 1]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
             programs = list(pool.map(lambda task: task(), tasks))
-        hardware.fits(programs[0], jax.local_devices()[0], self.config)
+        if programs:  # the largest step first
+            hardware.fits(programs[0], jax.local_devices()[0], self.config)
         self.train.seconds = 0.0
 
     def run(self, state: steps.TrainState, loader: Loader, validation: Loader) -> steps.TrainState:

@@ -101,7 +101,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
             loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
             loop.trackers, loop.profiled = trackers, looks.profiled()
             if jax.devices()[0].platform != "cpu":
-                loop.fits(start, loader, validation)
+                loop.compile(start, loader, validation)
             state = loop.run(start, loader, validation)
         except Diverged as trouble:
             print(rescues.add(trouble), file=sys.stderr)

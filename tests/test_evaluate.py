@@ -157,6 +157,12 @@ def test_batches_shrink_with_length():
     assert cells.batch_size(50, 100, 10_000_000) == 1
 
 
+def test_an_accelerator_reads_more_texts_side_by_side(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert cells.batch_size(100, 100, 1_000_000) == 100
+    assert cells.batch_size(100, 100, 10_000_000) == 8
+
+
 def test_babilong_files(model, tmp_path):
     rows = [
         {"input": f"Rain fell. Mary went to the {p}.", "question": "Where is Mary? ", "target": p}

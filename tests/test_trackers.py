@@ -44,7 +44,7 @@ def test_a_run_is_looked_at(tmp_path, monkeypatch):
     run, fitted = loop.Loop.run, []
 
     def run_fitted(self, state, loader, validation):
-        self.fits(state, loader, validation)
+        self.compile(state, loader, validation)
         return run(self, state, loader, validation)
 
     monkeypatch.setattr(loop.Loop, "run", run_fitted)
