@@ -53,7 +53,10 @@ def traced(name: str, size: Size) -> Variant:
     for part in name.split(","):
         field, _, value = part.partition("=")
         told[field] = value
-    rows, segments = int(told.pop("texts", 16)), int(told.pop("segments", 4))
+    try:
+        rows, segments = int(told.pop("texts", 16)), int(told.pop("segments", 4))
+    except ValueError as error:
+        raise config.ConfigError(f"{name}: texts and segments are whole numbers.") from error
     values: dict[str, Any] = {
         f"model.{k}": {"true": True, "false": False}.get(v, int(v) if v.isdigit() else v)
         for k, v in told.items()

@@ -194,3 +194,5 @@ def test_variants_of_our_step_are_timed_and_a_wrong_setting_is_named(monkeypatch
     assert re.search(r"\| 1 \| [\d.]+ \| [\d.]+ \|", said)
     with pytest.raises(SystemExit, match="no field 'model.atention'. Did you mean"):
         variants.main(["--size", "tiny", "atention=xla"])
+    with pytest.raises(SystemExit, match="texts=many: texts and segments are whole numbers"):
+        variants.main(["--size", "tiny", "texts=many"])

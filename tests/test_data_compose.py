@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from rmt_jax.config import Data
 from rmt_jax.data import background, compose, perturb, sources, tokenizer
+from rmt_jax.data.babi import BabiError
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.lengths import Length
-from rmt_jax.data.story import Story
+from rmt_jax.data.story import NoStory, Story
 from rmt_jax.data.worlds import Manner
 
 TOKENS = tokenizer.load()
@@ -281,7 +282,7 @@ def test_half_of_the_stories_of_official_length_are_from_the_files():
         def story(self, task, seed, index, most, manner):
             self.count += 1
             if self.fails:
-                raise ValueError("none is short enough")
+                raise NoStory("none is short enough")
             return Story(task, ("Mary went home.",), "Where is Mary?", "home", (0,))
 
     simulated, files = Counted(), Counted()
@@ -300,6 +301,13 @@ def test_half_of_the_stories_of_official_length_are_from_the_files():
     for index in range(50):
         none.story("qa1", 0, index, 3, Manner())
     assert simulated.count == before + 50
+
+
+def test_both_kinds_of_facts_want_the_files_that_were_named(tmp_path):
+    composer = Composer(Data(facts="both", babi_dir=str(tmp_path / "mistyped")), TOKENS)
+    with pytest.raises(BabiError, match="mistyped"):
+        for index in range(20):  # half of them would be from the files
+            composer.sample("qa1", "1k", 0, index)
 
 
 def test_an_answer_that_has_no_room_is_not_asked():

@@ -16,7 +16,7 @@ from rmt_jax import config
 from rmt_jax.data import background, cuts, perturb, sources, tasks, words, worlds
 from rmt_jax.data.dice import Dice
 from rmt_jax.data.lengths import Length
-from rmt_jax.data.story import Story
+from rmt_jax.data.story import NoStory, Story
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.data.worlds import Manner
 
@@ -88,7 +88,7 @@ class Mixed:
     def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
         known = tasks.task(task).simulated
         if not known or (manner.facts is None and Dice(seed, index, 9).uniform() < 0.5):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(NoStory):
                 return self.official.story(task, seed, index, most, manner)
         return self.simulated.story(task, seed, index, most, manner)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rmt_jax.data import babi, perturb, sources, tasks
 from rmt_jax.data.dice import Dice
-from rmt_jax.data.story import Ask, Story
+from rmt_jax.data.story import Ask, NoStory, Story
 from rmt_jax.data.worlds import Manner
 
 
@@ -30,11 +30,11 @@ class Official:
         return _items(self.folder, task, self.split)
 
     def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
-        """Raises ValueError where no story of the split is short enough."""
+        """Raises NoStory where none of the split is short enough, BabiError for missing files."""
         low, high = manner.facts or (0, most)
         allowed = _allowed(self.folder, task, self.split, low, min(high, most))
         if not allowed:
-            raise ValueError(
+            raise NoStory(
                 f"{task}: none of {len(self.items(task)):,} official questions ({self.split}) has "
                 f"{low} to {min(high, most)} facts."
             )

@@ -3,6 +3,10 @@
 from typing import NamedTuple
 
 
+class NoStory(ValueError):
+    """A source has no story that is short enough; the message is a sentence for the user."""
+
+
 class Ask(NamedTuple):
     """A question that may be asked right after fact number `after` (0-based), and until the next
     fact, with the answer that holds there."""

@@ -178,7 +178,8 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         raise WeightsError(
             f"There is no folder {name} here, and the hub gave nothing under that name "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Check "
-            "the spelling and the network, or download it elsewhere and give the folder."
+            "the spelling and the network, or download it elsewhere and give the folder; with the "
+            f"package come {', '.join(SHIPPED)}."
         ) from error
 
 
