@@ -197,7 +197,9 @@ def _plots(found: dict[str, Any], folder: Path) -> dict[str, str]:
         for axes, label in ((speed, "tokens/s, one text"), (memory, "peak memory, GiB")):
             axes.set(xscale="log", xlabel="tokens of the text", ylabel=label)
             axes.set_ylim(bottom=0)
-        speed.legend(frameon=False)
+        figure.legend(
+            *speed.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+        )
         images["read"] = _save(figure, folder, "reading.png", "Reading: speed and memory")
     return images
 
