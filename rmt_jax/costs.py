@@ -45,12 +45,22 @@ def memory_of(m: Model) -> str:
     return own.get(m.cell, tokens)
 
 
-def chunk(text: int) -> tuple[int, int]:
-    """Tokens that a delta memory writes at once, and those of a block of its triangular system."""
-    from rmt_jax.models.layerwise import BLOCK, CHUNK
+def chunk(text: int) -> int:
+    """Tokens that a delta memory writes at once, of a segment of `text`."""
+    from rmt_jax.models.layerwise import CHUNK
 
-    # As on a CPU, where the recorded counts are taken.
-    return min(CHUNK, text), min(BLOCK, text)
+    return min(CHUNK, text)
+
+
+def inverse_flops(size: int) -> float:
+    """FLOPs of inverting the triangle of `size` tokens (`layerwise._inverse`): powers of the blocks
+    on its diagonal, then two products for each pair of blocks at every doubling."""
+    from rmt_jax.models.layerwise import BLOCK
+
+    flops, step = 0.0, BLOCK
+    while step < size:
+        flops, step = flops + 2.0 * step**2, 2 * step
+    return step * (flops + 4.0 * BLOCK**2 * ((BLOCK - 1).bit_length() - 1))
 
 
 def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> float:
@@ -77,11 +87,10 @@ def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> floa
         layer += 2.0 * n * width * keys * 2  # query, recall
         layer += 2.0 * text * width * (keys + width + 1)  # key, value, beta
         layer += 2.0 * text * keys * width * 2  # what is known already, the new matrix
-        size, block = chunk(text)
-        layer += 2.0 * text * size * (2 * keys + width)  # alike, nearer, what they add
-        turns = (block - 1).bit_length()  # the system: earlier blocks, then powers of its own
-        layer += text * width * (size - block + 2.0 * turns * block)
-        layer += 2.0 * text * block**2 * max(0, turns - 1)
+        size = chunk(text)
+        # Alike, nearer, and two products with the tokens' values; then the system itself.
+        layer += 2.0 * text * size * (2 * keys + 2 * width)
+        layer += -(-text // size) * inverse_flops(size)
     convolved = n - SIDES[m.cell] * memory
     return m.layers * (layer + 2.0 * m.conv_width * convolved * width) - left_out
 
@@ -144,7 +153,7 @@ def segment_bytes(config: Config, batch: int) -> float:
         text, keys = m.segment_tokens, m.d_mem
         layer += (2.0 * m.width * keys + m.width**2) * size
         layer += 4.0 * batch * (2.0 * (n + text) * keys + 4.0 * text * m.width)  # q, k; v, o
-        layer += 4.0 * batch * 3.0 * keys * m.width * -(-text // chunk(text)[0])  # matrix 2 r, 1 w
+        layer += 4.0 * batch * 3.0 * keys * m.width * -(-text // chunk(text))  # matrix 2 r, 1 w
     return m.layers * layer
 
 
