@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax import ask, command, config, convert, doctor, evaluate, prepare, train, workdir
+from rmt_jax import (
+    ask,
+    command,
+    config,
+    convert,
+    doctor,
+    evaluate,
+    gating,
+    prepare,
+    train,
+    workdir,
+)  # fmt: skip
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.report import __main__ as comparison
 
@@ -101,6 +112,9 @@ COMMANDS = [
     (doctor.main, ["--seconds", "ten"], "Argument --seconds: invalid float value: 'ten'"),
     (convert.main, ["export"], "--workdir"),
     (convert.main, ["turn"], "invalid choice: 'turn'"),
+    (gating.main, ["--workdir", "multitask", "--out", str(ROOT)], "is no empty folder: choose"),
+    (gating.main, ["--workdir", "multitask", "--out", "x", "--steps", "0"], "--steps is 0"),
+    (gating.main, ["--workdir", "backbone-rmt", "--out", "x"], "memory 'rmt', which has no gates"),
     (ask.main, ["--workdir", "nowhere", "--tokens", "0", "--file", "x"], "at least 1"),
     (ask.main, ["--workdir", "nowhere", "--question", " ", "--file", "x"], "An empty --question"),
     (evaluate.main, ["--workdir", "nowhere-at-all"], "nowhere-at-all"),

@@ -26,7 +26,7 @@ FLOORS = {
     ),
     3: ("steps", "decoding", "checkpoint"),
     4: ("api", "evaluation", "evaluate", "lmeval", "loop"),
-    5: ("training", "train", "ask", "prepare", "convert", "doctor"),
+    5: ("training", "train", "gating", "ask", "prepare", "convert", "doctor"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

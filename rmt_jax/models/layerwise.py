@@ -13,6 +13,7 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax.models.cells import Memory, Plain
 from rmt_jax.models.gpt2 import View
+from rmt_jax.shapes import Prompt, Segment
 
 EPSILON = 1e-5  # beside every division by a normaliser, as in the authors' code
 
@@ -181,14 +182,35 @@ class Delta(Layerwise):
         x, kept = block(x + found, view, past, top, seen)
         return x, Associations(matrix, ()), kept
 
+    def openings(self, segment: Segment, prompt: Prompt | None, depth: int):
+        """Of a segment read with an empty memory: x after each of the first `depth` - 1 layers,
+        [B, N, D], and what the gates of the first `depth` are given, before `gate`, f32[B, L]."""
+        memory = self.initial(len(segment.tokens))
+        x, view = self.enter(memory, segment, prompt)
+        weights, states = self.layer_weights(), self._layer_state(memory)
+        reached, given = [], []
+        for layer in range(depth):
+            own, state = jax.tree.map(lambda a, n=layer: a[n], (weights, states))
+            module = self._layer_module(own)
+            seen, _ = module["block"].look(x, view, None)
+            given.append(_gate_inputs(module["associative"], seen, view)[..., 0])
+            if layer < depth - 1:
+                x, _, _ = self.layer(own, x, state, memory.started, view)
+                reached.append(x)
+        return reached, given
+
 
 def gates(maps: Associative, x: jax.Array, view: View) -> jax.Array:
     """How far each token of the text opens its gate, f32[B, L, 1] of the attention input x
     [B, N, D]; 0 for padding."""
     start, stop = view.sections[-1]
-    text = x[:, start:stop].astype(jnp.float32)
-    opened = gate(text @ maps.beta[...] + maps.beta_bias[...])
+    opened = gate(_gate_inputs(maps, x, view))
     return jnp.where(view.mask[:, start:stop, None], opened, 0)
+
+
+def _gate_inputs(maps: Associative, x: jax.Array, view: View) -> jax.Array:
+    start, stop = view.sections[-1]
+    return x[:, start:stop].astype(jnp.float32) @ maps.beta[...] + maps.beta_bias[...]
 
 
 def associate(

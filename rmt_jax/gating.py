@@ -1,0 +1,339 @@
+"""Teaches the gates of a trained delta memory to stay shut over background.
+
+    python -m rmt_jax.gating --workdir RUN --out FOLDER --background BOOKS [--babi FOLDER]
+
+Training tells gates by the answers alone, many segments later, or by how much background moves the
+memory as a whole. But where the facts stand is known: the composer put them there. So each gate is
+taught its own token: over background to be shut, over a fact to do what it did before. Segments are
+read one at a time with an empty memory, so that a step takes a small part of a training step.
+
+Gates are taught as deep as they open over background, and so are the layers below the deepest of
+these, which are held to what they said before. All else stays as it is, bit for bit. Writes what a
+run's folder holds, and metrics.jsonl: gates over background and facts of the validation split.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmt_jax import command
+from rmt_jax.config import Data, to_dict
+
+BACKGROUND, FACT, ASKED, NOTHING = range(4)
+BATCH = 64  # segments a step
+SHUFFLED = 64  # texts whose segments are mixed
+LEAK = 0.5  # gates over 1,000 tokens of background, above which a layer is taught
+RATE, WARMUP = 1e-3, 20  # Adam's
+HOLD = 3.0  # price of what moves in a layer, against a token's cross entropy
+# Questions in the text write little and are left nearly alone.
+PRICE = np.array([1.0, 1.0, 0.3, 0.0], np.float32)
+# Of what stands where, how much a layer is held to: facts and questions are read by later layers.
+HELD = np.array([0.1, 1.0, 1.0, 0.0], np.float32)
+CHECKED = 1600  # segments of the validation split
+LENGTHS = ("2s", "4s", "8s", "16s")
+FACTS = (None, None, (3, 12), (2, 5))  # how many; None: as official stories have
+
+
+class Labelled(NamedTuple):
+    """Segments with what stands at each place."""
+
+    tokens: np.ndarray  # i32[B, L]
+    label: np.ndarray  # i8[B, L]  BACKGROUND | FACT | ASKED | NOTHING (padding)
+    prompt: np.ndarray  # i32[B, P]
+    prompt_mask: np.ndarray  # bool[B, P]
+
+
+def main(argv: list[str]) -> int:
+    parser = command.Parser(
+        prog="python -m rmt_jax.gating",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, help="any checkpoint rmt_jax.load takes, with a delta memory")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
+    add("--background", default="", help="builtin | a folder of books (default: the config's)")
+    add("--babi", default="", help="folder of bAbI files: half of the stories are official ones")
+    add("--steps", type=int, default=500, help=f"of {BATCH} segments (default: 500)")
+    add("--seed", type=int, default=0)
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    args = parser.parse_args(argv)
+    if args.steps < 1:
+        raise command.Usage(f"--steps is {args.steps}: teaching takes at least 1.")
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise command.Usage(f"--out {args.out} is no empty folder: choose another name.")
+    # JAX loads only now: --help and wrong arguments answer at once.
+    from rmt_jax import api
+
+    model = api.load(args.workdir)
+    if model.config.model.cell != "delta":
+        raise command.Usage(
+            f"{args.workdir} has the memory {model.config.model.cell!r}, which has no gates: only "
+            "delta has."
+        )
+    background = args.background or model.config.data.background
+    if background == "none":
+        raise command.Usage("Gates are taught over background: --background FOLDER gives it one.")
+    data = dataclasses.replace(
+        model.config.data,
+        background=background,
+        decoys=0.0 if background == "builtin" else 0.5,  # the built-in text holds no such names
+        facts="both" if args.babi else "simulated",
+        babi_dir=args.babi,
+        seed=args.seed,
+    )
+    try:
+        run(model, data, args.out, args.steps, args.dtype)
+    except ValueError as error:  # of the composer: a sentence
+        raise command.Usage(str(error)) from error
+    return 0
+
+
+def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -> None:
+    """Teaches `model` (of `rmt_jax.load`) on what `data` says; writes `out`."""
+    from rmt_jax import workdir
+    from rmt_jax.models import weights
+
+    checked = list(itertools.islice(labelled(model, data, "validation"), CHECKED // BATCH))
+    teaching = Teaching(model, steps)
+    before = teaching.check(model.params, checked)
+    depth = max((n + 1 for n, one in enumerate(before["background"]) if one > LEAK), default=0)
+    print(f"gates over 1,000 tokens of background: {_said(before['background'])}")
+    if not depth:
+        raise command.Usage(
+            f"No layer's gates open over more than {LEAK} of 1,000 tokens of background: there is "
+            "nothing to teach."
+        )
+    print(f"teaching the gates of {depth} of {model.config.model.layers} layers, {steps} steps")
+    out.mkdir(parents=True, exist_ok=True)
+    params, start = teaching.begin(depth), time.monotonic()
+    with open(out / "metrics.jsonl", "w", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 0, **before}) + "\n")
+        for step, batch in enumerate(itertools.islice(labelled(model, data, "train"), steps), 1):
+            loss = teaching.step(batch)
+            if step % 50 and step != steps:
+                continue
+            row = {"step": step, "seconds": round(time.monotonic() - start, 1), **loss}
+            if step % 250 == 0 or step == steps:
+                params = teaching.params()
+                row |= teaching.check(params, checked)
+                print(f"step {step}: over background {_said(row['background'])}", flush=True)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    weights.save(out, params, model.config, dtype)
+    model.tokenizer.save(out / "tokenizer")
+    workdir.write_text(out / "config.json", json.dumps(to_dict(model.config), indent=1))
+    print(f"over facts: {_said(before['fact'])} before, {_said(row['fact'])} now")
+    print(f"written: {out}\nnext:    python -m rmt_jax.evaluate --workdir {out} --lengths 1k,32k")
+
+
+def _said(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
+    """Batches without end of segments of texts of the model's tasks, cut as training cuts them:
+    half with new names if training had any, `data.decoys` of them hidden among sentences that hold
+    names of the tasks, one in seven with no background at all. A pure function of `data`."""
+    from rmt_jax.data import cuts, dice, prompts
+    from rmt_jax.data.compose import Composer
+
+    config, tokenizer = model.config, model.tokenizer
+    size = config.model.segment_tokens
+    composer = Composer(data, tokenizer, split, segment_tokens=size)
+    kept: list[tuple] = []
+    for index in itertools.count():
+        draw = dice.Dice(data.seed, index, 11)
+        task = draw.pick(data.tasks)
+        how = manner(data, draw.pick(FACTS), draw.uniform() < 0.5)
+        length, hidden, decoys = (
+            draw.pick(LENGTHS),
+            draw.uniform() < 6 / 7,
+            draw.uniform() < data.decoys,
+        )
+        plant = draw.pick((0.0, 0.2, 0.5))
+        address = (task, length, data.seed, index)
+        made = composer.sample(*address, how, hidden, plant, decoys)
+        label = labels(made, tokenizer)
+        told = prompts.ids(config.prompt, tokenizer, task, made.question)
+        question = (*made.question_ids, tokenizer.answer, *made.answer_ids, tokenizer.end)
+        asked = len(made.question_ids)
+        cut = cuts.bounds(made.context, asked, composer.room, size, data.align, tokenizer)
+        for number, (start, stop) in enumerate(itertools.pairwise(cut)):
+            tokens = np.full(size, tokenizer.pad, np.int32)
+            what = np.full(size, NOTHING, np.int8)
+            tokens[: stop - start], what[: stop - start] = (
+                made.context[start:stop],
+                label[start:stop],
+            )
+            if number == len(cut) - 2:
+                place = slice(stop - start, stop - start + len(question))
+                tokens[place], what[place] = question, ASKED
+            kept.append((tokens, what, *told))
+        if index % SHUFFLED < SHUFFLED - 1:
+            continue
+        order = dice.Dice(data.seed, index, 12).numpy.permutation(len(kept))
+        whole = len(kept) // BATCH * BATCH
+        for group in order[:whole].reshape(-1, BATCH):
+            yield Labelled(
+                *(np.stack(part) for part in zip(*(kept[i] for i in group), strict=True))
+            )
+        kept = [kept[i] for i in order[whole:]]
+
+
+def manner(data: Data, facts: tuple[int, int] | None, renamed: bool) -> Any:
+    """How a story is told: so many facts, `renamed` if `data` has new names at all, and asked all
+    the way."""
+    from rmt_jax.data.loader import NEW_NAMES
+    from rmt_jax.data.worlds import Manner
+
+    return Manner(facts, NEW_NAMES if renamed and data.new_names else (), asks=1.0)
+
+
+def labels(made: Any, tokenizer: Any) -> np.ndarray:
+    """What stands at each place of a sample's context, i8[n]."""
+    from rmt_jax.data import cuts
+
+    label = np.full(len(made.context), BACKGROUND, np.int8)
+    for start, stop in made.facts:
+        label[start:stop] = FACT
+    ends = cuts.ends(made.context, tokenizer, "sentence")
+    assert ends is not None
+    ends = np.append(0, ends)
+    for planted in made.questions:
+        start = ends[np.searchsorted(ends, planted.at, "right") - 1]
+        label[start : planted.at + 1 + len(planted.answer)] = ASKED
+    return label
+
+
+class Teaching:
+    """The compiled step, its weights and what a check finds."""
+
+    def __init__(self, model: Any, steps: int):
+        import jax
+        import optax
+
+        self.model = model
+        self.rate = optax.warmup_cosine_decay_schedule(0, RATE, min(WARMUP, steps // 2), steps)
+        self.optimizer = optax.adam(self.rate)
+        self._check = jax.jit(self._sums)
+
+    def begin(self, depth: int) -> Any:
+        """Settles which weights are taught: gates of the first `depth` layers, blocks below the
+        last of these. Returns all weights."""
+        import jax
+
+        self.depth = depth
+        own = self.model.params
+        self.taught = {
+            "blocks": jax.tree.map(lambda a: a[: depth - 1], own["backbone"]["blocks"]),
+            "beta": own["associative"]["beta"][:depth],
+            "beta_bias": own["associative"]["beta_bias"][:depth],
+        }
+        self.state = self.optimizer.init(self.taught)
+        self._step = jax.jit(self._update)
+        return own
+
+    def params(self) -> Any:
+        """All weights, with those taught so far."""
+        return self._joined(self.taught)
+
+    def _joined(self, taught: Any) -> Any:
+        import jax
+
+        own, depth = self.model.params, self.depth
+        gates = {
+            name: own["associative"][name].at[:depth].set(taught[name])
+            for name in ("beta", "beta_bias")
+        }
+        blocks = jax.tree.map(
+            lambda a, b: a.at[: depth - 1].set(b), own["backbone"]["blocks"], taught["blocks"]
+        )
+        return {
+            **own,
+            "associative": {**own["associative"], **gates},
+            "backbone": {**own["backbone"], "blocks": blocks},
+        }
+
+    def _openings(self, params: Any, batch: Labelled, depth: int):
+        from rmt_jax import models
+        from rmt_jax.models import layerwise
+        from rmt_jax.shapes import Prompt, Segment
+
+        segment = Segment(batch.tokens, batch.label != NOTHING)
+        prompt = None
+        if self.model.config.prompt.source != "none":
+            task = np.zeros(len(batch.tokens), np.int32)
+            prompt = Prompt(batch.prompt, batch.prompt_mask, task)
+        cell = models.merge(self.model.graph, params)
+        assert isinstance(cell, layerwise.Delta)
+        return cell.openings(segment, prompt, depth)
+
+    def _loss(self, taught: Any, batch: Labelled, before: Any):
+        import jax
+        import jax.numpy as jnp
+        import optax
+
+        reached, given = self._openings(self._joined(taught), batch, self.depth)
+        price = jnp.asarray(PRICE)[batch.label]
+        was = jnp.asarray(HELD)[batch.label]
+        cross = 0.0
+        for now, then in zip(given, before[1], strict=True):
+            target = jnp.where(batch.label == BACKGROUND, 0, jax.nn.sigmoid(then))
+            errors = optax.sigmoid_binary_cross_entropy(now, target)
+            cross += (errors * price).sum() / price.sum()
+        moved = 0.0
+        for now, then in zip(reached, before[0], strict=True):
+            told = now.shape[1] - was.shape[1]
+            held = jnp.concatenate([batch.prompt_mask[:, :told].astype(was.dtype), was], axis=1)
+            change = jnp.square((now - then).astype(jnp.float32)) * held[..., None]
+            size = jnp.square(then.astype(jnp.float32)) * held[..., None]
+            moved += change.sum() / size.sum()
+        return cross + HOLD * moved, {"cross_entropy": cross, "moved": moved}
+
+    def _update(self, taught: Any, state: Any, own: Any, batch: Labelled):
+        import jax
+        import optax
+
+        before = self._openings(own, batch, self.depth)
+        gradient, found = jax.grad(self._loss, has_aux=True)(taught, batch, before)
+        change, state = self.optimizer.update(gradient, state, taught)
+        return optax.apply_updates(taught, change), state, found
+
+    def step(self, batch: Labelled) -> dict[str, float]:
+        """One step: cross entropy of the gates, and how far the layers below have moved."""
+        own = self.model.params
+        self.taught, self.state, found = self._step(self.taught, self.state, own, batch)
+        return {name: float(value) for name, value in found.items()}
+
+    def _sums(self, params: Any, batch: Labelled):
+        import jax.numpy as jnp
+
+        from rmt_jax.models import layerwise
+
+        _, given = self._openings(params, batch, self.model.config.model.layers)
+        opened = jnp.clip(layerwise.gate(jnp.stack(given)), 0, 1)
+        kinds = [batch.label == kind for kind in (BACKGROUND, FACT)]
+        return [((opened * one).sum(axis=(1, 2)), one.sum()) for one in kinds]
+
+    def check(self, params: Any, batches: list[Labelled]) -> dict[str, list[float]]:
+        """Each layer's gates, added up over 1,000 tokens of background and of facts."""
+        sums = [self._check(params, batch) for batch in batches]
+        found = {}
+        for kind, name in enumerate(("background", "fact")):
+            opened = np.sum([np.asarray(one[kind][0], np.float64) for one in sums], axis=0)
+            tokens = sum(int(one[kind][1]) for one in sums)
+            found[name] = [round(1000 * float(value) / tokens, 4) for value in opened]
+        return found
+
+
+if __name__ == "__main__":
+    command.run(main, sys.argv[1:])

@@ -1,0 +1,124 @@
+"""Gates taught their own tokens: what stands where, and that nothing else changes."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+import rmt_jax
+from rmt_jax import command, gating, models
+from rmt_jax.config import Data
+from rmt_jax.data.compose import Composer
+from rmt_jax.evaluation.inspection import opened
+from rmt_jax.models import weights
+from rmt_jax.models.layerwise import gate
+from rmt_jax.shapes import Prompt, Segment
+
+DATA = Data(tasks=("qa1", "qa5"), align="sentence", new_names=0.5)
+LENGTH = 48
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Two layers whose gates stand open; the second's depend on what the first makes."""
+    settings = tiny_run.config("delta")
+    settings = settings.replace(
+        model=dataclasses.replace(settings.model, layers=2), data=DATA,
+    )  # fmt: skip
+    folder = tiny_run.save(tmp_path_factory.mktemp("open"), settings)
+    params = weights.load(folder)
+    params["associative"]["beta_bias"] += 2.0
+    params["backbone"]["wte"] += np.random.default_rng(0).standard_normal(
+        params["backbone"]["wte"].shape
+    )
+    weights.save(folder, params, settings)
+    return rmt_jax.load(folder)
+
+
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("task", ("qa1", "qa5"))
+def test_labels_say_what_stands_where(task, index):
+    words = tiny_run.words()
+    manner = gating.manner(DATA, (2, 5), True)
+    made = Composer(DATA, words, segment_tokens=LENGTH).sample(
+        task, "6s", 0, index, manner, True, 0.5
+    )
+    label = gating.labels(made, words)
+    parts = {kind: [] for kind in range(3)}
+    for kind, group in itertools.groupby(range(len(label)), key=label.__getitem__):
+        parts[kind].append(words.decode([int(made.context[i]) for i in group]).strip())
+    facts, asked = " ".join(parts[gating.FACT]), " ".join(parts[gating.ASKED])
+    assert facts.split() == " ".join(made.story.facts).split()
+    asks = [ask for ask in made.story.asks if ask.question in asked]
+    assert len(made.questions) == asked.count("?") and (asks or not made.questions)
+    assert "?" not in facts and asked.count("?") == asked.count("<answer>")
+    assert (label == gating.BACKGROUND).sum() > 50
+
+
+def test_segments_are_labelled_and_drawn_again_the_same(model):
+    one, two = (list(itertools.islice(gating.labelled(model, DATA, "train"), 4)) for _ in "ab")
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+    other = next(gating.labelled(model, dataclasses.replace(DATA, seed=1), "train"))
+    assert not np.array_equal(one[0].tokens, other.tokens)
+    label = np.concatenate([batch.label for batch in one])
+    assert one[0].tokens.shape == (gating.BATCH, LENGTH)
+    shares = [(label == kind).mean() for kind in range(4)]
+    assert shares[gating.BACKGROUND] > 0.3 and min(shares) > 0.01
+    padded = label == gating.NOTHING  # behind the text alone
+    assert (padded[:, 1:] >= padded[:, :-1]).all() and not padded[:, 0].any()
+
+
+def test_openings_are_what_the_model_does_with_an_empty_memory(model):
+    batch = next(gating.labelled(model, DATA, "train"))
+    some = gating.Labelled(*(part[:1] for part in batch))
+    segment = Segment(some.tokens, some.label != gating.NOTHING)
+    prompt = Prompt(some.prompt, some.prompt_mask, np.zeros(1, np.int32))
+    cell = models.merge(model.graph, model.params)
+    reached, given = cell.openings(segment, prompt, 2)
+    _, looks = opened(cell, model.initial_memory(1), segment, prompt)
+    found = jnp.where(segment.mask, gate(jnp.stack(given)[:, 0]), 0)
+    np.testing.assert_allclose(found, looks, atol=1e-5)
+    assert len(reached) == 1
+
+
+def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
+    model, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "taught"
+    monkeypatch.setattr(gating, "CHECKED", 2 * gating.BATCH)
+    gating.run(model, DATA, out, 60)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    before, after = rows[0], rows[-1]
+    assert after["step"] == 60 and min(before["background"]) > 100
+    # The first layer's gates see single words; the second's, what a taught layer makes of them.
+    left = after["background"][1] / before["background"][1]
+    kept = after["fact"][1] / before["fact"][1]
+    assert left < 0.5 and kept > 1.5 * left, (left, kept)
+    assert "teaching the gates of 2 of 2 layers" in capsys.readouterr().out
+    taught = rmt_jax.load(out)
+    assert taught.config == model.config  # what it was taught on is not what it is
+    old, new = (weights.flatten(jax.tree.map(np.asarray, m.params)) for m in (model, taught))
+    for name, value in old.items():
+        if name.startswith("backbone/blocks"):
+            assert np.array_equal(value[1], new[name][1]), name  # the last layer's block
+        elif "beta" not in name:
+            assert np.array_equal(value, new[name]), name
+
+
+def test_what_is_shut_already_needs_no_teaching(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gating, "CHECKED", gating.BATCH)
+    shut = jax.tree.map(np.array, model.params)
+    shut["associative"]["beta_bias"] -= 100.0
+    weights.save(tmp_path / "run", shut, model.config)
+    tiny_run.words().save(tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(model.config)))
+    argv = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--steps", "2"]
+    with pytest.raises(SystemExit) as stop:
+        command.run(gating.main, argv)
+    assert stop.value.code == 2 and "there is nothing to teach" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
