@@ -11,11 +11,13 @@
     python -m rmt_jax.train --config configs/pretrain.py:wide_memory --workdir runs/wide_memory
     python -m rmt_jax.train --config configs/pretrain.py:wide_long --workdir runs/wide_long
 
-`memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`, the mean of the weights
-of `long` and `official` is `multitask`, `decoys` made `multitask-long`. Each of these puts together
-what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26 `segment` to
-`official`, 32 and 33 `decoys`), so it will give weights like these, not these. The `wide` presets
-are `multitask-wide`, nine times as large, from random weights in four minutes of a GPU (piece 34).
+`memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `decoys` starts from
+the mean of the weights of `long` and `official`; three parts of that mean and seven of what
+`decoys` made of it are `multitask`. Each of these puts together what was run in pieces
+(docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33
+`decoys`), so it will give weights like these, not these. The `wide` presets, nine times as large,
+from random weights in four minutes of a GPU (piece 34), and `python -m rmt_jax.gating` after them
+are `multitask-wide`.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -203,11 +205,12 @@ def official() -> Config:
 
 def decoys() -> Config:
     """A little more of that, hidden among sentences that hold the tasks' names, at a high price on
-    what background does to the memory. From `multitask`, the mean of `long` and `official`. Give
-    --config.data.babi_dir and --config.data.background: the built-in text has no such sentences."""
+    what background does to the memory. From the mean of `long` and `official` (docs/EXPERIMENTS.md
+    says how it is made). Give --config.data.babi_dir and --config.data.background: the built-in
+    text has no such sentences."""
     config = official()
     return config.replace(
-        init="multitask",
+        init="runs/mean",
         data=dataclasses.replace(config.data, facts="both", decoys=0.8),
         optimizer=dataclasses.replace(config.optimizer, stillness=1.0),
         curriculum=Curriculum(

@@ -140,7 +140,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluation: Evaluation = field(default_factory=Evaluation)
     # Weights to start from: a folder, a hub name, or what ships with the package ("backbone",
-    # "backbone-rmt", "multitask", "multitask-long", "multitask-wide"); empty: random.
+    # "backbone-rmt", "multitask", "multitask-wide"); empty: random.
     init: str = ""
     seed: int = 0
     log_every: int = 10

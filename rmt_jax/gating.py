@@ -30,7 +30,7 @@ from rmt_jax.config import Data, to_dict
 BACKGROUND, FACT, ASKED, NOTHING = range(4)
 BATCH = 64  # segments a step
 SHUFFLED = 64  # texts whose segments are mixed
-LEAK = 0.5  # gates over 1,000 tokens of background, above which a layer is taught
+LEAK = 0.05  # gates over 1,000 tokens of background, above which a layer is taught
 RATE, WARMUP = 1e-3, 20  # Adam's
 HOLD = 3.0  # price of what moves in a layer, against a token's cross entropy
 # Questions in the text write little and are left nearly alone.

@@ -25,7 +25,7 @@ SEGMENT, HEAD_WIDTH = 512, 64  # where nothing says otherwise: the authors' and 
 MEMORY_TOKENS, NU = 16, 3
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 # Checkpoints that come with the package.
-SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-long", "multitask-wide")
+SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
 
 
 @dataclass(frozen=True)
