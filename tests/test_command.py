@@ -37,6 +37,7 @@ def test_presets_are_valid():
         "wide",
         "wide_memory",
         "wide_long",
+        "wide_official",
     ],
 )
 def test_pretraining_presets_are_valid(preset):
