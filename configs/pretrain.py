@@ -10,15 +10,14 @@
     python -m rmt_jax.train --config configs/pretrain.py:wide --workdir runs/wide
     python -m rmt_jax.train --config configs/pretrain.py:wide_memory --workdir runs/wide_memory
     python -m rmt_jax.train --config configs/pretrain.py:wide_long --workdir runs/wide_long
-    python -m rmt_jax.train --config configs/pretrain.py:wide_official --workdir runs/wide_official
 
 `memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `decoys` starts from
 the mean of the weights of `long` and `official`; three parts of that mean and seven of what
 `decoys` made of it are `multitask`. Each of these puts together what was run in pieces
 (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33
 `decoys`), so it will give weights like these, not these. The `wide` presets, nine times as large,
-from random weights in four minutes of a GPU (piece 34), with `python -m rmt_jax.gating` before and
-after the last of them (38 to 40), are `multitask-wide`.
+from random weights in four minutes of a GPU (piece 34), and `python -m rmt_jax.gating` after them
+(38) are `multitask-wide`.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -66,7 +65,6 @@ def get_config(preset: str = "tasks") -> Config:
     presets |= {"long": long, "official": official}
     presets |= {"decoys": decoys}
     presets |= {"wide": wide, "wide_memory": wide_memory, "wide_long": wide_long}
-    presets |= {"wide_official": wide_official}
     if preset not in presets:
         raise ConfigError(
             f"configs/pretrain.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -299,34 +297,5 @@ def wide_long() -> Config:
             facts=("3-7 3-12 8-24 official official official",),
             background=(0.7,),
             questions=("1 1 .5 .2",),
-        ),
-    )
-
-
-def wide_official() -> Config:
-    """Last, with gates that were taught to stay shut (`python -m rmt_jax.gating --workdir
-    runs/wide_long --out runs/wide_gates …`): a little more of the official stories, QA3's above
-    all. An hour of a CPU core; then the gates once more."""
-    config = wide_long()
-    return config.replace(
-        init="runs/wide_gates",
-        model=dataclasses.replace(config.model, remat=True),
-        data=dataclasses.replace(config.data, new_names=0.3, decoys=0.4, seed=91),
-        optimizer=dataclasses.replace(
-            config.optimizer,
-            accumulate=8,
-            stillness=1.0,
-            warmup=0.05,
-            adam_learning_rate=1.2e-3 / 6,
-        ),
-        curriculum=dataclasses.replace(
-            config.curriculum,
-            segments=(10,),
-            steps=(110,),
-            batch=(32,),
-            learning_rate=(0.0012,),
-            tasks=("qa1:0.5 qa2:1 qa3:3 qa4:0.5 qa5:1",),
-            facts=("3-12 official official official official",),
-            background=(0.6,),
         ),
     )

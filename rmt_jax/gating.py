@@ -99,6 +99,8 @@ def main(argv: list[str]) -> int:
 
 def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -> None:
     """Teaches `model` (of `rmt_jax.load`) on what `data` says; writes `out`."""
+    from tqdm import tqdm
+
     from rmt_jax import workdir
     from rmt_jax.models import weights
 
@@ -115,9 +117,11 @@ def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -
     print(f"teaching the gates of {depth} of {model.config.model.layers} layers, {steps} steps")
     out.mkdir(parents=True, exist_ok=True)
     params, start = teaching.begin(depth), time.monotonic()
+    stream = itertools.islice(labelled(model, data, "train"), steps)
+    bar = tqdm(stream, total=steps, unit="step", dynamic_ncols=True)
     with open(out / "metrics.jsonl", "w", encoding="utf-8") as file:
         file.write(json.dumps({"step": 0, **before}) + "\n")
-        for step, batch in enumerate(itertools.islice(labelled(model, data, "train"), steps), 1):
+        for step, batch in enumerate(bar, 1):
             loss = teaching.step(batch)
             if step % 50 and step != steps:
                 continue
@@ -125,7 +129,7 @@ def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -
             if step % 250 == 0 or step == steps:
                 params = teaching.params()
                 row |= teaching.check(params, checked)
-                print(f"step {step}: over background {_said(row['background'])}", flush=True)
+                bar.write(f"step {step}: over background {_said(row['background'])}")
             file.write(json.dumps(row) + "\n")
             file.flush()
     weights.save(out, params, model.config, dtype)

@@ -37,7 +37,6 @@ def test_presets_are_valid():
         "wide",
         "wide_memory",
         "wide_long",
-        "wide_official",
     ],
 )
 def test_pretraining_presets_are_valid(preset):
