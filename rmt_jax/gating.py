@@ -119,7 +119,8 @@ def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -
     out.mkdir(parents=True, exist_ok=True)
     params, start = teaching.begin(depth), time.monotonic()
     stream = itertools.islice(labelled(model, data, "train"), steps)
-    bar = tqdm(stream, total=steps, unit="step", dynamic_ncols=True)
+    often = 1.0 if sys.stderr.isatty() else 30.0
+    bar = tqdm(stream, total=steps, unit="step", dynamic_ncols=True, mininterval=often)
     with open(out / "metrics.jsonl", "w", encoding="utf-8") as file:
         file.write(json.dumps({"step": 0, **before}) + "\n")
         for step, batch in enumerate(bar, 1):
