@@ -39,7 +39,7 @@ PRICE = np.array([1.0, 6.0, 0.3, 0.0], np.float32)
 # Of what stands where, how much a layer is held to: facts and questions are read by later layers.
 HELD = np.array([0.1, 1.0, 1.0, 0.0], np.float32)
 CHECKED = 1600  # segments of the validation split
-LENGTHS = ("2s", "4s", "8s", "16s")
+SEGMENTS = (2, 4, 8, 16)  # of a text
 FACTS = (None, None, (3, 12), (2, 5))  # how many; None: as official stories have
 
 
@@ -105,9 +105,9 @@ def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -
     from rmt_jax import workdir
     from rmt_jax.models import weights
 
-    checked = list(itertools.islice(labelled(model, data, "validation"), CHECKED // BATCH))
-    teaching = Teaching(model, steps)
-    before = teaching.check(model.params, checked)
+    checked = itertools.islice(labelled(model, data, "validation"), CHECKED // BATCH)
+    gauge = Gauge(model, list(checked))
+    before = gauge.read(model.params)
     depth = max((n + 1 for n, one in enumerate(before["background"]) if one > LEAK), default=0)
     print(f"gates over 1,000 tokens of background: {_said(before['background'])}")
     if not depth:
@@ -117,7 +117,7 @@ def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -
         )
     print(f"teaching the gates of {depth} of {model.config.model.layers} layers, {steps} steps")
     out.mkdir(parents=True, exist_ok=True)
-    params, start = teaching.begin(depth), time.monotonic()
+    teaching, start = Teaching(model, depth, steps), time.monotonic()
     stream = itertools.islice(labelled(model, data, "train"), steps)
     often = 1.0 if sys.stderr.isatty() else 30.0
     bar = tqdm(stream, total=steps, unit="step", dynamic_ncols=True, mininterval=often)
@@ -129,12 +129,11 @@ def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -
                 continue
             row = {"step": step, "seconds": round(time.monotonic() - start, 1), **loss}
             if step % 250 == 0 or step == steps:
-                params = teaching.params()
-                row |= teaching.check(params, checked)
+                row |= gauge.read(teaching.params())
                 bar.write(f"step {step}: over background {_said(row['background'])}")
             file.write(json.dumps(row) + "\n")
             file.flush()
-    weights.save(out, params, model.config, dtype)
+    weights.save(out, teaching.params(), model.config, dtype)
     model.tokenizer.save(out / "tokenizer")
     workdir.write_text(out / "config.json", json.dumps(to_dict(model.config), indent=1))
     print(f"over facts: {_said(before['fact'])} before, {_said(row['fact'])} now")
@@ -149,49 +148,38 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
     """Batches without end of segments of texts of the model's tasks, cut as training cuts them:
     half with new names if training had any, `data.decoys` of them hidden among sentences that hold
     names of the tasks, one in seven with no background at all. A pure function of `data`."""
-    from rmt_jax.data import cuts, dice, prompts
     from rmt_jax.data.compose import Composer
+    from rmt_jax.data.dice import Dice
+    from rmt_jax.data.fold import fold
 
-    config, tokenizer = model.config, model.tokenizer
-    size = config.model.segment_tokens
+    config, tokenizer, size = model.config, model.tokenizer, model.segment_tokens
     composer = Composer(data, tokenizer, split, segment_tokens=size)
     kept: list[tuple] = []
     for index in itertools.count():
-        draw = dice.Dice(data.seed, index, 11)
+        draw = Dice(data.seed, index, 11)
         task = draw.pick(data.tasks)
         how = manner(data, draw.pick(FACTS), draw.uniform() < 0.5)
-        length, hidden, decoys = (
-            draw.pick(LENGTHS),
-            draw.uniform() < 6 / 7,
-            draw.uniform() < data.decoys,
-        )
+        segments = draw.pick(SEGMENTS)
+        hidden, decoys = draw.uniform() < 6 / 7, draw.uniform() < data.decoys
         plant = draw.pick((0.0, 0.2, 0.5))
-        address = (task, length, data.seed, index)
+        address = (task, f"{segments}s", data.seed, index)
         made = composer.sample(*address, how, hidden, plant, decoys)
+        text = fold(
+            [made], tokenizer, segments=segments, segment_tokens=size, room=composer.room,
+            tasks=data.tasks, prompt=config.prompt, align=data.align,
+        )  # fmt: skip
+        what = np.full(text.tokens.shape, NOTHING, np.int8)
         label = labels(made, tokenizer)
-        told = prompts.ids(config.prompt, tokenizer, task, made.question)
-        question = (*made.question_ids, tokenizer.answer, *made.answer_ids, tokenizer.end)
-        asked = len(made.question_ids)
-        cut = cuts.bounds(made.context, asked, composer.room, size, data.align, tokenizer)
-        for number, (start, stop) in enumerate(itertools.pairwise(cut)):
-            tokens = np.full(size, tokenizer.pad, np.int32)
-            what = np.full(size, NOTHING, np.int8)
-            tokens[: stop - start], what[: stop - start] = (
-                made.context[start:stop],
-                label[start:stop],
-            )
-            if number == len(cut) - 2:
-                place = slice(stop - start, stop - start + len(question))
-                tokens[place], what[place] = question, ASKED
-            kept.append((tokens, what, *told))
+        what[text.mask] = np.pad(label, (0, text.mask.sum() - len(label)), constant_values=ASKED)
+        for part in np.flatnonzero(text.mask[0].any(axis=1)):  # a short text's first ones are empty
+            kept.append((text.tokens[0, part], what[0, part], text.prompt[0], text.prompt_mask[0]))
         if index % SHUFFLED < SHUFFLED - 1:
             continue
-        order = dice.Dice(data.seed, index, 12).numpy.permutation(len(kept))
+        order = Dice(data.seed, index, 12).numpy.permutation(len(kept))
         whole = len(kept) // BATCH * BATCH
         for group in order[:whole].reshape(-1, BATCH):
-            yield Labelled(
-                *(np.stack(part) for part in zip(*(kept[i] for i in group), strict=True))
-            )
+            parts = zip(*(kept[i] for i in group), strict=True)
+            yield Labelled(*(np.stack(part) for part in parts))
         kept = [kept[i] for i in order[whole:]]
 
 
@@ -220,77 +208,112 @@ def labels(made: Any, tokenizer: Any) -> np.ndarray:
     return label
 
 
-class Teaching:
-    """The compiled step, its weights and what a check finds."""
+def openings(model: Any, params: Any, batch: Labelled, depth: int):
+    """`Delta.openings` of these segments, with an empty memory."""
+    from rmt_jax import models
+    from rmt_jax.models import layerwise
+    from rmt_jax.shapes import Prompt, Segment
 
-    def __init__(self, model: Any, steps: int):
+    segment, prompt = Segment(batch.tokens, batch.label != NOTHING), None
+    if model.config.prompt.source != "none":
+        task = np.zeros(len(batch.tokens), np.int32)
+        prompt = Prompt(batch.prompt, batch.prompt_mask, task)
+    cell = models.merge(model.graph, params)
+    assert isinstance(cell, layerwise.Delta)
+    return cell.openings(cell.initial(len(batch.tokens)), segment, prompt, depth)
+
+
+class Gauge:
+    """How far the gates of every layer open over held-out segments."""
+
+    def __init__(self, model: Any, batches: list[Labelled]):
+        import jax
+
+        self.model, self.batches = model, batches
+        self._compiled = jax.jit(self._sums)
+
+    def _sums(self, params: Any, batch: Labelled):
+        import jax.numpy as jnp
+
+        from rmt_jax.models import layerwise
+
+        _, given = openings(self.model, params, batch, self.model.config.model.layers)
+        opened = jnp.clip(layerwise.gate(jnp.stack(given)), 0, 1)
+        kinds = [batch.label == kind for kind in (BACKGROUND, FACT)]
+        return [((opened * one).sum(axis=(1, 2)), one.sum()) for one in kinds]
+
+    def read(self, params: Any) -> dict[str, list[float]]:
+        """Each layer's gates, added up over 1,000 tokens of background and of facts."""
+        sums = [self._compiled(params, batch) for batch in self.batches]
+        found = {}
+        for kind, name in enumerate(("background", "fact")):
+            opened = np.sum([np.asarray(one[kind][0], np.float64) for one in sums], axis=0)
+            tokens = sum(int(one[kind][1]) for one in sums)
+            found[name] = [round(1000 * float(value) / tokens, 4) for value in opened]
+        return found
+
+
+class Teaching:
+    """The weights that are taught, those of the first `depth` layers' gates and of the blocks below
+    the last of these, and the compiled step."""
+
+    def __init__(self, model: Any, depth: int, steps: int):
         import jax
         import optax
 
-        self.model = model
-        self.rate = optax.warmup_cosine_decay_schedule(0, RATE, min(WARMUP, steps // 2), steps)
-        self.optimizer = optax.adam(self.rate)
-        self._check = jax.jit(self._sums)
-
-    def begin(self, depth: int) -> Any:
-        """Settles which weights are taught: gates of the first `depth` layers, blocks below the
-        last of these. Returns all weights."""
-        import jax
-
-        self.depth = depth
-        own = self.model.params
+        self.model, self.depth = model, depth
+        rate = optax.warmup_cosine_decay_schedule(0, RATE, min(WARMUP, steps // 2), steps)
+        self.optimizer = optax.adam(rate)
+        own = model.params
         self.taught = {
             "blocks": jax.tree.map(lambda a: a[: depth - 1], own["backbone"]["blocks"]),
             "beta": own["associative"]["beta"][:depth],
             "beta_bias": own["associative"]["beta_bias"][:depth],
         }
         self.state = self.optimizer.init(self.taught)
-        self._step = jax.jit(self._update)
-        return own
+        self._compiled = jax.jit(self._update)
 
     def params(self) -> Any:
-        """All weights, with those taught so far."""
-        return self._joined(self.taught)
+        """All weights of the model, with those taught so far."""
+        return self._joined(self.model.params, self.taught)
 
-    def _joined(self, taught: Any) -> Any:
+    def step(self, batch: Labelled) -> dict[str, float]:
+        """One step: cross entropy of the gates, and how far the layers below have moved."""
+        self.taught, self.state, found = self._compiled(
+            self.taught, self.state, self.model.params, batch
+        )
+        return {name: float(value) for name, value in found.items()}
+
+    def _joined(self, own: Any, taught: Any) -> Any:
         import jax
 
-        own, depth = self.model.params, self.depth
-        gates = {
-            name: own["associative"][name].at[:depth].set(taught[name])
-            for name in ("beta", "beta_bias")
-        }
-        blocks = jax.tree.map(
-            lambda a, b: a.at[: depth - 1].set(b), own["backbone"]["blocks"], taught["blocks"]
-        )
+        def put(whole, part):
+            return whole.at[: len(part)].set(part)
+
+        gates = {n: put(own["associative"][n], taught[n]) for n in ("beta", "beta_bias")}
+        blocks = jax.tree.map(put, own["backbone"]["blocks"], taught["blocks"])
         return {
             **own,
             "associative": {**own["associative"], **gates},
             "backbone": {**own["backbone"], "blocks": blocks},
         }
 
-    def _openings(self, params: Any, batch: Labelled, depth: int):
-        from rmt_jax import models
-        from rmt_jax.models import layerwise
-        from rmt_jax.shapes import Prompt, Segment
+    def _update(self, taught: Any, state: Any, own: Any, batch: Labelled):
+        import jax
+        import optax
 
-        segment = Segment(batch.tokens, batch.label != NOTHING)
-        prompt = None
-        if self.model.config.prompt.source != "none":
-            task = np.zeros(len(batch.tokens), np.int32)
-            prompt = Prompt(batch.prompt, batch.prompt_mask, task)
-        cell = models.merge(self.model.graph, params)
-        assert isinstance(cell, layerwise.Delta)
-        return cell.openings(segment, prompt, depth)
+        before = openings(self.model, own, batch, self.depth)
+        gradient, found = jax.grad(self._loss, has_aux=True)(taught, own, batch, before)
+        change, state = self.optimizer.update(gradient, state, taught)
+        return optax.apply_updates(taught, change), state, found
 
-    def _loss(self, taught: Any, batch: Labelled, before: Any):
+    def _loss(self, taught: Any, own: Any, batch: Labelled, before: Any):
         import jax
         import jax.numpy as jnp
         import optax
 
-        reached, given = self._openings(self._joined(taught), batch, self.depth)
-        price = jnp.asarray(PRICE)[batch.label]
-        was = jnp.asarray(HELD)[batch.label]
+        reached, given = openings(self.model, self._joined(own, taught), batch, self.depth)
+        price, held = jnp.asarray(PRICE)[batch.label], jnp.asarray(HELD)[batch.label]
         cross = 0.0
         for now, then in zip(given, before[1], strict=True):
             target = jnp.where(batch.label == BACKGROUND, 0, jax.nn.sigmoid(then))
@@ -298,47 +321,11 @@ class Teaching:
             cross += (errors * price).sum() / price.sum()
         moved = 0.0
         for now, then in zip(reached, before[0], strict=True):
-            told = now.shape[1] - was.shape[1]
-            held = jnp.concatenate([batch.prompt_mask[:, :told].astype(was.dtype), was], axis=1)
-            change = jnp.square((now - then).astype(jnp.float32)) * held[..., None]
-            size = jnp.square(then.astype(jnp.float32)) * held[..., None]
-            moved += change.sum() / size.sum()
+            told = batch.prompt_mask[:, : now.shape[1] - held.shape[1]]  # none, without a prompt
+            weight = jnp.concatenate([told.astype(held.dtype), held], axis=1)[..., None]
+            now, then = now.astype(jnp.float32), then.astype(jnp.float32)
+            moved += (jnp.square(now - then) * weight).sum() / (jnp.square(then) * weight).sum()
         return cross + HOLD * moved, {"cross_entropy": cross, "moved": moved}
-
-    def _update(self, taught: Any, state: Any, own: Any, batch: Labelled):
-        import jax
-        import optax
-
-        before = self._openings(own, batch, self.depth)
-        gradient, found = jax.grad(self._loss, has_aux=True)(taught, batch, before)
-        change, state = self.optimizer.update(gradient, state, taught)
-        return optax.apply_updates(taught, change), state, found
-
-    def step(self, batch: Labelled) -> dict[str, float]:
-        """One step: cross entropy of the gates, and how far the layers below have moved."""
-        own = self.model.params
-        self.taught, self.state, found = self._step(self.taught, self.state, own, batch)
-        return {name: float(value) for name, value in found.items()}
-
-    def _sums(self, params: Any, batch: Labelled):
-        import jax.numpy as jnp
-
-        from rmt_jax.models import layerwise
-
-        _, given = self._openings(params, batch, self.model.config.model.layers)
-        opened = jnp.clip(layerwise.gate(jnp.stack(given)), 0, 1)
-        kinds = [batch.label == kind for kind in (BACKGROUND, FACT)]
-        return [((opened * one).sum(axis=(1, 2)), one.sum()) for one in kinds]
-
-    def check(self, params: Any, batches: list[Labelled]) -> dict[str, list[float]]:
-        """Each layer's gates, added up over 1,000 tokens of background and of facts."""
-        sums = [self._check(params, batch) for batch in batches]
-        found = {}
-        for kind, name in enumerate(("background", "fact")):
-            opened = np.sum([np.asarray(one[kind][0], np.float64) for one in sums], axis=0)
-            tokens = sum(int(one[kind][1]) for one in sums)
-            found[name] = [round(1000 * float(value) / tokens, 4) for value in opened]
-        return found
 
 
 if __name__ == "__main__":

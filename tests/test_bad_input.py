@@ -18,7 +18,7 @@ from rmt_jax import (
     prepare,
     train,
     workdir,
-)  # fmt: skip
+)
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.report import __main__ as comparison
 

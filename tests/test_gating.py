@@ -15,8 +15,7 @@ from rmt_jax import command, gating, models
 from rmt_jax.config import Data
 from rmt_jax.data.compose import Composer
 from rmt_jax.evaluation.inspection import opened
-from rmt_jax.models import weights
-from rmt_jax.models.layerwise import gate
+from rmt_jax.models import layerwise, weights
 from rmt_jax.shapes import Prompt, Segment
 
 DATA = Data(tasks=("qa1", "qa5"), align="sentence", new_names=0.5)
@@ -28,8 +27,8 @@ def model(tmp_path_factory):
     """Two layers whose gates stand open; the second's depend on what the first makes."""
     settings = tiny_run.config("delta")
     settings = settings.replace(
-        model=dataclasses.replace(settings.model, layers=2), data=DATA,
-    )  # fmt: skip
+        model=dataclasses.replace(settings.model, layers=2, scan_layers=False), data=DATA
+    )
     folder = tiny_run.save(tmp_path_factory.mktemp("open"), settings)
     params = weights.load(folder)
     params["associative"]["beta_bias"] += 2.0
@@ -73,17 +72,25 @@ def test_segments_are_labelled_and_drawn_again_the_same(model):
     assert (padded[:, 1:] >= padded[:, :-1]).all() and not padded[:, 0].any()
 
 
-def test_openings_are_what_the_model_does_with_an_empty_memory(model):
+@pytest.mark.parametrize("empty", (True, False))
+def test_openings_are_what_a_step_does(model, empty, monkeypatch):
     batch = next(gating.labelled(model, DATA, "train"))
     some = gating.Labelled(*(part[:1] for part in batch))
     segment = Segment(some.tokens, some.label != gating.NOTHING)
     prompt = Prompt(some.prompt, some.prompt_mask, np.zeros(1, np.int32))
     cell = models.merge(model.graph, model.params)
-    reached, given = cell.openings(segment, prompt, 2)
-    _, looks = opened(cell, model.initial_memory(1), segment, prompt)
-    found = jnp.where(segment.mask, gate(jnp.stack(given)[:, 0]), 0)
-    np.testing.assert_allclose(found, looks, atol=1e-5)
-    assert len(reached) == 1
+    memory = cell.initial(1)
+    if not empty:
+        memory = cell.step(memory, Segment(batch.tokens[1:2], segment.mask | True), prompt)[1]
+    used, gates = [], layerwise.gates
+    monkeypatch.setattr(layerwise, "gates", lambda *seen: used.append(gates(*seen)) or used[-1])
+    cell.step(memory, segment, prompt)
+    given = cell.openings(memory, segment, prompt, 2)[1]
+    found = jnp.where(segment.mask, layerwise.gate(jnp.stack(given)[:, 0]), 0)
+    np.testing.assert_allclose(found, np.stack(used)[:2, 0, :, 0], atol=1e-5)
+    np.testing.assert_allclose(opened(cell, memory, segment, prompt)[1], found, atol=1e-5)
+    reached = cell.openings(memory, segment, prompt, 2)[0]
+    assert len(reached) == 1 and reached[0].shape[1] == prompt.tokens.shape[1] + LENGTH
 
 
 def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(

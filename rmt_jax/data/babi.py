@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import urllib.request
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rmt_jax.data import tasks
@@ -148,7 +148,7 @@ def download(folder: str | Path, sha256: str = "", address: str = "") -> Path:
         archive.write_bytes(data)
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(Path(name) / "out", filter="data")
+                _unpack(tar, Path(name) / "out")
         except tarfile.TarError as error:
             raise BabiError(f"{source} cannot be unpacked ({error}). {manual_route()}") from None
         unpacked = Path(name) / "out" / "tasks_1-20_v1-2"
@@ -157,3 +157,18 @@ def download(folder: str | Path, sha256: str = "", address: str = "") -> Path:
         (unpacked / "SHA256").write_text(f"{digest}  {source}\n")
         os.rename(unpacked, target)
     return target / "en-10k"
+
+
+def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
+    """Writes the archive's files below `folder`, and nothing else: `extractall` without a filter,
+    which Python has from 3.11.4 on, writes anywhere."""
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if member.isdir():
+            continue
+        if not member.isreg() or path.is_absolute() or ".." in path.parts:
+            raise tarfile.TarError(f"it holds {member.name!r}, which is no file of its folder")
+        file, inside = folder / path, tar.extractfile(member)
+        assert inside is not None  # of a regular file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(inside.read())

@@ -76,23 +76,20 @@ def opened(cell: Any, memory: Any, segment: Segment, prompt: Prompt | None) -> t
     """One step of the cell and, beside the new memory, `Trace.looks` of this segment (no rows for a
     cell without either)."""
     new = cell.step(memory, segment, prompt)[1]
-    x, view = cell.enter(memory, segment, prompt)
     layers = jax.tree.leaves(cell.layer_weights())[0].shape[0]
+    if isinstance(cell, layerwise.Delta):
+        _, given = cell.openings(memory, segment, prompt, layers)
+        return new, jnp.where(segment.mask, layerwise.gate(jnp.stack(given)[:, 0]), 0)
+    x, view = cell.enter(memory, segment, prompt)
     weights, states = cell.layer_weights(), cell._layer_state(memory)
     length, looks = segment.tokens.shape[1], []
     for layer in range(layers):
         own, state = jax.tree.map(lambda a, n=layer: a[n], (weights, states))
         if view.writes:
             looks.append(_look(cell, own, x, state, view)[:, :, -view.writes :])
-        if isinstance(cell, layerwise.Delta):
-            module = cell._layer_module(own)
-            seen, _ = module["block"].look(x, view, None)
-            looks.append(layerwise.gates(module["associative"], seen, view)[0, :, 0])
         x, _, _ = cell.layer(own, x, state, memory.started, view)
     if not looks:
         return new, jnp.zeros((0, length))
-    if not view.writes:
-        return new, jnp.stack(looks)
     stop = x.shape[1] - view.writes
     mean = jnp.stack(looks).mean(axis=(0, 1, 2))  # layers, batch of one, heads
     return new, mean[:, stop - length : stop]

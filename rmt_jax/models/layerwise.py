@@ -182,10 +182,9 @@ class Delta(Layerwise):
         x, kept = block(x + found, view, past, top, seen)
         return x, Associations(matrix, ()), kept
 
-    def openings(self, segment: Segment, prompt: Prompt | None, depth: int):
-        """Of a segment read with an empty memory: x after each of the first `depth` - 1 layers,
-        [B, N, D], and what the gates of the first `depth` are given, before `gate`, f32[B, L]."""
-        memory = self.initial(len(segment.tokens))
+    def openings(self, memory: Memory, segment: Segment, prompt: Prompt | None, depth: int):
+        """Of a segment read with `memory`: x after each of the first `depth` - 1 layers, [B, N, D],
+        and what the gates of the first `depth` are given, before `gate`, f32[B, L]."""
         x, view = self.enter(memory, segment, prompt)
         weights, states = self.layer_weights(), self._layer_state(memory)
         reached, given = [], []
