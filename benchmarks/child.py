@@ -5,7 +5,7 @@ the pipe, so that the other contender has the machine to itself.
 
     {"compile": CASE}  -> {}, when every batch of it has run once
     {"prepare": CASE}  -> {"batch": texts, "seconds": of one call, when warm}
-    {"repeat": n}      -> {"seconds": [...], "peak": bytes of memory, or null}
+    {"repeat": n}      -> {"seconds": [...] of n calls, after one more; "peak": bytes, or null}
     {"describe": true} -> versions
 
 What goes wrong in the first two comes back as {"error": sentence}.
@@ -88,6 +88,7 @@ def main() -> None:
         elif "repeat" in order:
             lowered = forget_peak()
             times = []
+            work()  # as in use, where one call follows another
             for _ in range(order["repeat"]):
                 start = clock()
                 work()

@@ -86,10 +86,8 @@ class Ours:
         mesh = sharding.make_mesh(config.mesh, devices)
         rows = batch // len(devices)
         if rows > MICRO and jax.default_backend() == "cpu" and not self.as_preset:
-            # The same step in microbatches that stay in the cache, nothing stacked over segments.
-            config = settings.update(
-                config, {"model.remat": segments > 1, "optimizer.accumulate": rows // MICRO}
-            )
+            # The same step in microbatches that stay in the cache.
+            config = settings.update(config, {"optimizer.accumulate": rows // MICRO})
         program, state, data = self.step(config, size, segments, batch, mesh)
 
         def once():

@@ -31,7 +31,9 @@ Written by `python -m benchmarks.run`; the figures are in [results.json](results
 
 Both sides have the same shapes, random texts and AdamW settings; gradients flow through all
 segments and are clipped at 1. Seconds are medians over rounds, least and most in brackets; a round
-goes through the contenders in turn, each in a process of its own while the others wait on a pipe.
+goes through the contenders in turn, each in a process of its own while the others wait on a pipe. A
+turn begins with a call that is not timed, as in use, where one follows another; three or more are
+timed (one, where it takes more than five seconds), and their median is the round's.
 """
 
 

@@ -7,7 +7,9 @@
 Writes RESULTS.md, results.json and images/ (`--out`, default benchmarks/). Cases that `--only` does
 not name keep the figures that results.json already has. Every contender has its own interpreter,
 the same allocator setting and all cores; while one works, the others wait on a pipe. A round goes
-once through the contenders, each round starting with another one.
+once through the contenders, each round starting with another one. A contender's turn begins with a
+call that is not timed: steps and segments follow one another in use, and a virtual machine may have
+given the pages of the last turn's temporaries back to its host.
 
 `--clock cpu` is for a machine that others use too: each contender gets one core and the CPU seconds
 of its process count, which waiting for that core does not lengthen.
@@ -29,7 +31,8 @@ from benchmarks import page
 from benchmarks.cases import Case, cases
 
 HERE = Path(__file__).parent
-TURN = 0.5  # seconds that a turn lasts at least
+TURN = 1.0  # seconds that a turn lasts at least
+LONG = 5.0  # seconds from which one timed call makes a turn; of shorter ones three do
 # Huge pages for large arrays: without them either contender may win by its allocator's luck.
 ALLOCATOR = "glibc.malloc.hugetlb=1"
 
@@ -95,7 +98,8 @@ def measure(
             left_out[name] = ready["error"]
             del sides[name]
             continue
-        repeat = max(1, min(200, round(TURN / ready["seconds"])))
+        seconds = ready["seconds"]
+        repeat = max(1 if seconds > LONG else 3, min(200, round(TURN / seconds)))
         found[name] = {"batch": ready["batch"], "repeat": repeat, "seconds": [], "peak": None}
     names = list(sides)
     for turn in range(case.rounds or rounds):

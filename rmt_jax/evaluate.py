@@ -4,9 +4,9 @@
                                [--data generated|official|FOLDER] [--perturb NAME,…] [--out DIR]
 
 A context of any length is read with constant memory; samples are read in batches; each batch size
-is compiled once for all lengths. Finished cells (a task at a length) are kept in OUT/cells, so that
-a stopped evaluation continues where it stopped. Decoding is free-running and greedy;
-`--teacher_forced` is faster and kinder, and every table then says so.
+is compiled once for all lengths. Answers are kept in OUT/cells as they come, so that a stopped
+evaluation continues where it stopped, and one with more --samples asks the new ones only. Decoding
+is free-running and greedy; `--teacher_forced` is faster and kinder, and every table then says so.
 """
 
 import argparse

@@ -129,7 +129,10 @@ def test_contenders_take_turns_and_each_starts_in_turn():
     found = run.measure(case, sides, rounds=3)["contenders"]
     assert diary == ["ours", "best", "best", "ours", "ours", "best"]
     assert found["ours"]["seconds"] == [0.2] * 3 and found["ours"]["tokens"] == 8 * 32
-    assert found["ours"]["repeat"] == 2 and found["best"]["repeat"] == 1
+    assert found["ours"]["repeat"] == 5 and found["best"]["repeat"] == 3
+    sides["ours"].took = 6.0
+    found = run.measure(case, sides, rounds=1)["contenders"]
+    assert found["ours"]["repeat"] == 1
 
 
 @pytest.mark.parametrize("together", (False, True))

@@ -128,17 +128,48 @@ def test_finished_cells_are_kept(model, tmp_path, monkeypatch):
     what = {"tasks": ["qa1"], "lengths": ["1s"], "samples": 3, "progress": False}
     first = evaluate(model, out=tmp_path, **what)
 
-    def never(*args):
+    def never(*args, **named):
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "measure", never)
+        patch.setattr(answering, "answer", never)
         assert evaluate(model, out=tmp_path, **what) == first
         with pytest.raises(AssertionError):  # another question set is another evaluation
             evaluate(model, out=tmp_path, **(what | {"seed": 9}))
-    file = next((tmp_path / "cells").glob("*.json"))
-    file.write_text(file.read_text()[:40])  # a kill in the middle
-    assert evaluate(model, out=tmp_path, **what)[0].right == first[0].right
+
+
+def test_an_evaluation_goes_on_behind_its_last_answer(model, tmp_path, monkeypatch):
+    what = {"tasks": ["qa1"], "lengths": ["1s"], "progress": False}
+    file = tmp_path / "cells" / "qa1_1s.jsonl"
+    whole = evaluate(model, out=tmp_path / "whole", samples=5, **what)
+    asked = []
+
+    def counting(model, some, **named):
+        asked.append(len(some))
+        return answer(model, some, **named)
+
+    answer = answering.answer
+    monkeypatch.setattr(answering, "answer", counting)
+    evaluate(model, out=tmp_path, samples=3, **what)
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 3 and asked == [3]
+    file.write_text("".join(lines[:3]) + lines[3][:40])  # a kill in the middle of a line
+    assert same(evaluate(model, out=tmp_path, samples=5, **what), whole)
+    assert asked == [3, 3] and len(file.read_text().splitlines()) == 1 + 5
+    with open(next((tmp_path / "predictions").rglob("*.csv")), newline="") as table:
+        assert len(list(csv.DictReader(table))) == 5
+    # Fewer questions are the first of them; answers without the control are another evaluation's.
+    few = evaluate(model, out=tmp_path, samples=3, **what)
+    assert few[0].samples == 3 and asked == [3, 3]
+    assert evaluate(model, out=tmp_path, samples=2, reset=False, **what)[0].reset is None
+    assert asked == [3, 3, 2] and len(file.read_text().splitlines()) == 1 + 2
+
+
+def same(found, wanted):
+    """But for the time that it took."""
+    return [dataclasses.replace(c, seconds=0.0) for c in found] == [
+        dataclasses.replace(c, seconds=0.0) for c in wanted
+    ]
 
 
 def test_perturbed_worlds_are_scored_by_rules_that_know_their_words(model):
@@ -284,16 +315,16 @@ def test_sigterm_keeps_finished_cells_and_asks_to_be_started_again(run, tmp_path
     command = [sys.executable, "-m", "rmt_jax.evaluate", "--workdir", str(run), "--batch", "20"]
     command += ["--tasks", "qa1", "--lengths", "1s,400s", "--samples", "200"]
     command += ["--out", str(tmp_path), "--no_reset"]
-    first = tmp_path / "cells" / "qa1_1s.json"
+    first = tmp_path / "cells" / "qa1_1s.jsonl"
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
-        while not first.exists():
+        while not (first.exists() and len(first.read_text().splitlines()) == 201):
             assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == REQUEUE and "Traceback" not in stderr, stderr
-    assert "told to stop; finished cells are kept: the same command continues" in stderr
+    assert "told to stop; answers are kept: the same command continues" in stderr
     assert list((tmp_path / "cells").iterdir()) == [first]
 
 

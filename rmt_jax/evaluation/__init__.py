@@ -5,7 +5,8 @@
 | texts      | texts of any size as a stream of tokens; records of data files one at a time      |
 | questions  | where questions come from: the config's own world, BABILong's files, bAbI's       |
 | answering  | reads contexts into memory in blocks and lets the model answer                    |
-| cells      | `evaluate`: a score a task and length, kept as they finish                        |
+| cells      | `evaluate`: a score a task and length                                             |
+| rows       | what was asked and answered, kept as it comes                                     |
 | recall     | one text in memory, kept in a file, asked again                                   |
 | inspection | what memory does while a text is read                                             |
 """

@@ -1,13 +1,12 @@
 """Ask a model many questions about long texts, and score the answers: a `Cell` a task and length.
 
 A context of any length is read with constant memory; samples are read in batches; each batch size
-is compiled once for all lengths. Finished cells are kept in OUT/cells, so that a stopped evaluation
-continues where it stopped.
+is compiled once for all lengths. Answers are kept in OUT/cells as they come, so that a stopped
+evaluation continues where it stopped, and one of more questions asks the new ones only.
 """
 
 import dataclasses
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from rmt_jax import scores
 from rmt_jax.evaluation import answering, questions
+from rmt_jax.evaluation.rows import Kept, Row
 from rmt_jax.report import predictions, tables
 from rmt_jax.scores import Cell
 
@@ -50,8 +50,8 @@ def evaluate(
     What is left out comes from the model's config (`config.evaluation`, `config.data.tasks`).
     `source` hands out the questions (`questions.Generated` by default, made from the config's facts
     and background of `split`). `reset` also measures the control with the memory reset at each
-    segment. `decoding` is 'greedy' (free-running) or 'teacher-forced'. With `out`, finished cells
-    and per-sample predictions are kept there and not made twice.
+    segment. `decoding` is 'greedy' (free-running) or 'teacher-forced'. With `out`, answers are kept
+    there as they come (`rows`), and no question is asked twice.
 
     Raises EvaluationError, `questions.QuestionError` or `answering.AnsweringError`: sentences.
     """
@@ -77,21 +77,16 @@ def evaluate(
     if out is not None:
         (out / "cells").mkdir(parents=True, exist_ok=True)  # before an hour of reading
     key = fingerprint(model, source, start, reset)
-    cells, bar = [], Bar(jobs, source, progress)
+    kept = {job: Kept(out and out / "cells", job.stem, key) for job in jobs}
+    left = {job: max(0, job.samples - len(kept[job].rows)) for job in jobs}
+    cells, bar = [], Bar(sum(n * source.tokens(job.length) for job, n in left.items()), progress)
     with bar:
         for job in jobs:
-            cell = kept(out, job, key)
-            if cell is None:
-                cell, rows = measure(model, source, job, batch, reset, bar)
-                keep(out, job, key, cell)
-                if out is not None:
-                    predictions.write(
-                        out / "predictions", name or "rmt_jax/model", job, rows, model
-                    )
-            else:
-                bar.skip(job)
-            cells.append(cell)
-            bar.done(cell)
+            rows = measure(model, source, job, kept[job], batch, reset, bar)
+            cells.append(cell_of(model, source, job, rows))
+            if out is not None:
+                predictions.write(out / "predictions", name or "rmt_jax/model", job, rows, model)
+            bar.done(cells[-1])
     return cells
 
 
@@ -111,25 +106,14 @@ class Job:
         return "_".join(p for p in parts if p)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One question and what was answered: a line of the prediction files."""
-
-    question: str
-    target: str
-    output: str
-    control: str = ""  # with the memory reset
-
-
 def measure(
-    model: Any, source: Any, job: Job, batch: int, reset: bool, bar: "Bar"
-) -> tuple[Cell, list[Row]]:
-    """One cell: asks in batches, each of which is composed only when its turn comes."""
-    start, rows, depths, items = time.monotonic(), [], [], 0
-    tokens = characters = gpt2 = 0.0
+    model: Any, source: Any, job: Job, kept: Kept, batch: int, reset: bool, bar: "Bar"
+) -> list[Row]:
+    """Asks what is not kept yet, in batches, each of which is composed only when its turn comes."""
     size = batch_size(batch, job.samples, source.tokens(job.length))
     room = source.room(job.task, job.perturb)
-    for first in range(0, job.samples, size):
+    for first in range(len(kept.rows), job.samples, size):
+        start = time.monotonic()
         some = source.ask(
             job.task, job.length, range(first, min(first + size, job.samples)), job.perturb
         )
@@ -143,39 +127,61 @@ def measure(
             said, control = answering.forced(
                 model, asked, answers, room=room, batch=size, reset=reset, tick=bar.tick
             )
-        for k, q in enumerate(some):
-            rows.append(Row(q.question, q.target, said[k], control[k] if control else ""))
-            depths.append(q.depth)
-            tokens += len(q.asked.context) + len(q.asked.tail)
-            characters += q.characters
-            gpt2 += q.gpt2_tokens
-            items += 1
-        bar.show(job, rows)
+        seconds = round((time.monotonic() - start) / len(some), 4)
+        kept.add(
+            [
+                Row(
+                    question=q.question,
+                    target=q.target,
+                    output=said[k],
+                    control=control[k] if control else None,
+                    depth=q.depth,
+                    tokens=len(q.asked.context) + len(q.asked.tail),
+                    characters=q.characters,
+                    gpt2_tokens=q.gpt2_tokens,
+                    seconds=seconds,
+                )
+                for k, q in enumerate(some)
+            ]
+        )
+        bar.show(job, kept.rows)
+    return kept.rows[: job.samples]
+
+
+def cell_of(model: Any, source: Any, job: Job, rows: Sequence[Row]) -> Cell:
+    """The score of all rows of a cell."""
     rules = scores.RULES if known_answers(job.task, rows) else ("exact", "lm_eval")
     main = [scores.score(next(iter(rules)), job.task, r.question, r.target, r.output) for r in rows]
-    targets = [r.target for r in rows]
-    cell = Cell(
+    targets, tokens = [r.target for r in rows], _mean(r.tokens for r in rows)
+    controls = [r.control for r in rows if r.control is not None]
+    return Cell(
         task=job.task,
         length=job.length,
-        samples=items,
+        samples=len(rows),
         right=count_right(rules, job.task, rows, [r.output for r in rows]),
         majority=scores.majority(targets),
         chance=scores.chance(job.task, targets),
-        tokens=tokens / items,
-        characters=characters / items,
-        gpt2_tokens=gpt2 / items,
+        tokens=tokens,
+        characters=_mean(r.characters for r in rows),
+        gpt2_tokens=_mean(r.gpt2_tokens for r in rows),
         tokenizer=model.tokenizer.name,
         counted=source.counted,
         decoding=job.decoding,
-        reset=count_right(rules, job.task, rows, [r.control for r in rows]) if reset else None,
+        reset=count_right(rules, job.task, rows, controls) if controls else None,
         perturb=job.perturb,
-        trained=trained(model.config, job, tokens / items),
-        seconds=round(time.monotonic() - start, 2),
+        trained=trained(model.config, job, tokens),
+        seconds=round(sum(r.seconds for r in rows), 2),
         depths=tuple(
-            (round(d, 4), bool(r)) for d, r in zip(depths, main, strict=True) if d is not None
+            (round(r.depth, 4), bool(right))
+            for r, right in zip(rows, main, strict=True)
+            if r.depth is not None
         ),
     )
-    return cell, rows
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
 
 
 def known_answers(task: str, rows: Sequence[Row]) -> bool:
@@ -221,40 +227,19 @@ def fingerprint(model: Any, source: Any, seed: int, reset: bool) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def kept(out: Path | None, job: Job, key: str) -> Cell | None:
-    """The cell of an earlier, stopped or repeated evaluation, if it is the same evaluation."""
-    if out is None:
-        return None
-    try:
-        tree = json.loads((out / "cells" / f"{job.stem}.json").read_text(encoding="utf-8"))
-        if tree["key"] == key and tree["cell"]["samples"] == job.samples:
-            return tables.cell_from(tree["cell"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # never written, or half a file of an older version: measure it
-    return None
-
-
-def keep(out: Path | None, job: Job, key: str, cell: Cell) -> None:
-    if out is None:
-        return
-    text = json.dumps({"key": key, "cell": dataclasses.asdict(cell)})
-    tables.replace(out / "cells" / f"{job.stem}.json", text)
-
-
 class Bar:
     """Progress in tokens over all cells: speed and time left are tqdm's."""
 
-    def __init__(self, jobs: Sequence[Job], source: Any, shown: bool):
-        self.tokens = {job: job.samples * source.tokens(job.length) for job in jobs}
-        self.shown = shown
+    def __init__(self, tokens: int, shown: bool):
+        """`tokens` that are left to read."""
+        self.tokens, self.shown = tokens, shown
         self.bar: Any = None
-        self.before = 0
 
     def __enter__(self) -> "Bar":
         from tqdm import tqdm
 
         self.bar = tqdm(
-            total=sum(self.tokens.values()),
+            total=self.tokens,
             unit="tok",
             unit_scale=True,
             dynamic_ncols=True,
@@ -270,9 +255,6 @@ class Bar:
 
     def tick(self, tokens: int) -> None:
         self.bar.update(tokens)
-
-    def skip(self, job: Job) -> None:
-        self.bar.total -= self.tokens[job]
 
     def show(self, job: Job, rows: Sequence[Row]) -> None:
         right = sum(r.output == r.target for r in rows)

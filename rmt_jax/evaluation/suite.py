@@ -35,7 +35,7 @@ SENTENCES = (
 def run(args: argparse.Namespace) -> int:
     """The exit code: 0; 2 after a sentence on what is wrong; 75 where SIGTERM came between, as
     schedulers send it: then the same command continues."""
-    kept = "finished cells are kept: the same command continues"
+    kept = "answers are kept: the same command continues"
     try:
         with Signals() as signals:
             signals.now_at_once()

@@ -22,10 +22,13 @@ def read(
 ) -> Memory:
     """Reads tokens i32[B, S, L] with mask bool[B, S, L], keeping nothing but the memory."""
 
-    def body(memory: Memory, segment: Segment):
-        return model.remember(memory, segment, prompt), None
+    slices = model.slices()
 
-    return jax.lax.scan(_checkpointed(body, remat), memory, _segments(tokens, mask))[0]
+    def body(memory: Memory, segment: Segment):
+        return model.remember(memory, segment, prompt, slices), None
+
+    body = _checkpointed(body, remat, tokens.shape[1])
+    return jax.lax.scan(body, memory, _segments(tokens, mask))[0]
 
 
 def read_some(
@@ -40,11 +43,11 @@ def read_some(
 
     Without gradient: the loop's length is known only when it runs.
     """
-    segments = _segments(tokens, mask)
+    segments, slices = _segments(tokens, mask), model.slices()
 
     def body(index, memory: Memory):
         segment = jax.tree.map(lambda x: x[index], segments)
-        return model.remember(memory, segment, prompt)
+        return model.remember(memory, segment, prompt, slices)
 
     return jax.lax.fori_loop(0, count, body, memory)
 
@@ -80,7 +83,8 @@ def answers(
     bptt: segments from the end that gradients flow back through (0: all). It is a real cut: what
     lies before runs outside the differentiated loop, on weights without gradient, so that nothing
     of it is stored. The R answered segments always lie behind the cut. remat: run each segment
-    again in the backward pass rather than keep its activations.
+    again in the backward pass rather than keep its activations (of several segments in one loop;
+    without it a CPU keeps what its products made and makes the rest again).
     """
     length, answered = batch.tokens.shape[1], batch.at.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
@@ -95,25 +99,25 @@ def answers(
         tokens, mask = batch.tokens[:, cut:silent], batch.mask[:, cut:silent]
         memory = read(model, memory, tokens, mask, prompt, remat=remat)
 
-    tokens = batch.answer.shape[-1]  # T
+    tokens, slices = batch.answer.shape[-1], model.slices()  # T
 
     def body(memory: Memory, inputs: tuple[Segment, jax.Array, Segment | None]):
         segment, at, probe = inputs
         inside = at if probe is None else at[:, :-1]
         places = answer_places(inside, tokens, segment.tokens.shape[1])
-        hidden, new = model.step(memory, segment, prompt, places.reshape(len(at), -1))
+        hidden, new = model.step(memory, segment, prompt, places.reshape(len(at), -1), slices)
         hidden = hidden.reshape(*places.shape, -1)
         drift = jnp.zeros(at.shape[0]) if batch.idle is None else model.drift(memory, new)
         if probe is None:
             return new, (hidden, drift)
         places = answer_places(at[:, -1:], tokens, probe.tokens.shape[1])
-        seen = model.glance(new, probe, prompt, places[:, 0])
+        seen = model.glance(new, probe, prompt, places[:, 0], slices)
         return new, (jnp.concatenate([hidden, seen[:, None]], axis=1), drift)
 
     segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
     probes = None if batch.probe is None else _segments(*batch.probe)
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
-    _, (hidden, drift) = jax.lax.scan(_checkpointed(body, remat), memory, inputs)
+    _, (hidden, drift) = jax.lax.scan(_checkpointed(body, remat, answered), memory, inputs)
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T
 
 
@@ -137,9 +141,20 @@ def _segments(tokens: jax.Array, mask: jax.Array) -> Segment:
     return Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
 
 
-def _checkpointed(body: Any, remat: bool) -> Any:
+def _checkpointed(body: Any, remat: bool, segments: int) -> Any:
+    """What the loop over `segments` keeps for the backward pass."""
+    if segments == 1:  # its backward pass follows at once: nothing is stacked, nothing saved
+        return body
+    policy = None
+    if not remat:
+        # What a CPU stacks over segments goes through its memory twice; attention and elementwise
+        # work cost less again (GPT-2 base, 4 segments: a seventh of a train step). A GPU has the
+        # bandwidth, and would run its attention kernel twice.
+        if jax.default_backend() != "cpu":
+            return body
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     # Inside a scan, common subexpressions can't undo the rematerialisation.
-    return jax.checkpoint(body, prevent_cse=False) if remat else body
+    return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
 
 def frozen(model: Plain) -> Plain:
