@@ -37,7 +37,8 @@ class Model:
     d_mem: int = 64  # armt: width of keys before the DPFP feature map; delta: K, that of its keys
     nu: int = 3  # armt: DPFP order; K = 2 * nu * d_mem
     bptt: int = 0  # segments that gradients flow back through; 0: all
-    remat: bool = True  # rematerialise each segment in the backward pass
+    remat: bool = True  # rematerialise each segment in the backward pass; without it a CPU keeps
+    # what products with weights made, an accelerator everything
     scan_layers: bool = True  # layers as one compiled loop (fast to compile) or unrolled
     dtype: str = "auto"  # compute: auto (bfloat16 on accelerators) | float32 | bfloat16
     attention: str = "auto"  # auto (cuDNN's kernel on NVIDIA GPUs, where it can) | xla
