@@ -85,7 +85,7 @@ def cases(accelerator: bool) -> list[Case]:
             if name == "base" and segments == 4:
                 case = case._replace(contenders=(*SIDES, "remat"))
             if name == "base" and segments == 16 and not accelerator:
-                # 16 · 512 rows of 50,257 floats, three times over, beside 11 GB of activations
+                # 16 · 512 rows of 50,257 floats, three times over, beside the activations
                 case = case._replace(
                     contenders=("ours", "best"), rounds=3, left_out=(("published", NO_ROOM),)
                 )

@@ -62,9 +62,10 @@ class Child:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(
-                f"The contender '{self.name}' ended with {self.process.wait()} at {self.told}."
-            )
+            code, told = self.process.wait(), next(iter(self.told.values()))
+            what = told.name if isinstance(told, Case) else self.told
+            hint = ": most often the machine's memory was not enough" if code == -9 else ""
+            sys.exit(f"The contender '{self.name}' ended with {code} at {what}{hint}.")
         return json.loads(line)
 
     def ask(self, **order: Any) -> dict[str, Any]:
@@ -171,9 +172,9 @@ def main(words: list[str] | None = None) -> None:
         results["cases"][case.name] = measure(case, children, args.rounds, device != "cpu")
         print(page.line(case.name, results["cases"][case.name]), flush=True)
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        page.write(results, args.out)  # now: the next case may be too large for the machine
     for child in children.values():
         child.close()
-    page.write(results, args.out)
 
 
 def _device(asked: str) -> str:

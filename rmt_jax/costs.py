@@ -111,29 +111,19 @@ def passes(config: Config, shape: Shape) -> tuple[float, float]:
     return cut + (filling if cut else 0), shape.segments - cut + filling
 
 
-def repeated(config: Config, shape: Shape) -> tuple[float, float]:
-    """Of one text the (silent, answered) segments that rematerialising reads twice: all but those
-    alone in their loop, whose backward pass follows at once (`models.recurrence`)."""
-    silent = passes(config, shape)[1] - shape.answered
-    if not config.model.remat:
-        return 0, 0
-    if config.model.schedule == "diagonal":
-        return silent, shape.answered
-    return silent * (silent > 1), shape.answered * (shape.answered > 1)
-
-
-def forwards(config: Config, shape: Shape) -> float:
-    """A train step's work on one text in forward passes over a segment; backward counts as two."""
-    read, trained = passes(config, shape)
-    return read + 3 * trained + sum(repeated(config, shape))
+def runs(config: Config, shape: Shape) -> int:
+    """Forward passes that training on a segment is worth: one, two for the backward pass, and with
+    remat one again, if it is not a text's only one."""
+    return 4 if config.model.remat and passes(config, shape)[1] > 1 else 3
 
 
 def step_flops(config: Config, shape: Shape, vocab: int) -> float:
     """FLOPs that a train step executes on all devices together, optimiser included."""
-    answered = 3 * shape.answered + repeated(config, shape)[1]
-    silent = forwards(config, shape) - answered
+    read, trained = passes(config, shape)
+    times = runs(config, shape)
     asking = segment_flops(config, wanted=shape.questions * shape.tokens)
-    segments = shape.batch * (silent * segment_flops(config) + answered * asking)
+    silent = read + times * (trained - shape.answered)
+    segments = shape.batch * (silent * segment_flops(config) + times * shape.answered * asking)
     asked = shape.batch * shape.answered * shape.questions * shape.tokens
     return segments + 3 * 2.0 * asked * vocab * config.model.width + update_flops(config, vocab)
 
@@ -175,6 +165,8 @@ def segment_bytes(config: Config, batch: int) -> float:
 
 def step_bytes(config: Config, shape: Shape, vocab: int) -> float:
     """Bytes that a train step moves on all devices together (one copy of the weights)."""
+    read, trained = passes(config, shape)
+    times = runs(config, shape)
     weights = sum(math.prod(s) for s in weight_shapes(config, vocab).values())
     asked = shape.batch * shape.answered * shape.questions * shape.tokens
     # Weights, gradient and two moments in float32 are read; weights and moments written.
@@ -182,7 +174,7 @@ def step_bytes(config: Config, shape: Shape, vocab: int) -> float:
     logits = 3 * 2 * 4.0 * asked * vocab
     parts = config.optimizer.accumulate
     segments = parts * segment_bytes(config, shape.batch // parts)
-    return forwards(config, shape) * segments + update + logits
+    return (read + times * trained) * segments + update + logits
 
 
 def item_bytes(config: Config) -> int:
@@ -210,7 +202,8 @@ class Held:
 def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int, int]) -> Held:
     """What a train step holds on each device of a mesh of `sizes` (data, fsdp, tensor).
 
-    An upper bound on GPUs where cuDNN's attention runs, which keeps no scores.
+    An upper bound on GPUs where cuDNN's attention runs, which keeps no scores, and without remat on
+    CPUs, which keep what products with weights made (`models.recurrence`).
     """
     m = config.model
     weights, moments, widest = state_bytes(config, vocab, sizes)

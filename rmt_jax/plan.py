@@ -180,13 +180,17 @@ def _shape(config: Config, stage: Stage, segments: int) -> Shape:
 
 def _weights_read(config: Config, shape: Shape, weights: int) -> float:
     """Bytes of weights and their update that a further copy of the model moves in a step."""
+    read, trained = costs.passes(config, shape)
+    times = costs.runs(config, shape)
     layers = 12.0 * config.model.layers * config.model.width**2
-    return costs.forwards(config, shape) * layers * costs.item_bytes(config) + 28.0 * weights
+    return (read + times * trained) * layers * costs.item_bytes(config) + 28.0 * weights
 
 
 def _least(config: Config, shape: Shape) -> float:
+    read, trained = costs.passes(config, shape)
     layers = 1 if config.model.schedule == "diagonal" else config.model.layers
-    return LAYER_SECONDS * layers * costs.forwards(config, shape) * config.optimizer.accumulate
+    times = costs.runs(config, shape)
+    return LAYER_SECONDS * layers * (read + times * trained) * config.optimizer.accumulate
 
 
 def _header(cells: list[str], names: Iterable[str], unit: str) -> str:

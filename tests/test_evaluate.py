@@ -158,11 +158,14 @@ def test_an_evaluation_goes_on_behind_its_last_answer(model, tmp_path, monkeypat
     assert asked == [3, 3] and len(file.read_text().splitlines()) == 1 + 5
     with open(next((tmp_path / "predictions").rglob("*.csv")), newline="") as table:
         assert len(list(csv.DictReader(table))) == 5
+    file.write_text(file.read_text()[:20])  # a kill in the middle of the first line
+    assert same(evaluate(model, out=tmp_path, samples=5, **what), whole)
+    assert asked == [3, 3, 4, 1]  # of at most 4
     # Fewer questions are the first of them; answers without the control are another evaluation's.
     few = evaluate(model, out=tmp_path, samples=3, **what)
-    assert few[0].samples == 3 and asked == [3, 3]
+    assert few[0].samples == 3 and asked == [3, 3, 4, 1]
     assert evaluate(model, out=tmp_path, samples=2, reset=False, **what)[0].reset is None
-    assert asked == [3, 3, 2] and len(file.read_text().splitlines()) == 1 + 2
+    assert asked == [3, 3, 4, 1, 2] and len(file.read_text().splitlines()) == 1 + 2
 
 
 def same(found, wanted):

@@ -38,7 +38,7 @@ class Kept:
         self.rows, self.whole = self._read()
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Behind the others; the file is on disk when this returns."""
+        """Behind the others, in the file too when this returns."""
         self.rows += rows
         if self.file is None:
             return

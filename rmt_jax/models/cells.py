@@ -5,6 +5,7 @@ padding leaves the memory as it was, bit for bit. A cell differs from the plain 
 stands around the text and in what a layer does beside its block, and in nothing else.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +74,7 @@ class Plain(nnx.Module):
         segment: Segment,
         prompt: Prompt | None = None,
         places: jax.Array | None = None,
-        slices: list[Any] | None = None,
+        slices: Sequence[Any] = (),
     ):
         """Reads one segment. Returns hidden [B, L, D] after the final LayerNorm, and `Memory`.
 
@@ -95,7 +96,7 @@ class Plain(nnx.Module):
         segment: Segment,
         prompt: Prompt | None,
         places: jax.Array,
-        slices: list[Any] | None = None,
+        slices: Sequence[Any] = (),
     ) -> jax.Array:
         """Hidden [B, n, D] at places i32[B, n] of a segment, as `step`'s, that leaves no trace in
         the memory."""
@@ -124,7 +125,7 @@ class Plain(nnx.Module):
         memory: Memory,
         segment: Segment,
         prompt: Prompt | None = None,
-        slices: list[Any] | None = None,
+        slices: Sequence[Any] = (),
     ) -> Memory:
         """`step` where only the memory is wanted."""
         nowhere = jnp.zeros((memory.started.shape[0], 0), jnp.int32)
@@ -157,7 +158,7 @@ class Plain(nnx.Module):
         past: Past | None = None,
         keep: bool = False,
         top: jax.Array | None = None,
-        slices: list[Any] | None = None,
+        slices: Sequence[Any] = (),
     ) -> tuple[jax.Array, Any, Past | None]:
         """All layers over x [B, N, D]: x, the new state of layer-wise cells and, with `keep`, the
         `Past` of these places. Everything that a layer owns has the layer as its first axis.
@@ -174,8 +175,8 @@ class Plain(nnx.Module):
         if self.backbone.unroll == 1:
             x, (state, seen) = jax.lax.scan(body, x, (self.layer_weights(), *own))
             return x if top is None else rows(x, top), state, seen
-        kept, slices = [], slices or _unstacked(self.layer_weights(), self.backbone.unroll)
-        each = zip(slices, _unstacked(own, self.backbone.unroll), strict=True)
+        kept = []
+        each = zip(slices or self.slices(), _unstacked(own, self.backbone.unroll), strict=True)
         for layer, (weights, own) in enumerate(each, start=1):
             x, outputs = body(x, (weights, *own), top if layer == self.backbone.unroll else None)
             kept.append(outputs)
@@ -218,15 +219,15 @@ class Plain(nnx.Module):
         """Arrays of all layers, layer first: what `layer` takes slices of."""
         return {name: nnx.split(module)[1] for name, module in self._stacked().items()}
 
-    def slices(self) -> list[Any] | None:
-        """`layer_weights` of each layer by itself; None where layers run as a compiled loop.
+    def slices(self) -> list[Any]:
+        """`layer_weights` of each layer by itself; empty where layers run as a compiled loop.
 
         Made once before a loop over segments and handed to `step`: inside, every segment would copy
         all weights, and put the layers' gradients together again (GPT-2 base, 4 segments, two CPU
         cores: a tenth of a train step).
         """
         layers = self.backbone.unroll
-        return None if layers == 1 else _unstacked(self.layer_weights(), layers)
+        return [] if layers == 1 else _unstacked(self.layer_weights(), layers)
 
     def _layer_module(self, weights: Any) -> dict[str, Any]:
         modules = self._stacked().items()

@@ -83,8 +83,8 @@ def answers(
     bptt: segments from the end that gradients flow back through (0: all). It is a real cut: what
     lies before runs outside the differentiated loop, on weights without gradient, so that nothing
     of it is stored. The R answered segments always lie behind the cut. remat: run each segment
-    again in the backward pass rather than keep its activations (of several segments in one loop;
-    without it a CPU keeps what its products made and makes the rest again).
+    again in the backward pass rather than keep its activations, if there are several; without it a
+    CPU keeps what products with weights made, where a loop has several.
     """
     length, answered = batch.tokens.shape[1], batch.at.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
@@ -117,7 +117,9 @@ def answers(
     segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
     probes = None if batch.probe is None else _segments(*batch.probe)
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
-    _, (hidden, drift) = jax.lax.scan(_checkpointed(body, remat, answered), memory, inputs)
+    # The backward pass of a text of one segment follows at once: a second run would save nothing.
+    body = _checkpointed(body, remat and length - cut > 1, answered)
+    _, (hidden, drift) = jax.lax.scan(body, memory, inputs)
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T
 
 
@@ -143,16 +145,12 @@ def _segments(tokens: jax.Array, mask: jax.Array) -> Segment:
 
 def _checkpointed(body: Any, remat: bool, segments: int) -> Any:
     """What the loop over `segments` keeps for the backward pass."""
-    if segments == 1:  # its backward pass follows at once: nothing is stacked, nothing saved
+    if not remat and (segments == 1 or jax.default_backend() != "cpu"):
         return body
-    policy = None
-    if not remat:
-        # What a CPU stacks over segments goes through its memory twice; attention and elementwise
-        # work cost less again (GPT-2 base, 4 segments: a seventh of a train step). A GPU has the
-        # bandwidth, and would run its attention kernel twice.
-        if jax.default_backend() != "cpu":
-            return body
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    # What a CPU stacks over segments goes through its memory twice; attention and elementwise work
+    # cost less again (GPT-2 base, 4 segments: a seventh of a train step). Elsewhere this is not
+    # measured, and a GPU's attention kernel would run twice.
+    policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     # Inside a scan, common subexpressions can't undo the rematerialisation.
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
