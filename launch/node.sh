@@ -11,6 +11,9 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=options.sh
 . "$(dirname "$0")/options.sh"
 
+pids=() told=0 # how often this script was told to stop
+trap 'told=$((told + 1)); kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+
 processes=1 restarts=100 dry_run=""
 parse "processes restarts" "dry_run" "$@"
 [[ " ${training[*]} " == *" --workdir"* ]] ||
@@ -41,11 +44,17 @@ once() {
       pids+=($!)
     done
   fi
-  local code=0 one
+  # Told while they were being started: some of them may not have heard it.
+  [[ $told -eq 0 ]] || kill -TERM "${pids[@]}" 2>/dev/null || true
+  local code=0 one heard
   for pid in "${pids[@]}"; do
-    one=0
-    # A signal to this script ends `wait` early (above 128): it was passed on, so wait again.
-    while wait "$pid" || one=$?; [[ $one -gt 128 ]] && kill -0 "$pid" 2>/dev/null; do one=0; done
+    # A signal to this script ends `wait` early, whether or not the process has gone meanwhile: ask
+    # again until none came between. Bash keeps the code of a process that it has waited for.
+    heard=-1
+    while [[ $heard -ne $told ]]; do
+      heard=$told one=0
+      wait "$pid" || one=$?
+    done
     [[ $one -gt $code ]] && code=$one
   done
   return "$code"
@@ -61,13 +70,12 @@ if [[ -n $dry_run ]]; then
   exit 0
 fi
 
-pids=() told=""
-trap 'told=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((try = 0; try <= restarts; try++)); do
+  [[ $told -eq 0 ]] || exit 75 # between two tries: all is saved
   code=0
   once || code=$?
   # Stopped from outside: whoever stopped us decides about starting again.
-  if [[ $code -ne 75 || -n $told ]]; then exit "$code"; fi
+  if [[ $code -ne 75 || $told -gt 0 ]]; then exit "$code"; fi
   echo "the run asks to be started again ($((try + 1)) of $restarts)" >&2
 done
 exit 75

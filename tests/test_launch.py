@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -276,15 +277,27 @@ def test_node_tells_each_process_its_place(stubs):
     assert dry.stdout.splitlines()[1].startswith("COORDINATOR_ADDRESS=localhost:PORT NUM_PROC")
 
 
-def test_node_passes_sigterm_on(stubs):
-    waits = f"trap 'exit 75' TERM; touch {stubs.folder}/up; while true; do sleep 0.05; done"
+@pytest.mark.parametrize("processes", [1, 2])
+def test_node_passes_sigterm_on(stubs, processes):
+    """However soon it comes, and however soon it is obeyed: the processes' own code comes back."""
+    folder = stubs.folder
+    at_once = (
+        "import os, pathlib, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n"
+        "pathlib.Path(os.environ.get('PROCESS_ID', '0') + '.up').touch()\n"
+        "time.sleep(60)"
+    )
+    waits = f"cd {folder}; exec {sys.executable} -S -c {shlex.quote(at_once)}"
     env = os.environ | fake_python(stubs, waits)
-    command = ["bash", str(LAUNCH / "node.sh"), "--", "--workdir", "w"]
-    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
-        while not (stubs.folder / "up").exists():
-            assert process.poll() is None
-        process.terminate()
-        assert process.wait(timeout=30) == 75
+    command = ["bash", str(LAUNCH / "node.sh"), "--processes", str(processes)]
+    for _ in range(10):
+        with subprocess.Popen([*command, "--", "--workdir", "w"], env=env) as process:
+            while len(list(folder.glob("*.up"))) < processes:
+                assert process.poll() is None
+            process.terminate()
+            assert process.wait(timeout=30) == 75
+        for up in folder.glob("*.up"):
+            up.unlink()
 
 
 SMALLER = (
