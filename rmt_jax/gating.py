@@ -36,6 +36,7 @@ HOLD = 3.0  # price of what moves in a layer, against a token's cross entropy
 # Facts are few, and of some kinds fewer: at the price of background the gates of rare ones, under
 # new names, were shut too. Questions in the text write little and are left nearly alone.
 PRICE = np.array([1.0, 6.0, 0.3, 0.0], np.float32)
+STORY = 80  # tokens of facts that a story counts for at least: QA4's two facts are 17
 # Of what stands where, how much a layer is held to: facts and questions are read by later layers.
 HELD = np.array([0.1, 1.0, 1.0, 0.0], np.float32)
 CHECKED = 1600  # segments of the validation split
@@ -48,6 +49,7 @@ class Labelled(NamedTuple):
 
     tokens: np.ndarray  # i32[B, L]
     label: np.ndarray  # i8[B, L]  BACKGROUND | FACT | ASKED | NOTHING (padding)
+    price: np.ndarray  # f32[B, L]  of an error there
     prompt: np.ndarray  # i32[B, P]
     prompt_mask: np.ndarray  # bool[B, P]
 
@@ -171,8 +173,11 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
         what = np.full(text.tokens.shape, NOTHING, np.int8)
         label = labels(made, tokenizer)
         what[text.mask] = np.pad(label, (0, text.mask.sum() - len(label)), constant_values=ASKED)
+        price = PRICE[what]
+        price[what == FACT] *= max(1.0, STORY / (what == FACT).sum())
         for part in np.flatnonzero(text.mask[0].any(axis=1)):  # a short text's first ones are empty
-            kept.append((text.tokens[0, part], what[0, part], text.prompt[0], text.prompt_mask[0]))
+            one = (part_of[0, part] for part_of in (text.tokens, what, price))
+            kept.append((*one, text.prompt[0], text.prompt_mask[0]))
         if index % SHUFFLED < SHUFFLED - 1:
             continue
         order = Dice(data.seed, index, 12).numpy.permutation(len(kept))
@@ -313,7 +318,7 @@ class Teaching:
         import optax
 
         reached, given = openings(self.model, self._joined(own, taught), batch, self.depth)
-        price, held = jnp.asarray(PRICE)[batch.label], jnp.asarray(HELD)[batch.label]
+        price, held = batch.price, jnp.asarray(HELD)[batch.label]
         cross = 0.0
         for now, then in zip(given, before[1], strict=True):
             target = jnp.where(batch.label == BACKGROUND, 0, jax.nn.sigmoid(then))

@@ -68,6 +68,12 @@ def test_segments_are_labelled_and_drawn_again_the_same(model):
     assert one[0].tokens.shape == (gating.BATCH, LENGTH)
     shares = [(label == kind).mean() for kind in range(4)]
     assert shares[gating.BACKGROUND] > 0.3 and min(shares) > 0.01
+    price = np.concatenate([batch.price for batch in one])
+    for kind in (gating.BACKGROUND, gating.ASKED, gating.NOTHING):
+        assert (price[label == kind] == gating.PRICE[kind]).all()
+    # The two facts of a short story count for more, token by token, than those of a long one.
+    facts = price[label == gating.FACT]
+    assert facts.min() >= gating.PRICE[gating.FACT] and facts.max() > 2 * facts.min()
     padded = label == gating.NOTHING  # behind the text alone
     assert (padded[:, 1:] >= padded[:, :-1]).all() and not padded[:, 0].any()
 
