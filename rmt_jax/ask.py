@@ -5,7 +5,7 @@
     python -m rmt_jax.ask --workdir RUN --file book.txt --save_memory book.npz
     python -m rmt_jax.ask --workdir RUN --load_memory book.npz        (asks interactively)
 
-The memory is all that is kept of the text: a few kilobytes, whatever its size. A model that was
+The memory is all that is kept of the text: the same kilobytes, whatever its size. A model that was
 trained with a task prompt reads the text once for each task asked about: the task is taken from
 `--task` (qa1 … qa20, or a description in your words), else guessed from the question.
 """
@@ -34,8 +34,8 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--workdir",
-        default="multitask",
-        help="a run's folder, or any checkpoint rmt_jax.load takes (default: multitask, shipped)",
+        default="multitask-wide",
+        help="a run's folder, or any checkpoint rmt_jax.load takes (default: multitask-wide, shipped)",
     )
     add("--file", type=Path, help="a UTF-8 text of any size (default: standard input)")
     add("--question", action="append", default=[], help="may be given several times")
