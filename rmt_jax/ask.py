@@ -35,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--workdir",
         default="multitask-wide",
-        help="a run's folder, or any checkpoint rmt_jax.load takes (default: multitask-wide, shipped)",
+        help="a run's folder, or what rmt_jax.load takes (default: multitask-wide, which ships)",
     )
     add("--file", type=Path, help="a UTF-8 text of any size (default: standard input)")
     add("--question", action="append", default=[], help="may be given several times")

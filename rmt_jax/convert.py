@@ -1,11 +1,15 @@
-"""Checkpoints in and out: the authors' layout (and GPT-2's) to a workdir of ours, and back.
+"""Checkpoints in and out: the authors' layout (and GPT-2's) to a workdir of ours, and back; and the
+mean of several.
 
   python -m rmt_jax.convert import --from FOLDER_OR_HUB_NAME --out WORKDIR
   python -m rmt_jax.convert export --workdir WORKDIR --out FOLDER
+  python -m rmt_jax.convert mean --of RUN:0.7 RUN:0.3 --out WORKDIR
 
 `import` takes GPT-2, or an RMT or ARMT checkpoint (model.safetensors or pytorch_model.bin), without
 torch. `export` writes model.safetensors under the authors' names with config.json,
 generation_config.json, tokenizer files and a model card; importing that gives the same bits again.
+`mean` takes runs that went on from the same weights and writes the mean of theirs, each with its
+share; it is often better than any of them (Wortsman et al. 2022, "Model soups").
 """
 
 import argparse
@@ -43,11 +47,16 @@ def main(argv: list[str]) -> int:
     send = way.add_parser("export", help="a workdir -> the authors' layout")
     send.add_argument("--workdir", required=True)
     send.add_argument("--out", required=True, metavar="FOLDER")
-    for one in (bring, send):
+    mean = way.add_parser("mean", help="several workdirs of one model -> their mean")
+    mean.add_argument("--of", required=True, nargs="+", metavar="RUN[:SHARE]")
+    mean.add_argument("--out", required=True, metavar="WORKDIR")
+    for one in (bring, send, mean):
         one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args(argv)
     if args.way == "import":
         import_weights(args.source, Path(args.out), args.dtype, args.revision)
+    elif args.way == "mean":
+        mean_weights(shares(args.of), Path(args.out), args.dtype)
     else:
         export_weights(args.workdir, Path(args.out), args.dtype)
     return 0
@@ -99,10 +108,7 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     end = api.from_source(opened).end
     _write_json(out / "config.json", _their_config(opened.config, flat, end))
     _write_json(out / "generation_config.json", _generation(end))
-    inside = opened.folder / "tokenizer"
-    if opened.folder.parent == pretrained.ASSETS:  # the shipped checkpoints share one
-        inside = pretrained.ASSETS / "tokenizer"
-    _copy_tokenizer(inside if inside.is_dir() else opened.folder, out)
+    _copy_tokenizer(_tokenizer(opened.folder), out)
     if (out / SPECIAL).is_file() and not (out / "tokenizer_config.json").exists():
         special = json.loads((out / SPECIAL).read_text(encoding="utf-8"))
         hub = {"eos_token": special["end"], "pad_token": special["pad"]}
@@ -112,6 +118,71 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     card = _card(opened.config, sum(v.size for v in flat.values()), trained)
     (out / "README.md").write_text(card, encoding="utf-8")
     print(f"{_sizes(opened.config, flat)}\nwritten: {out}")
+
+
+def shares(words: list[str]) -> dict[str, float]:
+    """['a:0.7', 'b:0.3'] -> {'a': 0.7, 'b': 0.3}; without numbers, equal shares. Raises Usage."""
+    if len(set(words)) < max(2, len(words)):
+        raise Usage("--of wants two or more runs, each once: --of runs/a:0.7 runs/b:0.3.")
+    found = {}
+    for word in words:
+        name, colon, share = word.rpartition(":")
+        try:
+            found[name if colon else word] = float(share) if colon else 1 / len(words)
+        except ValueError:
+            raise Usage(f"--of {word}: {share!r} is no share, as in runs/a:0.7.") from None
+    total = sum(found.values())
+    if len(found) < len(words) or not abs(total - 1) < 1e-6:  # not: a share may be nan
+        raise Usage(
+            f"--of: the shares add up to {total:g}, not to 1 (or a run stands there twice)."
+        )
+    return found
+
+
+def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> None:
+    """Writes the mean of the weights of `of` (anything that can be loaded, and its share) to the
+    workdir `out`, with the first one's config and tokenizer.
+
+    Raises WeightsError for weights that can't be used, Usage when models differ in anything that
+    shapes what weights mean, or `out` holds something already.
+    """
+    import numpy as np
+
+    from rmt_jax.models import pretrained, weights
+
+    first, total = None, {}
+    for name, share in of.items():
+        opened = pretrained.open_source(name)
+        pretrained.fit(opened.config, opened.params, name)
+        first = first or (name, opened)
+        if other := _differs(first[1].config, opened.config):
+            raise Usage(f"{first[0]} and {name} are different models: {other}.")
+        params = weights.adopt(first[1].params, opened.params, name)
+        for key, value in weights.flatten(params).items():
+            total[key] = total.get(key, 0.0) + share * np.asarray(value, np.float64)
+    assert first is not None
+    _free(out)
+    config, folder = first[1].config, first[1].folder
+    params = weights.unflatten({k: v.astype(np.float32) for k, v in total.items()})
+    weights.save(out, params, config, dtype)
+    _write_json(out / "config.json", to_dict(config))
+    _copy_tokenizer(_tokenizer(folder), out / "tokenizer")
+    said = " + ".join(f"{share:g} {name}" for name, share in of.items())
+    print(f"{said}\nwritten: {out}\nnext:    python -m rmt_jax.evaluate --workdir {out}")
+
+
+# Of a model's settings, those that say how it runs and not what it is.
+RUNNING = ("dtype", "remat", "scan_layers", "attention", "schedule", "bptt")
+
+
+def _differs(one: Config, other: Config) -> str:
+    """A difference that makes the weights of two configs incomparable, or ''."""
+    for part in ("model", "prompt"):
+        a, b = to_dict(one)[part], to_dict(other)[part]
+        for name in a:
+            if a[name] != b[name] and not (part == "model" and name in RUNNING):
+                return f"{part}.{name} is {a[name]!r} and {b[name]!r}"
+    return ""
 
 
 def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict[str, Any]:
@@ -200,6 +271,14 @@ def _sizes(config: Config, flat: dict[str, Any]) -> str:
         f"segments of {m.segment_tokens:,}, {'tied' if m.tied_head else 'separate'} head; "
         f"{sum(v.size for v in flat.values()):,} weights"
     )
+
+
+def _tokenizer(folder: Path) -> Path:
+    """Where a checkpoint's tokenizer lies: inside it, or, of those that ship, beside it."""
+    from rmt_jax.models.pretrained import ASSETS
+
+    inside = (ASSETS if folder.parent == ASSETS else folder) / "tokenizer"
+    return inside if inside.is_dir() else folder
 
 
 def _copy_tokenizer(source: Path, target: Path) -> bool:

@@ -230,6 +230,68 @@ def test_a_run_with_another_config_is_refused(tmp_path):
         pretrained.fit(opened.config, opened.params, str(run))
 
 
+def test_a_mean_of_runs(tmp_path, capsys):
+    one, before = workdir(tmp_path / "one")
+    (one / "tokenizer").mkdir()
+    (one / "tokenizer" / "tokenizer.json").write_text("{}")
+    two, _ = workdir(tmp_path / "two")
+    other = {name: np.float32(2) * value + 1 for name, value in before.items()}
+    config = Config(model=tiny.settings(remat=False), prompt=Prompt("none", "every", tiny.WORDS))
+    weights.save(two, weights.unflatten(other), config)
+    (two / "config.json").write_text(json.dumps(convert.to_dict(config)))
+    out = tmp_path / "mean"
+    assert convert.main(["mean", "--of", f"{one}:0.75", f"{two}:0.25", "--out", str(out)]) == 0
+    found = weights.flatten(weights.load(out))
+    for name, value in before.items():
+        np.testing.assert_allclose(found[name], 1.25 * value + 0.25, atol=1e-6)
+    assert (out / "tokenizer" / "tokenizer.json").read_text() == "{}"
+    read = [json.loads((folder / "config.json").read_text()) for folder in (out, one)]
+    assert read[0] == read[1]  # how it runs is the first one's
+    assert f"0.75 {one} + 0.25 {two}" in capsys.readouterr().out
+    convert.main(["mean", "--of", str(one), str(two), "--out", str(tmp_path / "half")])
+    half = weights.flatten(weights.load(tmp_path / "half"))
+    np.testing.assert_allclose(half["backbone/wte"], 1.5 * before["backbone/wte"] + 0.5, atol=1e-6)
+
+
+def test_a_mean_of_one_run_is_that_run_bit_for_bit(tmp_path):
+    run, before = workdir(tmp_path / "run")
+    convert.mean_weights({str(run): 1.0}, tmp_path / "out")
+    after = weights.flatten(weights.load(tmp_path / "out"))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("of", "sentence"),
+    [
+        (["a"], "wants two or more runs, each once"),
+        (["a:0.5", "a:0.5"], "wants two or more runs"),
+        (["a:0.6", "a:0.4"], "a run stands there twice"),
+        (["a:0.5", "b:0.6"], "the shares add up to 1.1, not to 1"),
+        (["a:nan", "b:0.6"], "the shares add up to nan"),
+        (["a:half", "b:0.6"], "--of a:half: 'half' is no share"),
+        (["a", "wider"], "different models: model.width is "),
+        (["a", "told"], "different models: prompt.source is 'none' and 'description'"),
+        (["a", "words"], "backbone/wte has shape"),
+        (["a", "nothing"], "nothing"),
+    ],
+)
+def test_a_mean_of_what_has_none(tmp_path, capsys, monkeypatch, of, sentence):
+    monkeypatch.chdir(tmp_path)
+    for name, prompt, changes in (
+        ("a", None, {}), ("b", None, {}), ("wider", None, {"width": 32}),
+        ("told", Prompt("description", "every", tiny.WORDS), {}), ("words", None, {}),
+    ):  # fmt: skip
+        folder, flat = workdir(Path(name), prompt, **changes)
+        if name == "words":
+            flat["backbone/wte"] = flat["backbone/wte"][:-1]
+            config = Config(model=tiny.settings(), prompt=Prompt("none", "every", tiny.WORDS))
+            weights.save(folder, weights.unflatten(flat), config)
+    with pytest.raises(SystemExit) as stop:
+        command.run(convert.main, ["mean", "--of", *of, "--out", "out"])
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err and not Path("out").exists()
+
+
 def test_convert_does_not_write_over_anything(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
