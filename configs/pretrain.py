@@ -10,14 +10,17 @@
     python -m rmt_jax.train --config configs/pretrain.py:wide --workdir runs/wide
     python -m rmt_jax.train --config configs/pretrain.py:wide_memory --workdir runs/wide_memory
     python -m rmt_jax.train --config configs/pretrain.py:wide_long --workdir runs/wide_long
+    python -m rmt_jax.train --config configs/pretrain.py:wide_stories --workdir runs/stories_1 \
+        --config.data.seed=1                                        # and runs/stories_2, seed 2
 
 `memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `decoys` starts from
 the mean of the weights of `long` and `official`; three parts of that mean and seven of what
 `decoys` made of it are `multitask`. Each of these puts together what was run in pieces
 (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33
 `decoys`), so it will give weights like these, not these. The `wide` presets, nine times as large,
-from random weights in four minutes of a GPU (piece 34), and `python -m rmt_jax.gating` after them
-(40) are `multitask-wide`.
+from random weights in four minutes of a GPU (piece 34), `python -m rmt_jax.gating` after them (40),
+`wide_stories` from there with two seeds (42), `python -m rmt_jax.convert mean` of all three and the
+gates once more (43) are `multitask-wide`.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -65,6 +68,7 @@ def get_config(preset: str = "tasks") -> Config:
     presets |= {"long": long, "official": official}
     presets |= {"decoys": decoys}
     presets |= {"wide": wide, "wide_memory": wide_memory, "wide_long": wide_long}
+    presets |= {"wide_stories": wide_stories}
     if preset not in presets:
         raise ConfigError(
             f"configs/pretrain.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -298,4 +302,29 @@ def wide_long() -> Config:
             background=(0.7,),
             questions=("1 1 .5 .2",),
         ),
+    )
+
+
+def wide_stories() -> Config:
+    """Last, from `wide_long` with its gates taught, once a seed, for the mean of these: stories as
+    long as official ones, most of them QA3's. 45 minutes of one CPU core each."""
+    config = wide_long()
+    return config.replace(
+        init="runs/wide_gates",
+        data=dataclasses.replace(config.data, new_names=0.5, decoys=0.3),
+        optimizer=dataclasses.replace(
+            config.optimizer, adam_learning_rate=5e-4, stillness=1.0, warmup=0.05, accumulate=8
+        ),
+        curriculum=dataclasses.replace(
+            config.curriculum,
+            segments=(8,),
+            steps=(420,),
+            batch=(32,),
+            learning_rate=(0.003,),
+            tasks=("qa1:0.3 qa2:1 qa3:4 qa4:0.5 qa5:1",),
+            facts=("8-80 official",),
+            background=(0.15,),
+            questions=("1 1 .5",),
+        ),
+        checkpoint=Checkpoint(every=50),
     )

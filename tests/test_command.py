@@ -36,6 +36,7 @@ def test_presets_are_valid():
         "wide",
         "wide_memory",
         "wide_long",
+        "wide_stories",
     ],
 )
 def test_pretraining_presets_are_valid(preset):

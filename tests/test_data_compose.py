@@ -41,6 +41,17 @@ def test_a_length_that_is_none(text):
         Length.parse("0s", 128)
 
 
+@pytest.mark.parametrize("task", ["qa1", "qa3", "qa5"])
+def test_a_story_with_long_names_is_told_in_fewer_facts(task):
+    """A training that asks for many facts must not end at a short text with made-up names."""
+    data = Data(align="sentence", new_names=1.0)
+    composer = Composer(data, TOKENS, segment_tokens=96)
+    manner = Manner((20, 60), ("people", "places", "objects"), asks=1.0)
+    for index in range(40):
+        made = composer.sample(task, "1s", 0, index, manner, False)
+        assert 8 <= len(made.facts) <= 12
+
+
 @pytest.mark.parametrize("length", ["0k", "400", "1k", "2s", "8k"])
 def test_a_sample_has_its_budget_and_its_facts_in_order(composer, length):
     for task in ("qa1", "qa2", "qa4", "qa5"):

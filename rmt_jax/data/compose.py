@@ -190,7 +190,9 @@ class Composer:
         most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
         for attempt in range(100):
             address = index if not attempt else index + (attempt << 40)
-            story = self.facts.story(task, seed, address, most, manner)
+            # Made-up names are long: as many facts as usual may never fit.
+            fewer = max(0, most - attempt // 20)
+            story = self.facts.story(task, seed, address, fewer, manner)
             # An invented name may be longer than T; answers of tasks never trained on may be too,
             # and are asked all the same.
             if manner.names and len(self.tokenizer.sentence(story.answer)) >= self.room:
