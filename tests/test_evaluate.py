@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -300,6 +301,20 @@ def test_other_cells_can_be_inspected(tmp_path, cell):
         assert not np.moveaxis(seen.looks, 1, 2)[~seen.mask].any()
         paths = inspection.inspect(model, source, ["qa1"], ["3s"], tmp_path)
         assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
+
+
+def test_progress_counts_what_texts_really_hold(capsys):
+    """1,000 of another tokenizer's tokens may be 1,200 of ours: the bar ends at 100 %, not before."""
+    job = cells.Job("qa1", "1k", 4)
+    with cells.Bar(Counter({"1k": 4000, "2k": 2000}), shown=True) as bar:
+        for _ in range(4):
+            bar.tick(1200)
+            bar.show(job, [], asked=1000)
+        assert bar.bar.total == 4 * 1200 + 2000  # of the other length nothing is known yet
+        bar.tick(1800)
+        bar.show(dataclasses.replace(job, length="2k"), [], asked=2000)
+        assert bar.bar.total == bar.bar.n == 6600
+    assert "100% |" in capsys.readouterr().err
 
 
 def test_command_line(run, tmp_path, capsys):

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def evaluate(
     key = fingerprint(model, source, start, reset)
     kept = {job: Kept(out and out / "cells", job.stem, key) for job in jobs}
     left = {job: max(0, job.samples - len(kept[job].rows)) for job in jobs}
-    cells, bar = [], Bar(sum(n * source.tokens(job.length) for job, n in left.items()), progress)
+    tokens = Counter[str]()
+    for job, count in left.items():
+        tokens[job.length] += count * source.tokens(job.length)
+    cells, bar = [], Bar(tokens, progress)
     with bar:
         for job in jobs:
             rows = measure(model, source, job, kept[job], batch, reset, bar)
@@ -144,7 +148,7 @@ def measure(
                 for k, q in enumerate(some)
             ]
         )
-        bar.show(job, kept.rows)
+        bar.show(job, kept.rows, len(some) * source.tokens(job.length))
     return kept.rows[: job.samples]
 
 
@@ -228,18 +232,23 @@ def fingerprint(model: Any, source: Any, seed: int, reset: bool) -> str:
 
 
 class Bar:
-    """Progress in tokens over all cells: speed and time left are tqdm's."""
+    """Progress in tokens over all cells: speed and time left are tqdm's.
 
-    def __init__(self, tokens: int, shown: bool):
-        """`tokens` that are left to read."""
-        self.tokens, self.shown = tokens, shown
+    What a length says is nominal, and may be in the tokens of another tokenizer: from a length's
+    first batch on, what its texts really held counts for those to come.
+    """
+
+    def __init__(self, left: Counter[str], shown: bool):
+        """`left`: nominal tokens to read, by length."""
+        self.left, self.shown = Counter(left), shown
+        self.asked, self.read = Counter[str](), Counter[str]()  # nominal and real, by length
         self.bar: Any = None
 
     def __enter__(self) -> "Bar":
         from tqdm import tqdm
 
         self.bar = tqdm(
-            total=self.tokens,
+            total=self.left.total(),
             unit="tok",
             unit_scale=True,
             dynamic_ncols=True,
@@ -256,12 +265,18 @@ class Bar:
     def tick(self, tokens: int) -> None:
         self.bar.update(tokens)
 
-    def show(self, job: Job, rows: Sequence[Row]) -> None:
+    def show(self, job: Job, rows: Sequence[Row], asked: int) -> None:
+        """After a batch of texts of nominally `asked` tokens."""
+        self.left[job.length] -= asked
+        self.asked[job.length] += asked
+        self.read[job.length] += self.bar.n - self.read.total()
+        real = {length: self.read[length] / self.asked[length] for length in self.asked}
+        ahead = sum(count * real.get(length, 1.0) for length, count in self.left.items())
+        self.bar.total = self.bar.n + round(ahead)
         right = sum(r.output == r.target for r in rows)
         self.bar.set_description_str(f"{job.stem}: {right} of {len(rows)} right ", refresh=False)
 
     def done(self, cell: Cell) -> None:
-        """Lengths are nominal: after a cell, what was really read counts."""
         rule = tables.main_rule([cell])
         self.bar.set_description_str(
             f"{cell.task} {cell.length}: {100 * cell.accuracy(rule):.0f} % ", refresh=False
