@@ -304,7 +304,7 @@ def test_other_cells_can_be_inspected(tmp_path, cell):
 
 
 def test_progress_counts_what_texts_really_hold(capsys):
-    """1,000 of another tokenizer's tokens may be 1,200 of ours: the bar ends at 100 %, not before."""
+    """1,000 of another tokenizer's tokens may be 1,200 of ours: the bar ends at 100 %."""
     job = cells.Job("qa1", "1k", 4)
     with cells.Bar(Counter({"1k": 4000, "2k": 2000}), shown=True) as bar:
         for _ in range(4):
