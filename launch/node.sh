@@ -48,8 +48,9 @@ once() {
   [[ $told -eq 0 ]] || kill -TERM "${pids[@]}" 2>/dev/null || true
   local code=0 one heard
   for pid in "${pids[@]}"; do
-    # A signal to this script ends `wait` early, whether or not the process has gone meanwhile: ask
-    # again until none came between. Bash keeps the code of a process that it has waited for.
+    # Not `wait` alone: bash may enter it just after a signal came, and hear of that when the
+    # process ends. And a signal makes it return early, so it is asked again until none came between.
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.5; done
     heard=-1
     while [[ $heard -ne $told ]]; do
       heard=$told one=0

@@ -290,7 +290,7 @@ def test_node_passes_sigterm_on(stubs, processes):
     waits = f"cd {folder}; exec {sys.executable} -S -c {shlex.quote(at_once)}"
     env = os.environ | fake_python(stubs, waits)
     command = ["bash", str(LAUNCH / "node.sh"), "--processes", str(processes)]
-    for _ in range(10):
+    for _ in range(5):
         with subprocess.Popen([*command, "--", "--workdir", "w"], env=env) as process:
             while len(list(folder.glob("*.up"))) < processes:
                 assert process.poll() is None
