@@ -11,8 +11,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=options.sh
 . "$(dirname "$0")/options.sh"
 
-pids=() told=0 # how often this script was told to stop
-trap 'told=$((told + 1)); kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+pids=() told="" # to stop
+trap 'told=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 
 processes=1 restarts=100 dry_run=""
 parse "processes restarts" "dry_run" "$@"
@@ -45,17 +45,14 @@ once() {
     done
   fi
   # Told while they were being started: some of them may not have heard it.
-  [[ $told -eq 0 ]] || kill -TERM "${pids[@]}" 2>/dev/null || true
-  local code=0 one heard
+  [[ -z $told ]] || kill -TERM "${pids[@]}" 2>/dev/null || true
+  local code=0 one
   for pid in "${pids[@]}"; do
-    # Not `wait` alone: bash may enter it just after a signal came, and hear of that when the
-    # process ends. And a signal makes it return early, so it is asked again until none came between.
+    # Not `wait` alone: a signal ends it early, and of one that came just before it bash hears when
+    # the process ends. Of a process that is gone it gives the code at once.
     while kill -0 "$pid" 2>/dev/null; do sleep 0.5; done
-    heard=-1
-    while [[ $heard -ne $told ]]; do
-      heard=$told one=0
-      wait "$pid" || one=$?
-    done
+    one=0
+    wait "$pid" || one=$?
     [[ $one -gt $code ]] && code=$one
   done
   return "$code"
@@ -72,11 +69,11 @@ if [[ -n $dry_run ]]; then
 fi
 
 for ((try = 0; try <= restarts; try++)); do
-  [[ $told -eq 0 ]] || exit 75 # between two tries: all is saved
+  [[ -z $told ]] || exit 75 # between two tries: all is saved
   code=0
   once || code=$?
   # Stopped from outside: whoever stopped us decides about starting again.
-  if [[ $code -ne 75 || $told -gt 0 ]]; then exit "$code"; fi
+  if [[ $code -ne 75 || -n $told ]]; then exit "$code"; fi
   echo "the run asks to be started again ($((try + 1)) of $restarts)" >&2
 done
 exit 75

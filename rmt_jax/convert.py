@@ -122,8 +122,6 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
 
 def shares(words: list[str]) -> dict[str, float]:
     """['a:0.7', 'b:0.3'] -> {'a': 0.7, 'b': 0.3}; without numbers, equal shares. Raises Usage."""
-    if len(set(words)) < max(2, len(words)):
-        raise Usage("--of wants two or more runs, each once: --of runs/a:0.7 runs/b:0.3.")
     found = {}
     for word in words:
         name, colon, share = word.rpartition(":")
@@ -131,11 +129,11 @@ def shares(words: list[str]) -> dict[str, float]:
             found[name if colon else word] = float(share) if colon else 1 / len(words)
         except ValueError:
             raise Usage(f"--of {word}: {share!r} is no share, as in runs/a:0.7.") from None
+    if len(found) < max(2, len(words)):
+        raise Usage("--of wants two or more runs, each once: --of runs/a:0.7 runs/b:0.3.")
     total = sum(found.values())
-    if len(found) < len(words) or not abs(total - 1) < 1e-6:  # not: a share may be nan
-        raise Usage(
-            f"--of: the shares add up to {total:g}, not to 1 (or a run stands there twice)."
-        )
+    if not abs(total - 1) < 1e-6:  # "not": a share may be nan
+        raise Usage(f"--of: the shares add up to {total:g}, not to 1.")
     return found
 
 

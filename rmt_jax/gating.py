@@ -176,8 +176,8 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
         price = PRICE[what]
         price[what == FACT] *= max(1.0, STORY / (what == FACT).sum())
         for part in np.flatnonzero(text.mask[0].any(axis=1)):  # a short text's first ones are empty
-            one = (part_of[0, part] for part_of in (text.tokens, what, price))
-            kept.append((*one, text.prompt[0], text.prompt_mask[0]))
+            inside = (array[0, part] for array in (text.tokens, what, price))
+            kept.append((*inside, text.prompt[0], text.prompt_mask[0]))
         if index % SHUFFLED < SHUFFLED - 1:
             continue
         order = Dice(data.seed, index, 12).numpy.permutation(len(kept))

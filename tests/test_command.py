@@ -136,16 +136,7 @@ def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
 def test_help_loads_no_jax_and_lists_every_field():
     """Which is what makes it quick."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-X",
-            "importtime",
-            "-m",
-            "rmt_jax.train",
-            "--help",
-            "--config",
-            MULTITASK,
-        ],
+        [sys.executable, *f"-X importtime -m rmt_jax.train --help --config {MULTITASK}".split()],
         capture_output=True,
         text=True,
         cwd=ROOT,

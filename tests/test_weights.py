@@ -265,14 +265,14 @@ def test_a_mean_of_one_run_is_that_run_bit_for_bit(tmp_path):
     [
         (["a"], "wants two or more runs, each once"),
         (["a:0.5", "a:0.5"], "wants two or more runs"),
-        (["a:0.6", "a:0.4"], "a run stands there twice"),
+        (["a:0.6", "a:0.4"], "wants two or more runs, each once"),
         (["a:0.5", "b:0.6"], "the shares add up to 1.1, not to 1"),
         (["a:nan", "b:0.6"], "the shares add up to nan"),
         (["a:half", "b:0.6"], "--of a:half: 'half' is no share"),
         (["a", "wider"], "different models: model.width is "),
         (["a", "told"], "different models: prompt.source is 'none' and 'description'"),
         (["a", "words"], "backbone/wte has shape"),
-        (["a", "nothing"], "nothing"),
+        (["a", "nothing"], "There is no folder nothing here"),
     ],
 )
 def test_a_mean_of_what_has_none(tmp_path, capsys, monkeypatch, of, sentence):
