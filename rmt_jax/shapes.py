@@ -70,6 +70,7 @@ class Segment(NamedTuple):
 
     tokens: Array  # i32[B, L]
     mask: Array  # bool[B, L]
+    embedded: Array | None = None  # [B, L, D] of `tokens`, where it is known before the loop
 
 
 class Prompt(NamedTuple):
@@ -78,6 +79,7 @@ class Prompt(NamedTuple):
     tokens: Array  # i32[B, P]
     mask: Array  # bool[B, P]
     task: Array  # i32[B]
+    embedded: Array | None = None  # [B, P, D], where it is known before the loop over segments
 
 
 class Sums(NamedTuple):

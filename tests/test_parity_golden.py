@@ -64,8 +64,9 @@ def test_values_gradients_memory_and_continuations(kind, capsys):
         else:
             for layer, (matrix, norm) in enumerate(zip(*memory.state, strict=True)):
                 a, z = (expected[f"memory/{s}/layer{layer}/{x}"] for x in "Az")
-                np.testing.assert_allclose(matrix, a, rtol=0, atol=2e-5)
-                np.testing.assert_allclose(norm, z, rtol=0, atol=2e-5)
+                # Sums over all segments, up to 10: one core's rounding is another's last digits.
+                np.testing.assert_allclose(matrix, a, rtol=1e-5, atol=2e-5)
+                np.testing.assert_allclose(norm, z, rtol=1e-5, atol=2e-5)
 
     assert np.array_equal(model.generate(ids[:, :-2], max_new_tokens=5), expected["generated"])
     assert ("nu 3" in capsys.readouterr().err) == (kind == "armt")  # what had to be guessed

@@ -104,6 +104,10 @@ class Plain(nnx.Module):
         top = x.shape[1] - segment.tokens.shape[1] + places
         return self.backbone.ln_f(self.layers(x, memory, view, top=top, slices=slices)[0])
 
+    def told(self, prompt: Prompt | None) -> Prompt | None:
+        """The prompt with its embeddings, to be made once before a loop over segments."""
+        return self.prompt.embed(self.backbone, prompt)
+
     def drift(self, old: Memory, new: Memory) -> jax.Array:
         """How far a segment moved the memory, f32[B]: the norm of the change over that of the new
         state, averaged over layers and arrays. Relative, or a smaller memory would seem calmer."""
@@ -136,7 +140,10 @@ class Plain(nnx.Module):
     ) -> tuple[jax.Array, View]:
         """The input of the first layer: [read memory; prompt; text; write memory], as many as
         the cell has (no write memory while decoding)."""
-        text = Part(self.backbone.embed(segment.tokens), jnp.asarray(segment.mask), True)
+        embedded = segment.embedded
+        if embedded is None:
+            embedded = self.backbone.embed(segment.tokens)
+        text = Part(embedded, jnp.asarray(segment.mask), True)
         told = self.prompt(self.backbone, prompt, memory.started)
         parts = [text] if told is None else [Part(*told, True), text]
         reads = writes = 0

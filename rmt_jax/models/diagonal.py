@@ -121,6 +121,7 @@ def _prepared(
     """The loop over S + layers - 1 diagonals: its carry (`Pipe`, the layers' memories) at the
     start, its body, the inputs of each step, and the number of layers."""
     check_diagonal(model.cell)
+    prompt = model.told(prompt)
     segments = Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
     length = segments.tokens.shape[2]
     weights = model.layer_weights()

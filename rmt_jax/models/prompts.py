@@ -28,13 +28,21 @@ class TaskPrompt(nnx.Module):
 
         started bool[B]: a segment was read before; the place `start` hides the prompt from then on.
         """
-        if prompt is None or self.source == "none":
+        prompt = self.embed(backbone, prompt)
+        if prompt is None or prompt.embedded is None:
             return None
+        mask = jnp.asarray(prompt.mask)
         if self.source == "learned":
-            embedded = self.table[...].astype(backbone.dtype)[prompt.task]
-            mask = jnp.ones(embedded.shape[:2], bool)
-        else:
-            embedded, mask = backbone.embed(prompt.tokens), jnp.asarray(prompt.mask)
+            mask = jnp.ones(prompt.embedded.shape[:2], bool)
         if self.place == "start":
             mask = mask & ~started[:, None]
-        return embedded, mask
+        return prompt.embedded, mask
+
+    def embed(self, backbone: Backbone, prompt: Prompt | None) -> Prompt | None:
+        """The prompt with its embeddings, for a loop over segments: inside, every segment would
+        add a gradient as large as the embedding table."""
+        if prompt is None or prompt.embedded is not None or self.source == "none":
+            return prompt
+        if self.source == "learned":
+            return prompt._replace(embedded=self.table[...].astype(backbone.dtype)[prompt.task])
+        return prompt._replace(embedded=backbone.embed(prompt.tokens))

@@ -21,14 +21,19 @@ def read(
     remat: bool = False,
 ) -> Memory:
     """Reads tokens i32[B, S, L] with mask bool[B, S, L], keeping nothing but the memory."""
+    return _read(model, memory, _segments(tokens, mask), prompt, remat)
 
-    slices = model.slices()
+
+def _read(
+    model: Plain, memory: Memory, segments: Segment, prompt: Prompt | None, remat: bool
+) -> Memory:
+    prompt, slices = model.told(prompt), model.slices()
 
     def body(memory: Memory, segment: Segment):
         return model.remember(memory, segment, prompt, slices), None
 
-    body = _checkpointed(body, remat, tokens.shape[1])
-    return jax.lax.scan(body, memory, _segments(tokens, mask))[0]
+    body = _checkpointed(body, remat, len(segments.tokens))
+    return jax.lax.scan(body, memory, segments)[0]
 
 
 def read_some(
@@ -43,7 +48,7 @@ def read_some(
 
     Without gradient: the loop's length is known only when it runs.
     """
-    segments, slices = _segments(tokens, mask), model.slices()
+    segments, prompt, slices = _segments(tokens, mask), model.told(prompt), model.slices()
 
     def body(index, memory: Memory):
         segment = jax.tree.map(lambda x: x[index], segments)
@@ -95,9 +100,19 @@ def answers(
         memory = jax.lax.stop_gradient(
             read(frozen(model), memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
         )
+    prompt = model.told(prompt)  # not before the cut, which must know of no gradient
+    segments = _segments(batch.tokens[:, cut:], batch.mask[:, cut:])
+    probes = batch.probe and _segments(batch.probe.tokens, batch.probe.mask)
+    if not remat:
+        # Looked up here, the gradient of the embedding table is made once; in the loop it is made
+        # and added up in every segment (GPT-2's: 154 MB each). It keeps [B, L, D] a segment, which
+        # is little beside a segment's activations, but not beside a memory.
+        segments, probes = (
+            x and x._replace(embedded=model.backbone.embed(x.tokens)) for x in (segments, probes)
+        )
     if silent > cut:
-        tokens, mask = batch.tokens[:, cut:silent], batch.mask[:, cut:silent]
-        memory = read(model, memory, tokens, mask, prompt, remat=remat)
+        some = jax.tree.map(lambda x: x[: silent - cut], segments)
+        memory = _read(model, memory, some, prompt, remat)
 
     tokens, slices = batch.answer.shape[-1], model.slices()  # T
 
@@ -114,8 +129,7 @@ def answers(
         seen = model.glance(new, probe, prompt, places[:, 0], slices)
         return new, (jnp.concatenate([hidden, seen[:, None]], axis=1), drift)
 
-    segments = _segments(batch.tokens[:, silent:], batch.mask[:, silent:])
-    probes = None if batch.probe is None else _segments(*batch.probe)
+    segments = jax.tree.map(lambda x: x[silent - cut :], segments)
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
     # The backward pass of a text of one segment follows at once: a second run would save nothing.
     body = _checkpointed(body, remat and length - cut > 1, answered)
