@@ -76,8 +76,8 @@ def test_an_unrolled_step(changes):
     # and the last write, which nobody reads: of two segments' delta products, a good part.
     near = 0.1 if config.model.cell == "delta" else 0.03
     assert costs.step_flops(config, shape, VOCAB) == pytest.approx(counted["flops"], rel=near)
-    # float32 and the CPU's fusion, less than an accelerator's: one and a half to three times ours.
-    assert 1.5 < counted["bytes accessed"] / costs.step_bytes(config, shape, VOCAB) < 3.2
+    # float32 and the CPU's fusion, less than an accelerator's: 1.3 to 3 times ours.
+    assert 1.3 < counted["bytes accessed"] / costs.step_bytes(config, shape, VOCAB) < 3.2
     held = costs.step_memory(config, shape, VOCAB, (1, 1, 1))
     memory = program.memory_analysis()
     # State to the byte, but for the step's number and the sums.

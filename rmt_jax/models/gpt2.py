@@ -55,7 +55,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Inside a layer: kernel [inputs, outputs]; computed in the dtype of `x`."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = product(x, self.kernel[...].astype(x.dtype))
         return y + spread(self.bias[...].astype(x.dtype), y.shape)
 
 
@@ -73,6 +73,29 @@ class LayerNorm(nnx.Module):
         y = exact * jax.lax.rsqrt(variance + EPSILON)
         scale, bias = spread(self.scale[...], y.shape), spread(self.bias[...], y.shape)
         return (y * scale + bias).astype(x.dtype)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., D] @ kernel [D, E]; the kernel's gradient as one product that lies as it does.
+
+    JAX's own gradient of it lies across. To turn it, XLA's CPU backend wrote the other factor down
+    across, element by element, with all that it was the sum of: a fifth of GPT-2 base's train step.
+    """
+    return x @ kernel
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    x, kernel = kept
+    inputs, outputs = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return gradient @ kernel.T, jax.lax.dot_general(inputs, outputs, (((0,), (0,)), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def spread(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.models.cells import Memory, Plain
-from rmt_jax.models.gpt2 import View
+from rmt_jax.models.gpt2 import View, product
 from rmt_jax.shapes import Prompt, Segment
 
 EPSILON = 1e-5  # beside every division by a normaliser, as in the authors' code
@@ -115,7 +115,7 @@ class ARMT(Layerwise):
 
     def _before(self, module: Any, x: jax.Array, state: Associations, view: View):
         maps = module["associative"]
-        query = maps.features(x @ maps.query[...].astype(x.dtype))
+        query = maps.features(product(x, maps.query[...].astype(x.dtype)))
         return x + _recall(state, query).astype(x.dtype)
 
     def _after(self, module: Any, x: jax.Array, state: Associations, started, view: View):
@@ -124,8 +124,8 @@ class ARMT(Layerwise):
             return state
         maps = module["associative"]
         tokens = x[:, -view.writes :]
-        key = maps.features(tokens @ maps.key[...].astype(x.dtype))
-        value = (tokens @ maps.value[...].astype(x.dtype)).astype(jnp.float32)
+        key = maps.features(product(tokens, maps.key[...].astype(x.dtype)))
+        value = product(tokens, maps.value[...].astype(x.dtype)).astype(jnp.float32)
         strength = tokens.astype(jnp.float32) @ maps.beta[...] + maps.beta_bias[...]
         known = started[:, None]
         old = jnp.where(known[:, :, None], _recall(state, key), 0)
@@ -224,9 +224,9 @@ def associate(
     """
     start, stop = view.sections[-1]
     text = x[:, start:stop]
-    query = _unit((x @ maps.query[...].astype(x.dtype)).astype(jnp.float32))
-    key = _unit((text @ maps.key[...].astype(x.dtype)).astype(jnp.float32))
-    value = (text @ maps.value[...].astype(x.dtype)).astype(jnp.float32)
+    query = _unit(product(x, maps.query[...].astype(x.dtype)).astype(jnp.float32))
+    key = _unit(product(text, maps.key[...].astype(x.dtype)).astype(jnp.float32))
+    value = product(text, maps.value[...].astype(x.dtype)).astype(jnp.float32)
     before = jnp.einsum("bnk,bkd->bnd", query[:, :start], matrix)
 
     places = stop - start
