@@ -178,8 +178,10 @@ class Block(nnx.Module):
         """
         batch, places, width = x.shape
         looked, inputs = self.look(x, view, past) if seen is None else seen
-        qkv = self.qkv(looked).reshape(batch, places, 3, self.heads, width // self.heads)
-        queries, keys, values = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # Not by index: the gradient of that is three arrays as large as all three, added up.
+        parts = jnp.split(self.qkv(looked), 3, axis=-1)
+        heads = (batch, places, self.heads, width // self.heads)
+        queries, keys, values = (part.reshape(heads) for part in parts)
         if self.rotary:
             queries = attention.rotate(queries, view.positions)
             keys = attention.rotate(keys, view.positions)
