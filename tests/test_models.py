@@ -8,7 +8,7 @@ import tiny
 from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.models import layerwise, recurrence, weights
+from rmt_jax.models import gpt2, layerwise, recurrence, weights
 from rmt_jax.models.gpt2 import View
 from rmt_jax.shapes import Segment
 
@@ -298,3 +298,18 @@ def test_a_closed_gate_can_learn_to_open():
     np.testing.assert_allclose(value, [0, 0.5, 1], atol=1e-6)
     np.testing.assert_allclose(slope, 1.2 * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x), rtol=1e-5)
     assert (slope > 0.02).all()
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_a_product_and_its_own_gradients(dtype):
+    """`product` is `@`; the gradient that it says itself is the one that JAX would have made."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5), dtype)
+    kernel = jax.random.normal(jax.random.key(1), (5, 4), dtype)
+    value, back = jax.vjp(gpt2.product, x, kernel)
+    plain, plain_back = jax.vjp(jnp.matmul, x, kernel)
+    np.testing.assert_array_equal(value, plain)
+    tolerance = 1e-6 if dtype == "float32" else 1e-2
+    for ours, theirs in zip(back(value), plain_back(plain), strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        exact = np.asarray(theirs, np.float32)
+        np.testing.assert_allclose(np.asarray(ours, np.float32), exact, tolerance, tolerance)

@@ -1,6 +1,7 @@
 """The recurrence: scan equals a loop, the cut is real, memory stays flat."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,6 +73,34 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(cell):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def inside_loops(jaxpr, inside=False):
+    """All equations that stand in a loop, however deep."""
+    for equation in jaxpr.eqns:
+        if inside:
+            yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from inside_loops(inner, inside or equation.primitive.name == "scan")
+
+
+@pytest.mark.parametrize("remat", (False, True))
+def test_how_often_the_embedding_table_gets_its_gradient(remat):
+    """Once, outside the loops, where what a segment needs is kept. Rematerialised, in each segment,
+    for its text: of which nothing but a memory may be kept. Never for the prompt."""
+    graph, params = tiny.model(ASKED, layers=1, scan_layers=False)
+    batch = tiny.batch(segments=4, answered=2)
+
+    def loss(params):
+        model = models.merge(graph, params)
+        return loss_of(recurrence.answer_logits(model, batch, remat=remat), batch)
+
+    found = inside_loops(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    table = (tiny.VOCAB, params["backbone"]["wte"].shape[1])
+    made = [
+        e for e in found if e.primitive.name == "scatter-add" and e.outvars[0].aval.shape == table
+    ]
+    assert len(made) == (2 if remat else 0)  # one for the silent segments' loop, one for the rest
+
+
 @pytest.mark.parametrize("cell", tiny.CELLS)
 def test_a_probe_reads_the_memory_and_leaves_no_trace(cell):
     graph, params = tiny.model(ASKED, cell=cell, positions="alibi", conv_width=2, layers=1)
@@ -90,6 +119,8 @@ def test_a_probe_reads_the_memory_and_leaves_no_trace(cell):
     without = jax.jit(recurrence.answer_logits)(model, bare)
     probed = jax.jit(recurrence.answer_logits)(model, batch)
     np.testing.assert_allclose(probed[:, :, :-1], without, rtol=1e-5, atol=1e-5)
+    kept = recurrence.answer_logits(model, batch, remat=False)
+    np.testing.assert_allclose(kept, probed, rtol=1e-5, atol=1e-5)
 
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     memory = model.initial(2)
