@@ -82,8 +82,8 @@ def test_an_unrolled_step(changes):
     memory = program.memory_analysis()
     # State to the byte, but for the step's number and the sums.
     assert 0 <= memory.output_size_in_bytes - held.weights - held.moments < 1024
-    # Unrolled layers share buffers that the plan does not: it may be twice as much.
-    assert 1 < held.total / (memory.temp_size_in_bytes + held.weights + held.moments) < 2.2
+    # Unrolled layers share buffers that the plan does not: it may be more than twice as much.
+    assert 1 < held.total / (memory.temp_size_in_bytes + held.weights + held.moments) < 2.4
 
 
 @pytest.mark.parametrize("cell", (pytest.param("rmt", marks=SLOW), "armt"))
