@@ -334,8 +334,12 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path):
             assert process.poll() is None
             time.sleep(0.5)
         children = subprocess.run(
-            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+            # By name: node.sh has children that sleep, too.
+            ["pgrep", "-P", str(process.pid), "-f", "rmt_jax.train"],
+            capture_output=True,
+            text=True,
         ).stdout.split()
+        assert len(children) == 2
         os.kill(int(children[-1]), signal.SIGTERM)
         stderr = process.communicate(timeout=300)[1]
     assert process.returncode == 75, stderr[-3000:]
