@@ -31,9 +31,8 @@ class TaskPrompt(nnx.Module):
         prompt = self.embed(backbone, prompt)
         if prompt is None or prompt.embedded is None:
             return None
-        mask = jnp.asarray(prompt.mask)
-        if self.source == "learned":
-            mask = jnp.ones(prompt.embedded.shape[:2], bool)
+        learned = self.source == "learned"
+        mask = jnp.ones(prompt.embedded.shape[:2], bool) if learned else jnp.asarray(prompt.mask)
         if self.place == "start":
             mask = mask & ~started[:, None]
         return prompt.embedded, mask

@@ -101,15 +101,13 @@ def answers(
             read(frozen(model), memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
         )
     prompt = model.told(prompt)  # not before the cut, which must know of no gradient
-    segments = _segments(batch.tokens[:, cut:], batch.mask[:, cut:])
-    probes = batch.probe and _segments(batch.probe.tokens, batch.probe.mask)
-    if not remat:
-        # Looked up here, the gradient of the embedding table is made once; in the loop it is made
-        # and added up in every segment (GPT-2's: 154 MB each). It keeps [B, L, D] a segment, which
-        # is little beside a segment's activations, but not beside a memory.
-        segments, probes = (
-            x and x._replace(embedded=model.backbone.embed(x.tokens)) for x in (segments, probes)
-        )
+    # Looked up here, the gradient of the embedding table is made once; in the loop it is made and
+    # added up in every segment (GPT-2's: 154 MB each). It keeps [B, L, D] a segment: little beside
+    # a segment's activations, but not beside a memory.
+    embed = None if remat else model.backbone.embed
+    segments = _segments(batch.tokens[:, cut:], batch.mask[:, cut:], embed)
+    probe = batch.probe
+    probes = None if probe is None else _segments(probe.tokens, probe.mask, embed)
     if silent > cut:
         some = jax.tree.map(lambda x: x[: silent - cut], segments)
         memory = _read(model, memory, some, prompt, remat)
@@ -152,9 +150,10 @@ def answer_places(at: jax.Array, answer_tokens: int, length: int) -> jax.Array:
     return jnp.minimum(at[:, :, None] + jnp.arange(answer_tokens), length - 1)
 
 
-def _segments(tokens: jax.Array, mask: jax.Array) -> Segment:
-    """Segment first, as `scan` wants it."""
-    return Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
+def _segments(tokens: jax.Array, mask: jax.Array, embed: Any = None) -> Segment:
+    """Segment first, as `scan` wants it; embedded, if `embed` is given."""
+    tokens, mask = (jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask))
+    return Segment(tokens, mask, embed and embed(tokens))
 
 
 def _checkpointed(body: Any, remat: bool, segments: int) -> Any:
