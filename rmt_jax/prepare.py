@@ -6,13 +6,14 @@
 
 Work is cut into parts that are kept: a stopped run goes on where it was, and parts can be made on
 many machines (a SLURM array: --num_shards 32 --shard_index $SLURM_ARRAY_TASK_ID on a shared
-folder). The run that finds all parts there joins them.
+folder). The same command without --shard_index, once they are done, makes what is missing and joins
+all of them.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes this machine's parts, then joins what is complete. Raises ValueError."""
+    """Makes this machine's parts, or all that are missing and joins them. Raises ValueError."""
     recipe = Recipe(
         tasks=tuple(args.tasks.split(",")),
         samples=args.samples,
@@ -95,7 +96,11 @@ def run(args: argparse.Namespace) -> None:
     elif cells:
         shards = range(args.num_shards) if args.shard_index is None else [args.shard_index]
         _make_parts(cells, out, shards, args.num_shards)
-        _join(cells, out, args)
+        if args.shard_index is not None:  # two that end together would join at the same time
+            print(f"part {args.shard_index} of {args.num_shards} is made; to join all of them, the "
+                  "same command without --shard_index.")  # fmt: skip
+        else:
+            _join(cells, out, args)
 
 
 def _told(recipe: Recipe, name: str) -> dict:
@@ -109,8 +114,9 @@ def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
     """Names that are finished. ValueError where one was made from another recipe."""
     found = set()
     for recipe, name in wanted:
-        note = _note_path(out, name)
-        if not note.is_file():
+        note, (group, length) = _note_path(out, name), name.split("/")
+        made = out / group / (length if group == "babilong" else f"{length}.json")
+        if not note.is_file() or not made.exists():
             continue
         known, told = json.loads(note.read_text(encoding="utf-8")), _told(recipe, name)
         different = [f"{k} {known.get(k)!r}" for k in told if known.get(k) != told[k]]
@@ -170,34 +176,27 @@ def _counted(found, bar):
 
 
 def _join(cells, out: Path, args: argparse.Namespace) -> None:
-    missing = [
-        part
-        for recipe, task in cells
-        for shard in range(args.num_shards)
-        if not (
-            part := part_path(_folder(recipe, out), task, recipe.length, shard, args.num_shards)
-        ).is_file()
-    ]
-    if missing:
-        print(f"{len(missing)} parts are still to come from other machines.")
-        return
+    """All parts are there. Those of other lengths, tasks and numbers of parts stay as they are."""
+    parts = args.num_shards
     if args.format == "json":
         for recipe, task in cells:
             path = out / task / f"{recipe.length}.json"
-            write_json(path, read_parts(_folder(recipe, out), task, recipe.length))
+            write_json(path, read_parts(_folder(recipe, out), task, recipe.length, parts))
             _note(out, f"{task}/{recipe.length}", recipe)
             print(path)
     else:
         from rmt_jax.data import tfds_builder
 
         for recipe in dict.fromkeys(recipe for recipe, _ in cells):
-            builder = tfds_builder.build(recipe, out, parts=_folder(recipe, out))
+            builder = tfds_builder.build(recipe, out, (_folder(recipe, out), parts))
             _note(out, f"babilong/{recipe.length}", recipe)
             print(builder.data_dir)
-    for folder in {_folder(recipe, out) for recipe, _ in cells}:
-        shutil.rmtree(folder)
-    if not any((out / ".parts").iterdir()):
-        (out / ".parts").rmdir()
+    for recipe, task in cells:
+        for part in range(parts):
+            part_path(_folder(recipe, out), task, recipe.length, part, parts).unlink()
+    for folder in (*{_folder(recipe, out) for recipe, _ in cells}, out / ".parts"):
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def _parser() -> argparse.ArgumentParser:

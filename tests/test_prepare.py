@@ -42,6 +42,33 @@ def test_shards_in_any_order_give_the_same(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_a_join_takes_its_own_parts_and_no_others(tmp_path, capsys):
+    make = ("--format", "json", "--lengths")
+    assert run(tmp_path, *make, "1k", "--num_shards", "2", "--shard_index", "0") == 0
+    assert run(tmp_path, *make, "0k", "--num_shards", "4", "--shard_index", "1") == 0
+    assert "without --shard_index" in capsys.readouterr().out
+    assert run(tmp_path, *make, "0k") == 0  # in one part: the quarter that is there is none of it
+    assert len(json.loads((tmp_path / "qa1" / "0k.json").read_text())) == 6
+    left = sorted(p.name for p in (tmp_path / ".parts").rglob("qa1-*"))
+    assert left == ["qa1-0k-00001-of-00004.jsonl", "qa1-1k-00000-of-00002.jsonl"]
+
+
+def test_the_last_of_many_machines_joins_nothing(tmp_path):
+    make = ("--format", "json", "--lengths", "0k", "--num_shards", "2", "--shard_index")
+    for shard in "01":
+        assert run(tmp_path, *make, shard) == 0
+    assert not (tmp_path / "qa1").exists()
+
+
+def test_what_was_removed_is_made_again(tmp_path):
+    make = ("--format", "json", "--lengths", "0k", "--seed")
+    assert run(tmp_path, *make, "0") == 0
+    for task in ("qa1", "qa4"):
+        (tmp_path / task / "0k.json").unlink()
+    assert run(tmp_path, *make, "1") == 0  # of another seed, too
+    assert len(json.loads((tmp_path / "qa1" / "0k.json").read_text())) == 6
+
+
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     made = []
     real = samples.records

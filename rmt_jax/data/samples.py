@@ -118,10 +118,10 @@ def write_part(path: Path, found: Iterator[Record]) -> None:
         hidden.unlink(missing_ok=True)
 
 
-def read_parts(folder: Path, task: str, length: str) -> Iterator[Record]:
-    """All records of a task and length, in order."""
-    for path in sorted(folder.glob(f"{task}-{length}-*.jsonl")):
-        with open(path, encoding="utf-8") as file:
+def read_parts(folder: Path, task: str, length: str, parts: int) -> Iterator[Record]:
+    """All records of a task and length, in order. OSError where one of the parts is missing."""
+    for part in range(parts):
+        with open(part_path(folder, task, length, part, parts), encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
 

@@ -38,10 +38,15 @@ class Babilong(tfds.core.GeneratorBasedBuilder):
     ]
 
     def __init__(
-        self, *, recipe: Recipe | None = None, parts: str = "", beam: bool = False, **settings: Any
+        self,
+        *,
+        recipe: Recipe | None = None,
+        parts: tuple[str, int] | None = None,
+        beam: bool = False,
+        **settings: Any,
     ):
-        """`recipe` replaces the config's; `parts`: a folder of finished parts (`rmt_jax.prepare`),
-        without which samples are made here, with Apache Beam if `beam`."""
+        """`recipe` replaces the config's; `parts`: a folder of finished parts (`rmt_jax.prepare`)
+        and their number, without which samples are made here, with Apache Beam if `beam`."""
         super().__init__(**settings)
         self._recipe: Recipe = recipe or self.builder_config.recipe  # type: ignore
         self._parts, self._beam = parts, beam
@@ -62,11 +67,13 @@ class Babilong(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, task: str):
         return self._with_beam(task) if self._beam else self._one_by_one(task, self._parts)
 
-    def _one_by_one(self, task: str, parts: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _one_by_one(
+        self, task: str, parts: tuple[str, int] | None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         if parts:
             from rmt_jax.data.samples import read_parts
 
-            found = read_parts(Path(parts), task, self._recipe.length)
+            found = read_parts(Path(parts[0]), task, self._recipe.length, parts[1])
         else:
             found = records(self._recipe, task, range(self._recipe.samples))
         for index, record in enumerate(found):
@@ -89,7 +96,12 @@ def _int64():
     return tfds.features.Scalar(dtype=np.int64)
 
 
-def build(recipe: Recipe, out: str | Path, parts: str | Path = "", beam: bool = False) -> Any:
+def build(
+    recipe: Recipe,
+    out: str | Path,
+    parts: tuple[str | Path, int] | None = None,
+    beam: bool = False,
+) -> Any:
     """Writes OUT/babilong/LENGTH/1.0.0 as array_record; returns the builder. What is there already
     is kept."""
     config: Any = recipe.length
@@ -97,7 +109,7 @@ def build(recipe: Recipe, out: str | Path, parts: str | Path = "", beam: bool = 
         config = BabilongConfig(name=recipe.length, recipe=recipe)
     builder = Babilong(
         recipe=recipe,
-        parts=str(parts),
+        parts=parts and (str(parts[0]), parts[1]),
         beam=beam,
         config=config,
         data_dir=str(out),
