@@ -3,7 +3,7 @@
 set -euo pipefail
 
 case ${1:-doctor} in
-  train | evaluate | ask | prepare | convert | doctor)
+  train | evaluate | ask | prepare | convert | gating | doctor)
     module=${1:-doctor}
     shift || true
     exec python -m "rmt_jax.$module" "$@"

@@ -26,6 +26,15 @@ parse() {
   training=("${@:2}")
 }
 
+# words REASON: the training's arguments must be free of blanks.
+words() {
+  local argument
+  for argument in "${training[@]}"; do
+    [[ $argument != *[[:space:]]* ]] ||
+      fail "'$argument': $1 and takes no blanks; put that setting into the config file"
+  done
+}
+
 # need NAME...: options that have no default.
 need() {
   local option

@@ -10,6 +10,7 @@ set -euo pipefail
 run="" bucket="" nodes=1 gpus=H100:8 dry_run=""
 parse "run bucket nodes gpus" "dry_run" "$@"
 need run bucket # they say where the run continues after a preemption
+words "the command goes through an environment variable"
 command=(sky jobs launch --yes -n "$run" "--num-nodes=$nodes" "--gpus=$gpus"
   --env "RUN=$run" --env "BUCKET=$bucket" --env "ARGS=${training[*]}" "$(dirname "$0")/sky.yaml")
 printf '%q ' "${command[@]}"

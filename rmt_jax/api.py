@@ -105,7 +105,10 @@ class Model:
             if folder and any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json")):
                 return tokenizer.load(str(folder))
         if self.vocab == GPT2_VOCAB and self.folder:  # the authors' checkpoints come without
-            return tokenizer.load("gpt2")
+            try:
+                return tokenizer.load("gpt2")
+            except ValueError as error:
+                raise InputError(f"{self.folder} holds no tokenizer. {error}") from error
         if self.folder and self.folder.parent == pretrained.ASSETS:  # the shipped ones share one
             return tokenizer.load("builtin")
         raise InputError(
@@ -149,10 +152,7 @@ class Model:
                 f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
                 f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
             )
-        if memory.started.shape != (batch,):
-            raise InputError(
-                f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."
-            )
+        _fits(memory, batch)
         prompt = self._prompt(prompt, batch)
         ids, known = ids.reshape(batch, -1, length), known.reshape(batch, -1, length)
         for start in range(0, ids.shape[1], BLOCK):
@@ -241,6 +241,7 @@ class Model:
         """
         tokens, mask = self._checked(tail_tokens, tail_mask)
         batch, places = tokens.shape
+        _fits(memory, batch)
         if places > self.segment_tokens:
             raise InputError(
                 f"The last segment holds {places:,} tokens, but a segment is "
@@ -284,6 +285,9 @@ class Model:
             raise InputError(
                 f"The task prompt is for {len(prompt.tokens)} texts, but tokens hold {batch}."
             )
+        if prompt.tokens.size:  # a learned prompt may have none
+            tokens, mask = self._checked(prompt.tokens, prompt.mask)
+            prompt = prompt._replace(tokens=tokens, mask=mask)
         return prompt
 
     def _checked(self, tokens: Array, mask: Array | None) -> tuple[np.ndarray, np.ndarray]:
@@ -307,3 +311,10 @@ class Model:
                 f"{self.vocab:,}; another model's tokenizer?"
             )
         return ids.astype(np.int32), known
+
+
+def _fits(memory: Memory, batch: int) -> None:
+    if memory.started.shape != (batch,):
+        raise InputError(
+            f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."
+        )

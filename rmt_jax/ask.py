@@ -88,6 +88,11 @@ def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
         raise AskError(f"--tokens is {args.tokens}: an answer needs at least 1.")
     if any(not q.strip() for q in args.question):
         raise AskError("An empty --question cannot be answered.")
+    for q in args.question:
+        try:
+            q.encode()
+        except UnicodeEncodeError as error:
+            raise AskError(f"The question {q!r} is not UTF-8 text.") from error
     if args.load_memory:
         return None, str(args.load_memory)
     if args.file:
@@ -143,8 +148,8 @@ def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source:
 def typed() -> Iterator[str]:
     """Questions from the terminal, until an empty line or the end of the input."""
     while True:
-        try:
-            question = input("? ").strip()
+        try:  # piped questions want answers alone on standard output
+            question = input("? " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
         if not question:

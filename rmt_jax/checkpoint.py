@@ -6,6 +6,7 @@ sealed with the size and checksum of each file, because nothing in the format no
 """
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: cfg.Checkpoint):
         policies = ocp.training.preservation_policies
         self.folder = folder.absolute()
+        self._aside = self.folder.with_name(f"{self.folder.name}.aside")
+        self._put_back()
         self._unsealed: int | None = None
         # The training loop decides when: `save` is called for every wanted checkpoint.
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
@@ -80,6 +83,10 @@ class Checkpoints:
         if step in self.steps():
             if not metrics:
                 return
+            # Orbax takes a score with the state alone. Killed before that is whole again, the run
+            # finds the one from before.
+            if jax.process_index() == 0:
+                shutil.copytree(self.folder / str(step), self._aside / str(step))
             self._manager.delete(step)
         try:
             self._manager.save_async(step, state._asdict(), metrics=metrics)
@@ -100,6 +107,7 @@ class Checkpoints:
             raise self._unwritten(step, error) from error
         if step is not None and jax.process_index() == 0:
             seal(self.folder / str(step))
+            shutil.rmtree(self._aside, ignore_errors=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """The state of `step` (None: the latest), laid out on devices as `like` says.
@@ -128,6 +136,14 @@ class Checkpoints:
         self.wait()
         for later in [s for s in self.steps() if s > step]:
             self._manager.delete(later)
+
+    def _put_back(self) -> None:
+        """What `save` put aside, where a kill came before the checkpoint was whole again."""
+        if jax.process_index() == 0:
+            for kept in self._aside.glob("*"):
+                if not (self.folder / kept.name).exists():
+                    kept.rename(self.folder / kept.name)
+            shutil.rmtree(self._aside, ignore_errors=True)
 
     def close(self) -> None:
         try:

@@ -169,8 +169,8 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
     print(f"{said}\nwritten: {out}\nnext:    python -m rmt_jax.evaluate --workdir {out}")
 
 
-# Of a model's settings, those that say how it runs and not what it is.
-RUNNING = ("dtype", "remat", "scan_layers", "attention", "schedule", "bptt")
+# Of a model's settings, those that say how it runs and not what its weights are.
+RUNNING = ("dtype", "remat", "scan_layers", "attention", "schedule", "bptt", "gate_threshold")
 
 
 def _differs(one: Config, other: Config) -> str:
@@ -180,6 +180,11 @@ def _differs(one: Config, other: Config) -> str:
         for name in a:
             if a[name] != b[name] and not (part == "model" and name in RUNNING):
                 return f"{part}.{name} is {a[name]!r} and {b[name]!r}"
+    names = ["tokenizer"] + ["tasks"] * (one.prompt.source == "learned")
+    for name in names:
+        a, b = getattr(one.data, name), getattr(other.data, name)
+        if a != b:
+            return f"data.{name} is {a!r} and {b!r}"
     return ""
 
 

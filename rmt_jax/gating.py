@@ -243,7 +243,8 @@ class Gauge:
         from rmt_jax.models import layerwise
 
         _, given = openings(self.model, params, batch, self.model.config.model.layers)
-        opened = jnp.clip(layerwise.gate(jnp.stack(given)), 0, 1)
+        threshold = self.model.config.model.gate_threshold
+        opened = jnp.clip(layerwise.gate(jnp.stack(given), threshold), 0, 1)
         kinds = [batch.label == kind for kind in (BACKGROUND, FACT)]
         return [((opened * one).sum(axis=(1, 2)), one.sum()) for one in kinds]
 

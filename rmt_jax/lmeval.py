@@ -27,7 +27,13 @@ class HarnessError(ValueError):
     """A request of the harness that this model cannot serve; the message is a sentence."""
 
 
-SENTENCES = (HarnessError, api.InputError, WeightsError, answering.AnsweringError)
+SENTENCES = (
+    HarnessError,
+    api.InputError,
+    WeightsError,
+    answering.AnsweringError,
+    questions.QuestionError,
+)
 
 
 def texts_of(request: Any, whole: bool) -> tuple[str, str]:
@@ -91,6 +97,8 @@ def register() -> Any:
         def __init__(self, workdir: str, batch_size: int = 8, whole: bool = False, **_: Any):
             super().__init__()
             self.model = api.load(workdir)
+            if not str(batch_size).isdecimal() or not int(batch_size):
+                raise HarnessError(f"--batch_size is {batch_size}: give a number of texts, as 8.")
             self.batch, self.whole = int(batch_size), str(whole).lower() == "true"
 
         @property

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rmt_jax import costs, hardware, metrics, optimizer, sharding, startup, steps
@@ -17,7 +18,7 @@ from rmt_jax.config import Config, stage_value
 from rmt_jax.data.loader import Loader
 from rmt_jax.models import weights
 from rmt_jax.progress import Progress
-from rmt_jax.rescue import Watch, batches
+from rmt_jax.rescue import Diverged, Watch, batches
 from rmt_jax.shapes import Batch, Sums
 from rmt_jax.stopping import Signals, Stopped
 from rmt_jax.trackers import Tracker
@@ -111,7 +112,7 @@ class Loop:
             startup.owner(),
             self.trackers,
         )
-        window, watch = Window(self.config), Watch(step)
+        window, watch, tracing = Window(self.config), Watch(step), False
         try:
             if step and self.validates(step) and not self.checkpoints.validated(step):
                 # Stopped before or during this validation: without it the best is not known.
@@ -124,13 +125,16 @@ class Loop:
                 batch = sharding.put_batch(next(stream), self.mesh)
                 window.waited += time.monotonic() - waited
                 compiled = self.train.seconds
-                if step + 1 == self.profiled[0]:
+                first, last = self.profiled
+                if not tracing and first <= step + 1 <= last:
                     jax.profiler.start_trace(str(self.path / "profile"))
+                    tracing = True
                 state, sums = self.train(state, batch)
-                if step + 1 == self.profiled[1]:
+                if tracing and step + 1 in (last, total):
                     jax.block_until_ready(sums)
                     jax.profiler.stop_trace()
-                    progress.say(f"profile of steps {self.profiled}: {self.path / 'profile'}")
+                    tracing = False
+                    progress.say(f"profile up to step {step + 1:,}: {self.path / 'profile'}")
                 window.compiled += self.train.seconds - compiled
                 window.add(sums, spent[step])
                 progress.advance(spent[step])
@@ -152,7 +156,10 @@ class Loop:
                     scores = self.validate(state, validation, step, progress)
                     window = Window(self.config)  # its time is not the training's
                     stops = self.signals.noted
-                if saves or stops:
+                if stops or (saves and not watch.suspicious):
+                    if not finite(state.params):  # the loss of this step came before its update
+                        reason = "weights are not finite after its update"
+                        raise Diverged(step, step - 1, reason)
                     self.checkpoints.save(state, scores)
                     # A run can be asked while it trains.
                     save_weights(self.path, state.params, self.config)
@@ -160,6 +167,8 @@ class Loop:
                     self.checkpoints.wait()
                     raise Stopped(f"told to stop: saved at step {step:,}")
         finally:
+            if tracing:
+                jax.profiler.stop_trace()
             progress.close()
         self.checkpoints.wait()
         best = self.checkpoints.best()
@@ -243,6 +252,12 @@ def stages(config: Config) -> list[int]:
     """The stage of every step."""
     c = config.curriculum
     return [s for s in range(len(c.segments)) for _ in range(int(stage_value(c.steps, s)))]
+
+
+@jax.jit
+def finite(params) -> jax.Array:
+    """Is there no infinity and no not-a-number in any weight? bool[]"""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
 def save_weights(path: Path, params, config: Config) -> None:

@@ -32,7 +32,8 @@ def schedule(curriculum: Curriculum, optimizer: Optimizer, scale: float = 1.0) -
 def build(config: Config, scale: float = 1.0) -> optax.GradientTransformation:
     """Clipping, then AdamW on everything, or Muon on the layers' matrices with Adam on the rest.
 
-    Weight decay acts on matrices and embeddings, not on biases, norms and memory-like vectors.
+    Weight decay acts on the layers' matrices and, under AdamW, on embeddings: not on biases, norms
+    and memory-like vectors, nor on anything that Muon leaves to Adam.
     Muon: Jordan 2024; matrices of stacked layers are orthogonalised one layer at a time.
     """
     o = config.optimizer
@@ -83,6 +84,6 @@ def _convolutions(params):
 
 def _decayed(params):
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _is_matrix(path, leaf) or getattr(path[-1], "key", None) == "embedding",
+        lambda path, leaf: _is_matrix(path, leaf) or path[-1].key in ("wte", "wpe", "head"),
         params,
     )

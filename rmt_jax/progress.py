@@ -27,6 +27,8 @@ class Progress:
         self._trackers = trackers if owner else ()
         # Of several processes only the owner writes and shows.
         self._file = open(file if owner else os.devnull, "a", encoding="utf-8", buffering=1)
+        if owner and torn(file):  # the line that a full disk or a kill cut off ends here
+            self._file.write("\n")
         self._bar = tqdm(
             total=total_tokens,
             initial=done_tokens,
@@ -68,3 +70,12 @@ class Progress:
     def close(self) -> None:
         self._bar.close()
         self._file.close()
+
+
+def torn(file: Path) -> bool:
+    """Does the file end in the middle of a line?"""
+    with open(file, "rb") as stream:
+        if not stream.seek(0, os.SEEK_END):
+            return False
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"

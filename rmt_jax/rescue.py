@@ -32,6 +32,11 @@ class Watch:
         self._good, self._stage, self._seen = step, -1, 0
         self._best, self._bad = math.inf, 0
 
+    @property
+    def suspicious(self) -> bool:
+        """Did the last line look like a collapse? A checkpoint now might push out a sound one."""
+        return self._bad > 0
+
     def see(self, step: int, stage: int, loss: float) -> None:
         if not math.isfinite(loss):
             raise Diverged(step, self._good, f"the loss is {loss}")

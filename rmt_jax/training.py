@@ -60,10 +60,6 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     rngs = nnx.Rngs(config.seed)
     model = models.build(config.model, config.prompt, tokenizer.vocab_size, tasks, rngs)
     static, params = models.split(model)
-    if config.init:
-        params = pretrained.initialise(params, config, config.init)
-    # On the host: the step gives its arrays away, and a rescue may have to begin again.
-    params = jax.tree.map(np.asarray, params)
     rescues = Rescues(path, owner)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"model: {config.model.cell}, {count:,} weights", file=sys.stderr)
@@ -73,6 +69,10 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     if owner:
         tokenizer.save(path / "tokenizer")
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
+    if config.init and not checkpoints.steps():  # a continued run needs nothing of it
+        params = pretrained.initialise(params, config, config.init)
+    # On the host: the step gives its arrays away, and a rescue may have to begin again.
+    params = jax.tree.map(np.asarray, params)
     trackers = open_trackers(looks.log_to, path, config) if owner else []
     state = None
     while state is None:  # again from the last good checkpoint, if training goes wrong
@@ -106,6 +106,9 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
         except Diverged as trouble:
             print(rescues.add(trouble), file=sys.stderr)
             checkpoints.drop_after(trouble.good)
+            if config.init and not checkpoints.steps():
+                drawn = pretrained.initialise(params, config, config.init)
+                params = jax.tree.map(np.asarray, drawn)
         except BaseException:
             checkpoints.close()  # what is being written shall be whole
             raise

@@ -1,6 +1,7 @@
 """What a config must hold to, as sentences: checked before data or devices are touched."""
 
 import dataclasses
+import math
 import re
 
 from rmt_jax.config import (
@@ -18,6 +19,7 @@ from rmt_jax.config import (
 
 # Fields that the rules of `validate` do not treat by name: least and greatest value, None for none.
 BOUNDS: tuple[tuple[str, float, float | None], ...] = (
+    ("model.gate_threshold", 0, 0.99),
     ("prompt.tokens", 0, None),
     ("data.new_names", 0, 1),
     ("data.decoys", 0, 1),
@@ -29,6 +31,7 @@ BOUNDS: tuple[tuple[str, float, float | None], ...] = (
     ("optimizer.b1", 0, 0.999999),
     ("optimizer.b2", 0, 0.999999),
     ("optimizer.clip", 0, None),
+    ("optimizer.conv_rate", 0, None),
     ("optimizer.stillness", 0, None),
     ("optimizer.warmup", 0, 1),
     ("optimizer.adam_learning_rate", 0, None),
@@ -74,12 +77,24 @@ def validate(config: Config) -> None:
         )
     if m.schedule == "diagonal":
         check_diagonal(m.cell)
+        if config.optimizer.stillness:
+            raise ConfigError(
+                f"optimizer.stillness {config.optimizer.stillness:g} needs the memory after each"
+                " segment, which the diagonal schedule never holds whole: take"
+                " model.schedule=auto, or set optimizer.stillness to 0."
+            )
     if p.source != "none":
         _at_least("prompt.tokens", p.tokens, 1)
     prompt = 0 if p.source == "none" else p.tokens
     sides = SIDES[m.cell]
     if m.position_layout == "wrap_pos" and sides:
         sides -= 1  # the write memory has rows of its own
+        if m.positions != "learned":
+            raise ConfigError(
+                "model.position_layout=wrap_pos gives memory tokens rows of the position table,"
+                f" which model.positions={m.positions} does not have: take"
+                " model.positions=learned, or model.position_layout=plain."
+            )
     need = sides * m.memory_tokens + prompt + m.segment_tokens
     if m.positions == "rotary" and m.width // m.heads % 2:
         raise ConfigError(
@@ -152,6 +167,11 @@ def validate(config: Config) -> None:
             if not least <= value <= (value if most is None else most):  # also not-a-number
                 limits = f"{least} or more" if most is None else f"between {least} and {most}"
                 raise ConfigError(f"config.{name} must be {limits}, but got {value}.")
+    if config.optimizer.name == "muon" and not c.learning_rate[0] > 0:
+        raise ConfigError(
+            f"curriculum.learning_rate begins with {c.learning_rate[0]}, but with optimizer.name="
+            "muon the rates of Adam's weights are in proportion to it: give a number above 0."
+        )
 
 
 def check_diagonal(cell: str) -> None:
@@ -169,6 +189,18 @@ def check_diagonal(cell: str) -> None:
 
 def _validate_texts(config: Config) -> None:
     """The fields that are small languages of their own."""
+    if not config.evaluation.lengths:
+        raise ConfigError("evaluation.lengths is empty: name at least one length, e.g. 4s.")
+    for text in config.curriculum.tasks:
+        weights = [word.partition(":")[2] or "1" for word in text.split()]
+        try:
+            shares = [float(weight) for weight in weights]
+        except ValueError:  # said where names are read
+            continue
+        if shares and not (min(shares) >= 0 and 0 < sum(shares) < math.inf):
+            raise ConfigError(
+                f"curriculum.tasks: '{text}' must have weights of 0 or more, not all 0."
+            )
     for length in config.evaluation.lengths:
         if not re.fullmatch(r"[1-9]\d*[skM]?|0k", length):
             raise ConfigError(

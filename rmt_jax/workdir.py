@@ -70,6 +70,8 @@ class Workdir:
           ConfigError: naming the fields that changed since the run was started.
         """
         file = self.path / "config.json"
+        # A start that failed before there was anything to continue binds nobody to its settings.
+        begun = any(f.name.isdecimal() for f in (self.path / "checkpoints").glob("*"))
         if file.exists():
             was, now = cfg.fields(read_config(file)), cfg.fields(config)
             changed = [
@@ -77,7 +79,7 @@ class Workdir:
                 for name in now
                 if was[name] != now[name] and not name.startswith(FREE)
             ]
-            if changed:
+            if changed and (begun or (self.path / "weights.safetensors").exists()):
                 raise ConfigError(
                     f"{self.path} holds a run with another config ({'; '.join(changed)}): choose"
                     " another --workdir, or give the same settings to continue it."

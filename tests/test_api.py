@@ -96,6 +96,8 @@ def test_forward_takes_a_ragged_text():
 
 def test_wrong_input_gets_a_sentence():
     reader = model({"cell": "rmt"})
+    told, asked = model({"cell": "rmt"}, Prompt("question", "every", tiny.WORDS)), tiny.prompt()
+    asked = asked._replace(tokens=np.full_like(asked.tokens, 99))
     memory = reader.initial_memory(2)
     ids = np.zeros((2, 8), int)
     cases = [
@@ -113,6 +115,8 @@ def test_wrong_input_gets_a_sentence():
             "= 39 positions, but the backbone has 32",
         ),
         (lambda: reader.tokenizer, "holds no tokenizer"),
+        (lambda: reader.generate(ids[:1], memory=memory), "memory is for 2 texts, but tokens hol"),
+        (lambda: told.forward(ids, prompt=asked), "Token ids run from 99 to 99"),
     ]
     for call, sentence in cases:
         with pytest.raises(api.InputError, match=sentence):

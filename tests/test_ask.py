@@ -117,6 +117,23 @@ def test_pieces_give_the_tokens_of_the_whole(monkeypatch):
     assert texts.encode(words, "").tolist() == []
 
 
+def test_other_writings_stream_too(monkeypatch):
+    words, text = tiny_run.words(), " Мария пошла в сад и взяла молоко" * 60
+    parts = list(texts.pieces(io.StringIO(text), 100))
+    assert len(parts) > 10 and "".join(parts) == text
+    assert np.concatenate(list(texts.tokens(words, iter(parts)))).tolist() == words.encode(text)
+
+
+def test_a_writing_without_spaces_is_not_held_whole(monkeypatch):
+    monkeypatch.setattr(texts, "LONGEST", 400)
+    monkeypatch.setattr(texts, "PIECE", 100)
+    text = "玛丽走进花园拿起牛奶" * 300
+    parts = list(texts.pieces(io.StringIO(text), 100))
+    assert "".join(parts) == text and max(map(len, parts)) <= 500
+    words = tiny_run.words()
+    assert words.decode(texts.encode(words, text)) == text
+
+
 def test_memory_is_kept_and_belongs_to_its_weights(model, tmp_path):
     held = session(model)
     written = held.save(tmp_path / "kept" / "book.npz")
@@ -215,6 +232,8 @@ def test_standard_input_and_typed_questions(run, book, tmp_path, capsys, monkeyp
         (["--file", "blank.txt"], "holds no text"),
         (["--file", "latin.txt"], "not UTF-8"),
         (["--file", "book.txt", "--question", " "], "empty --question"),
+        (["--file", "book.txt", "--question", "Where is \udce9?"], "is not UTF-8 text"),
+        (["--load_memory", "array.npy"], "is no memory that --save_memory wrote"),
         (["--file", "book.txt", "--tokens", "0"], "needs at least 1"),
         (["--file", "book.txt", "--load_memory", "m.npz"], "not both"),
         (["--file", "book.txt", "--question", f"Is {'very ' * 60}?", "--task", "qa1"],
@@ -226,6 +245,7 @@ def test_standard_input_and_typed_questions(run, book, tmp_path, capsys, monkeyp
 def test_errors_are_sentences(run, book, capsys, monkeypatch, words, message):
     monkeypatch.chdir(book.parent)
     (book.parent / "empty.txt").touch()
+    np.save(book.parent / "array.npy", np.zeros(3))
     (book.parent / "blank.txt").write_text(" \n\n ")
     (book.parent / "latin.txt").write_bytes("Zoë".encode("latin1") * 10)
     if "--question" not in words:

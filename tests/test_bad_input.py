@@ -72,6 +72,14 @@ SETTINGS = [
     ("optimizer.weight_decay=-0.1", "optimizer.weight_decay must be 0 or more"),
     ("optimizer.accumulate=0", "optimizer.accumulate 0 does not divide the batches"),
     ("optimizer.stillness=-0.1", "optimizer.stillness must be 0 or more"),
+    ("optimizer.conv_rate=-5", "optimizer.conv_rate must be 0 or more"),
+    ("evaluation.lengths=", "evaluation.lengths is empty"),
+    ("model.position_layout=wrap_pos;model.cell=rmt", "which model.positions=alibi does not have"),
+    ("curriculum.learning_rate=0", "curriculum.learning_rate begins with 0"),
+    ("curriculum.tasks=qa1:0 qa2:0", "'qa1:0 qa2:0' must have weights of 0 or more, not all 0"),
+    ("curriculum.tasks=qa1:-1 qa2:1", "must have weights of 0 or more"),
+    ("curriculum.tasks=qa1:nan", "must have weights of 0 or more"),
+    ("model.schedule=diagonal;optimizer.stillness=0.1", "the diagonal schedule never holds whole"),
     ("checkpoint.every=0", "checkpoint.every must be 1 or more"),
     ("evaluation.lengths=4x", "'4x' is no length: write 4s (segments)"),
     ("evaluation.lengths=0s", "'0s' is no length"),
@@ -85,9 +93,11 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("setting", "sentence"), SETTINGS)
 def test_settings(setting, sentence):
-    token = f"--config.{setting}" if "=" in setting else f"--config.{setting}=1"
+    tokens = [
+        f"--config.{one}" if "=" in one else f"--config.{one}=1" for one in setting.split(";")
+    ]
     with pytest.raises((ConfigError, command.Usage)) as caught:
-        command.parse(["--config", SMOKE, token], "")
+        command.parse(["--config", SMOKE, *tokens], "")
     assert sentence in str(caught.value)
 
 
@@ -163,6 +173,14 @@ FILES = [
         {"books/a.txt": "x", "books/manifest.json": "{"},
         ["--config.data.background=books"],
         "is not a list of objects with 'file' and 'author'",
+    ),
+    (
+        {
+            "books/a.txt": "x",
+            "books/manifest.json": '[{"file": "a.txt", "author": "A", "split": "valid"}]',
+        },
+        ["--config.data.background=books"],
+        "has a.txt in the split 'valid': there are train, validation, test",
     ),
     ({"tok/x": ""}, ["--config.data.tokenizer=tok"], "tok holds no tokenizer"),
     ({"tok/tokenizer.json": "{}"}, ["--config.data.tokenizer=tok"], "is no tokenizer file"),

@@ -11,6 +11,7 @@ from rmt_jax.config import Data
 from rmt_jax.data import background, compose, perturb, sources, tokenizer
 from rmt_jax.data.babi import BabiError
 from rmt_jax.data.compose import Composer
+from rmt_jax.data.dice import Dice
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.story import NoStory, Story
 from rmt_jax.data.worlds import Manner
@@ -197,6 +198,13 @@ def test_changes_change():
         assert not np.array_equal(text(change).context, plain.context), change
     assert text("new_places").answer not in TOKENS.decode(plain.context)
     assert len(text("distractors").facts) > len(plain.facts)
+    back = Story(
+        "qa11", ("Mary moved to the garden.", "Then she went to the office."),
+        "Where is Mary?", "office", (0, 1),
+    )  # fmt: skip
+    for k in range(20):  # 'she' is whom the fact before names
+        told = perturb.story("distractors", back, Dice(0, k))
+        assert told.supporting[1] == told.supporting[0] + 1 and told.facts[-1] == back.facts[1]
     assert perturb.description("missing_description", "qa1", 0) == ""
     told = {perturb.description(c, "qa1", 1) for c in ("paraphrase", "wrong_description")}
     assert len(told) == 2 and None not in told

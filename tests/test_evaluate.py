@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -240,6 +241,32 @@ def test_lengths_counted_by_another_tokenizer_read_the_same_text(model):
     q = source.ask("qa1", "0k", range(1))[0]
     text = tiny_run.words().decode(q.asked.context)
     assert len(text) + len(q.question) + 1 == q.characters and text.startswith(" ")
+
+
+def test_lengths_in_segments_are_of_the_models_whoever_counts(model):
+    coarse = SimpleNamespace(name="other")  # never asked
+    one = questions.Generated(model)
+    other = questions.Generated(model, data=one.data)
+    other.counter = coarse
+    first, second = (s.ask("qa1", "3s", range(1))[0] for s in (one, other))
+    assert first.asked.context.tolist() == second.asked.context.tolist()
+
+
+def test_files_that_changed_are_asked_anew(model, tmp_path):
+    folder, out = tmp_path / "data", tmp_path / "out"
+    (folder / "qa1").mkdir(parents=True)
+    for place in ("kitchen", "office"):
+        row = {"input": f"Mary went to the {place}.", "question": "Where is Mary?"}
+        (folder / "qa1" / "0k.json").write_text(json.dumps([row | {"target": place}]))
+        source = questions.open_source(str(folder), model)
+        evaluate(model, source=source, tasks=["qa1"], lengths=["0k"], out=out, progress=False)
+        (file,) = (out / "cells").iterdir()
+        assert json.loads(file.read_text().splitlines()[1])["target"] == place
+
+
+def test_what_files_cannot_be_told(model, tmp_path):
+    with pytest.raises(questions.QuestionError, match="which --split and --lengths_by cannot"):
+        questions.open_source(str(tmp_path), model, split="test", lengths_by="builtin")
 
 
 def test_the_shipped_checkpoint_remembers():

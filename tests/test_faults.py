@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from faulty_run import STEPS, at_call, config, kill, quick
 from safetensors.numpy import load_file
 
-from rmt_jax import checkpoint, loop, rescue, training
+from rmt_jax import checkpoint, loop, progress, rescue, training
 from rmt_jax.checkpoint import CheckpointError, Checkpoints
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.steps import TrainState
@@ -140,6 +141,41 @@ def test_a_nan_goes_back_and_lowers_the_rate(whole, tmp_path, monkeypatch, capfd
     assert rescue.Rescues(path).scale == 0.5  # a continued run keeps it
 
 
+def test_a_collapse_goes_back_although_much_was_to_be_saved(whole, tmp_path, monkeypatch, capfd):
+    close, losses = loop.Window.close, [0.1, 0.1, 0.1, 3.0, 3.0, 3.0]
+    monkeypatch.setattr(rescue, "EARLY", 0)
+    monkeypatch.setattr(rescue, "LINES", 3)
+    monkeypatch.setattr(
+        loop.Window, "close",
+        lambda self: close(self) | {"loss": losses.pop(0) if losses else 0.1},
+    )  # fmt: skip
+    settings = config().replace(checkpoint=replace(config().checkpoint, keep=2))
+    assert training.run(settings, tmp_path / "run") == 0  # saves at every step
+    told = capfd.readouterr().err
+    assert "collapsed" in told and "Going back to the last checkpoint up to step 3" in told
+    assert "continuing from step 3" in told
+
+
+def test_weights_spoiled_by_the_step_that_is_saved(whole, tmp_path, monkeypatch, capfd):
+    call, spoiled = loop.Programs.__call__, []
+
+    def spoils(self, state, batch):
+        made = call(self, state, batch)
+        if isinstance(made[0], TrainState) and int(made[0].step) == 4 and not spoiled:
+            spoiled.append(4)
+            params = jax.tree.map(lambda x: x * np.float32("nan"), made[0].params)
+            return made[0]._replace(params=params), made[1]
+        return made
+
+    monkeypatch.setattr(loop.Programs, "__call__", spoils)
+    path = tmp_path / "run"
+    assert training.run(config(), path) == 0
+    told = capfd.readouterr().err
+    assert "step 4: weights are not finite after its update. Going back" in told
+    assert "continuing from step 3" in told
+    assert all(np.isfinite(x).all() for x in load_file(path / "weights.safetensors").values())
+
+
 def test_rescues_are_bounded(tmp_path):
     rescues = rescue.Rescues(tmp_path)
     for _ in range(rescue.TRIES):
@@ -246,6 +282,59 @@ def test_two_runs_on_one_workdir(tmp_path):
             pass
     with Workdir(tmp_path):
         pass
+
+
+def test_a_continued_run_needs_nothing_of_where_it_began(whole, tmp_path):
+    source, path = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(whole, source)
+    settings = config().replace(init=str(source))
+    assert training.run(settings, path) == 0
+    before = load_file(path / "weights.safetensors")
+    shutil.rmtree(source)
+    assert training.run(settings, path) == 0
+    after = load_file(path / "weights.safetensors")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_start_that_failed_binds_nobody(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(ConfigError, match="gone"):
+        training.run(config().replace(init=str(tmp_path / "gone")), path)
+    assert training.run(config(), path) == 0
+
+
+def test_a_kill_while_a_checkpoint_gets_its_score(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    first = Checkpoints(folder, replace(config().checkpoint, keep=1))
+    state = TrainState(np.int32(8), {"a": np.arange(3.0)}, {})
+    state = jax.tree.map(jax.numpy.asarray, state)
+    first.save(state)
+    first.wait()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first._manager, "save_async", killed)
+    with pytest.raises(KeyboardInterrupt):
+        first.save(state, {"score": 1.0})
+    assert not (folder / "8").exists()
+    again = Checkpoints(folder, replace(config().checkpoint, keep=1))
+    assert again.steps() == [8]
+    assert np.array_equal(again.restore(state).params["a"], np.arange(3.0))
+    again.save(state, {"score": 1.0})
+    again.close()
+    assert again.validated(8) and not folder.with_name("checkpoints.aside").exists()
+
+
+def test_a_line_cut_off_costs_no_other(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"st')
+    for step in (2, 3):
+        one = progress.Progress(file, 1, 0)
+        one.log({"step": step})
+        one.close()
+    lines = file.read_text().splitlines()
+    assert lines[1] == '{"st' and [json.loads(x)["step"] for x in lines[2:]] == [2, 3]
 
 
 def test_a_continued_run_must_have_the_same_config(whole):

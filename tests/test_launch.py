@@ -81,6 +81,11 @@ def test_scripts_parse_and_explain_themselves(script):
         ("slurm.sh", ["--nodes"], "--nodes needs a value"),
         ("slurm.sh", ["--nodes", "2"], "the training's arguments are missing"),
         ("sky.sh", ["--run", "r", *TRAIN], "--bucket is missing"),
+        (
+            "sky.sh",
+            ["--run", "r", "--bucket", "b", *TRAIN, "--config.curriculum.questions=1 .5"],
+            "'--config.curriculum.questions=1 .5': the command goes through an environment",
+        ),
         ("gke/submit.sh", ["cpu"], "the first argument is tpu or gpu"),
         ("gke/submit.sh", ["tpu", "--image", "i", "--run", "r", *TRAIN], "--bucket is missing"),
         (

@@ -298,6 +298,23 @@ def test_a_closed_gate_can_learn_to_open():
     np.testing.assert_allclose(value, [0, 0.5, 1], atol=1e-6)
     np.testing.assert_allclose(slope, 1.2 * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x), rtol=1e-5)
     assert (slope > 0.02).all()
+    value, same = jax.vmap(jax.value_and_grad(lambda x: layerwise.gate(x, 0.51)))(x)
+    np.testing.assert_allclose(value, [0, 0, 1], atol=1e-6)
+    np.testing.assert_array_equal(same, slope)
+
+
+def test_a_threshold_keeps_half_open_gates_shut():
+    """With every gate below it a delta memory is never written; one above writes as before."""
+    (tokens, mask), found = tiny.text(), {}
+    for threshold in (0.0, 0.1, 0.99):
+        settings = tiny.settings(cell="delta", gate_threshold=threshold)
+        built = models.build(settings, config.Prompt("none"), tiny.VOCAB, 2, nnx.Rngs(0))
+        built.associative.value[...] += 0.1
+        built.associative.beta_bias[...] += 1.5  # about half open
+        memory = built.remember(built.initial(2), Segment(tokens[:, 0], mask[:, 0]))
+        found[threshold] = np.asarray(memory.state.matrix)
+    np.testing.assert_array_equal(found[0.0], found[0.1])
+    assert not found[0.99].any() and found[0.0].any()
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))

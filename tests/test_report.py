@@ -1,6 +1,7 @@
 """Tables say what was measured; pictures are made; runs are averaged."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -118,6 +119,10 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert "| majority answer | | mean | 25.0 |" in text
     assert "| random answer | | mean | 16.7 |" in text
     assert (tmp_path / "out" / "comparison.png").exists()
+    changed = [dataclasses.replace(cell, perturb="typos") for cell in cells()]
+    report.write(changed, tmp_path / "typos")
+    assert comparison.main([str(tmp_path / "typos"), *out]) == 2
+    assert "answers to perturbed texts only" in capsys.readouterr().err
     assert comparison.main([*runs, "--names", "a", *out]) == 2
     assert "1 names for 2 runs" in capsys.readouterr().err
 

@@ -218,6 +218,29 @@ def test_sums_count_whole_answers():
     assert float(loss) == pytest.approx(20.0, abs=1e-3)  # the one wrong token costs 20 nats
 
 
+@pytest.mark.parametrize(("name", "tables"), [("adamw", True), ("muon", False)])
+def test_what_weight_decay_reaches(name, tables):
+    params = {
+        "backbone": {
+            "wte": jnp.ones((8, 4)),
+            "ln_f": {"scale": jnp.ones(4)},
+            "blocks": {"up": {"kernel": jnp.ones((1, 4, 4)), "bias": jnp.ones((1, 4))}},
+        }
+    }
+    settings = Config(optimizer=Optimizer(name=name, weight_decay=0.5, warmup=0.0))
+    rule = optimizer.build(settings)
+    still = jax.tree.map(jnp.zeros_like, params)
+    change, _ = rule.update(still, rule.init(params), params)
+    moved = {jax.tree_util.keystr(path, simple=True, separator="/"): bool((leaf != 0).any())
+             for path, leaf in jax.tree_util.tree_leaves_with_path(change)}  # fmt: skip
+    assert moved == {
+        "backbone/wte": tables,
+        "backbone/ln_f/scale": False,
+        "backbone/blocks/up/kernel": True,
+        "backbone/blocks/up/bias": False,
+    }
+
+
 def test_learning_rate_over_stages():
     c = Curriculum(segments=(1, 2), steps=(10, 20), batch=(4,), learning_rate=(1.0, 0.5))
     rate = optimizer.schedule(c, Optimizer(warmup=0.2, decay="linear"))

@@ -51,7 +51,7 @@ def test_a_run_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(
         hardware, "fits", lambda *args: fitted.append(hardware.needed_memory(args[0]))
     )
-    looks = trackers.Looks("tensorboard,wandb", "2-3")
+    looks = trackers.Looks("tensorboard,wandb", "2-99")  # to the end
     assert training.run(config(), tmp_path, looks) == 0
     assert fitted[0] > 500_000
     assert ("accuracy/qa1", 6) in seen["scalars"] and ("validation/qa1/1s", 6) in seen["scalars"]

@@ -272,6 +272,7 @@ def test_a_mean_of_one_run_is_that_run_bit_for_bit(tmp_path):
         (["a", "wider"], "different models: model.width is "),
         (["a", "told"], "different models: prompt.source is 'none' and 'description'"),
         (["a", "words"], "backbone/wte has shape"),
+        (["a", "read"], "different models: data.tokenizer is 'builtin' and 'gpt2'"),
         (["a", "nothing"], "There is no folder nothing here"),
     ],
 )
@@ -280,8 +281,13 @@ def test_a_mean_of_what_has_none(tmp_path, capsys, monkeypatch, of, sentence):
     for name, prompt, changes in (
         ("a", None, {}), ("b", None, {}), ("wider", None, {"width": 32}),
         ("told", Prompt("description", "every", tiny.WORDS), {}), ("words", None, {}),
+        ("read", None, {}),
     ):  # fmt: skip
         folder, flat = workdir(Path(name), prompt, **changes)
+        if name == "read":
+            config = json.loads((folder / "config.json").read_text())
+            config["data"]["tokenizer"] = "gpt2"
+            (folder / "config.json").write_text(json.dumps(config))
         if name == "words":
             flat["backbone/wte"] = flat["backbone/wte"][:-1]
             config = Config(model=tiny.settings(), prompt=Prompt("none", "every", tiny.WORDS))

@@ -14,6 +14,7 @@ kind=${1:-} image="" run="" bucket="" dry_run=""
 shift
 parse "image run bucket" "dry_run" "$@"
 need image run bucket
+words "the command goes into YAML"
 [[ $run =~ ^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$ ]] ||
   fail "--run '$run' must be a Kubernetes name: a-z, 0-9 and '-', from a letter, 42 at most"
 [[ "${training[*]}" != *[\"\\\|\&]* ]] ||

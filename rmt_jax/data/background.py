@@ -95,15 +95,16 @@ def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
     """
     if split not in sources.SPLITS:
         raise ValueError(f"Unknown split {split!r}: one of {', '.join(sources.SPLITS)}.")
-    key = _key(source, tokenizer)
-    return _open(str(cache_folder() / "background" / key), source, tokenizer, split)
+    folder = cache_folder() / "background" / key(source, tokenizer)
+    return _open(str(folder), source, tokenizer, split)
 
 
-def _key(source: str, tokenizer: Tokenizer) -> str:
-    """A hash of what decides the arrays: the text, by content or by name, size and time."""
+def key(source: str, tokenizer: Tokenizer) -> str:
+    """A hash of what decides the arrays: the text, by content or by name, size and time. Raises
+    ValueError as `load` does."""
     digest = sha256(f"{VERSION} {MIN_TOKENS} {tokenizer.fingerprint()}".encode())
-    for name, key, content in sources.documents(source):
-        digest.update(f"{name}\0{key}\0".encode())
+    for name, owner, content in sources.documents(source):
+        digest.update(f"{name}\0{owner}\0".encode())
         if source == "builtin":
             digest.update(content.encode())
         else:

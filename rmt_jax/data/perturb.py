@@ -34,6 +34,7 @@ PERTURBATIONS: dict[str, str] = {
     **DESCRIPTIONS,
 }
 TYPO_SHARE = 0.1
+_POINTS_BACK = re.compile(r"(?:Then|After|Afterwards|Following)\b")
 
 
 def check(name: str) -> str:
@@ -104,7 +105,9 @@ def _distracted(told: Story, dice: Dice) -> Story:
 
     facts, moved = [], []
     for fact in told.facts:
-        facts += [walk() for _ in range(dice.below(3))]
+        # 'Then she …' (QA11, QA13) says whom it means only right after the fact before it.
+        if not _POINTS_BACK.match(fact):
+            facts += [walk() for _ in range(dice.below(3))]
         moved.append(len(facts))
         facts.append(fact)
     supporting = tuple(moved[i] for i in told.supporting)

@@ -127,6 +127,12 @@ def _keys(manifest: Path) -> dict[str, str]:
         return {}
     try:
         rows = json.loads(manifest.read_text(encoding="utf-8"))
+        for row in rows:
+            if "split" in row and row["split"] not in SPLITS:
+                raise ValueError(
+                    f"Background: {manifest} has {row['file']} in the split {row['split']!r}: "
+                    f"there are {', '.join(SPLITS)}."
+                )
         return {
             row["file"]: f"split:{row['split']}"
             if "split" in row

@@ -4,15 +4,16 @@ A source hands out `Question`s in a fixed order: number k of a task at a length 
 """
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import compose, perturb, prompts, published, tasks
+from rmt_jax.data import background, compose, perturb, prompts, published, tasks
 from rmt_jax.data.lengths import Length
 from rmt_jax.evaluation import texts
 from rmt_jax.evaluation.answering import Asked
@@ -94,27 +95,31 @@ class Generated:
         self.seed = model.config.evaluation.seed if seed is None else seed
         self.data = data or model.config.data
         self.counter = lengths_by or model.tokenizer
-        self.own = lengths_by is None
         self.counted = self.counter.name
-        self.composers: dict[str, compose.Composer] = {}
+        self.composers: dict[tuple[str, bool], compose.Composer] = {}
         self.composer("")  # what is wrong with facts or background is said now
 
-    def composer(self, change: str) -> compose.Composer:
-        """Of the unchanged world, or of a perturbed one."""
-        change = "" if change in perturb.DESCRIPTIONS else change
-        if change not in self.composers:
-            self.composers[change] = _sentence(
+    def composer(self, change: str, whole: bool = False) -> compose.Composer:
+        """Of the unchanged world, or of a perturbed one. `whole`: of lengths in segments, which
+        are of the model's own tokens whoever counts the others."""
+        key = ("" if change in perturb.DESCRIPTIONS else change, whole)
+        if key not in self.composers:
+            self.composers[key] = _sentence(
                 compose.Composer,
                 self.data,
-                self.counter,
+                self.model.tokenizer if whole else self.counter,
                 self.split,
                 segment_tokens=self.model.segment_tokens,
-                change=change,
+                change=key[0],
             )
-        return self.composers[change]
+        return self.composers[key]
 
     def describe(self) -> str:
-        return repr((self.data, self.split, self.seed, self.counter.name))
+        source, facts = self.data.background, ""
+        text = "" if source == "none" else _sentence(background.key, source, self.counter)
+        if self.data.facts != "simulated":
+            facts = _stamps(Path(self.data.babi_dir).glob("qa*.txt"))
+        return repr((self.data, self.split, self.seed, self.counter.name, text, facts))
 
     def tasks(self) -> list[str]:
         return list(tasks.SIMULATED) if self.data.facts == "simulated" else list(tasks.TASKS)
@@ -152,17 +157,19 @@ class Generated:
         return [self._one(task, length, k, how) for k in which]
 
     def _one(self, task: str, length: str, k: int, how: str) -> Question:
-        s = _sentence(self.composer(how).sample, task, length, self.seed, k)
+        composer = self.composer(how, _length(length, self.model.segment_tokens).whole)
+        s = _sentence(composer.sample, task, length, self.seed, k)
         told = perturb.description(how, task, k)
         asked = ask(self.model, task, s.question, told)
-        facts, context, parts = s.facts, s.context, texts.decoded(self.counter, s.context)
-        if self.own:
+        facts, context, parts = s.facts, s.context, texts.decoded(composer.tokenizer, s.context)
+        if composer.tokenizer is self.model.tokenizer:
             characters = sum(map(len, parts))
         else:
             text = "".join(parts)
             characters, facts = len(text), ()
             context = texts.encode(self.model.tokenizer, text)
-        gpt2 = len(s.context) + len(s.question_ids) if "gpt2" in self.counter.name else 0
+        by_gpt2 = "gpt2" in composer.tokenizer.name
+        gpt2 = len(s.context) + len(s.question_ids) if by_gpt2 else 0
         return Question(
             s.question,
             s.answer,
@@ -188,7 +195,9 @@ class Files:
 
     def describe(self) -> str:
         folder = Path(self.place)
-        return str(folder.resolve()) if folder.is_dir() else self.place
+        if not folder.is_dir():
+            return self.place
+        return f"{folder.resolve()} {_stamps(folder.rglob('*'))}"
 
     def tasks(self) -> list[str]:
         names = {p.name for p in Path(self.place).glob("**/qa*") if p.is_dir()}
@@ -290,10 +299,24 @@ def open_source(
                 "--data is 'generated', 'official', a folder, or a dataset on the hub such as "
                 f"RMT-team/babilong; there is no folder {data}."
             )
+        given = {"--split": split, "--babi": babi, "--background": background}
+        unused = [name for name, value in (given | {"--lengths_by": lengths_by}).items() if value]
+        if unused:
+            raise QuestionError(
+                f"{data} holds finished texts, which {' and '.join(unused)} cannot change: leave "
+                "that out."
+            )
         return Files(model, data)
     return Generated(
         model, split=split or "validation", seed=seed, data=settings, lengths_by=counter
     )
+
+
+def _stamps(paths: Iterable[Path]) -> str:
+    """Names, sizes and times of files: another state of them is other questions."""
+    found = [(path, path.stat()) for path in sorted(paths) if path.is_file()]
+    stamps = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in found]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
 
 
 def _has_babi(folder: Path) -> bool:

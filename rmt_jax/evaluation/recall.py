@@ -210,7 +210,8 @@ class Session:
                     leaves.append(kept[f"memory{len(leaves)}"])
         except FileNotFoundError as error:
             raise RecallError(f"There is no file {path}.") from error
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        # TypeError: an .npy file is one array and no folder of them.
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecallError(f"{path} is no memory that --save_memory wrote ({error}).") from error
         if about["weights"] != answering.mark(self.model):
             raise RecallError(

@@ -126,7 +126,14 @@ def paper(
             parts.append((title, f"{text} Left out: {error}", []))
             return
         folder = out / title.lower().replace(" ", "_")
-        report.write(cells, folder, rule=args.score, title="" if title == "Lengths" else title)
+        main = title == "Lengths"
+        report.write(
+            cells,
+            folder,
+            rule=args.score,
+            title="" if main else title,
+            references=main and args.references,
+        )
         print(f"\n{title}\n{report.table(cells, args.score)}")
         parts.append((title, text, cells))
 

@@ -1,7 +1,8 @@
 """Texts of any size as a stream of tokens, and the records of data files one at a time.
 
 Nothing here holds a whole text twice: what is read is cut in pieces where the tokenizer would cut
-anyway, so that the pieces' tokens joined are the tokens of the whole.
+anyway, so that the pieces' tokens joined are the tokens of the whole. (A writing without spaces is
+cut after a million characters, where a word may fall into other tokens.)
 """
 
 import re
@@ -14,8 +15,10 @@ import numpy as np
 
 PIECE = 1 << 16  # characters
 
+LONGEST = 16 * PIECE  # where no gap between words has come by then, the cut is in mid-word
+
 # Before a single space between two words, a byte-level tokenizer always cuts.
-_CUT = re.compile(r"(?<=\w) (?=[A-Za-z])")
+_CUT = re.compile(r"(?<=\w) (?=[^\W\d_])")
 
 
 class TextError(ValueError):
@@ -37,7 +40,7 @@ def open_text(path: Path) -> IO[str]:
 def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
     """The stream's text in pieces of about `size` characters, cut between words. Raises TextError
     for bytes that are not UTF-8."""
-    held = ""
+    held, looked = "", size
     while True:
         try:
             more = stream.read(size)
@@ -51,11 +54,13 @@ def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
         if not more:
             break
         while len(held) >= 2 * size:
-            cut = next((m.start() for m in _CUT.finditer(held, size)), None)
-            if cut is None:  # not one gap between words yet: go on reading
+            gap = _CUT.search(held, looked)
+            if gap is None and len(held) < LONGEST:  # no gap between words yet: go on reading
+                looked = len(held) - 1
                 break
+            cut = gap.start() if gap else len(held)
             yield held[:cut]
-            held = held[cut:]
+            held, looked = held[cut:], size
     if held:
         yield held
 
@@ -94,10 +99,8 @@ def encode(tokenizer: Any, text: str) -> np.ndarray:
     token) never covers more than one."""
     found, start = [], 0
     while start < len(text):
-        match = (
-            next(_CUT.finditer(text, start + PIECE), None) if len(text) > start + PIECE else None
-        )
-        stop = match.start() if match else len(text)
+        gap = _CUT.search(text, start + PIECE, start + LONGEST)
+        stop = gap.start() if gap else min(start + LONGEST, len(text))
         found.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
         start = stop
     return np.concatenate(found) if found else np.zeros(0, np.int32)

@@ -73,7 +73,7 @@ class Associative(nnx.Module):
         def uniform(*shape):
             return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
 
-        self.nu = config.nu
+        self.nu, self.gate_threshold = config.nu, config.gate_threshold
         self.query = uniform(layers, width, keys)
         self.key = uniform(layers, width, keys)
         self.value = nnx.Param(jnp.zeros((layers, width, width)))
@@ -203,7 +203,7 @@ def gates(maps: Associative, x: jax.Array, view: View) -> jax.Array:
     """How far each token of the text opens its gate, f32[B, L, 1] of the attention input x
     [B, N, D]; 0 for padding."""
     start, stop = view.sections[-1]
-    opened = gate(_gate_inputs(maps, x, view))
+    opened = gate(_gate_inputs(maps, x, view), maps.gate_threshold)
     return jnp.where(view.mask[:, start:stop, None], opened, 0)
 
 
@@ -289,12 +289,16 @@ def _inverse(lower: jax.Array) -> jax.Array:
     return inverse[:, 0, :places, :places]
 
 
-def gate(x: jax.Array) -> jax.Array:
+def gate(x: jax.Array, threshold: float = 0.0) -> jax.Array:
     """A sigmoid stretched from (0, 1) to (-0.1, 1.1) and cut: 0 and 1 can be reached (Louizos et
-    al. 2018). Its slope is that of the sigmoid also where it is cut, or a gate that has closed
-    everywhere would stay closed: in training two layers of four were lost that way."""
+    al. 2018), and what would open less than `threshold` stays shut: over a million tokens gates
+    that open a little do the harm. Its slope is that of the sigmoid also where it is cut, or a gate
+    that has closed everywhere would stay closed: in training two layers of four were lost so."""
     stretched = 1.2 * jax.nn.sigmoid(x) - 0.1
-    return stretched + jax.lax.stop_gradient(jnp.clip(stretched, 0, 1) - stretched)
+    opened = jnp.clip(stretched, 0, 1)
+    if threshold:
+        opened = jnp.where(opened < threshold, 0, opened)
+    return stretched + jax.lax.stop_gradient(opened - stretched)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -91,7 +91,8 @@ def fit(
 def initialise(params: Mapping[str, Any], config: settings.Config, source: str) -> dict[str, Any]:
     """Fresh `params` with everything that `source` holds put in: where a training starts.
 
-    The backbone must fit by name and shape; memory and prompt are taken where the source has them.
+    The backbone must fit by name and shape; memory and prompt are taken where the source has the
+    same cell.
     What it lacks stays as drawn (a zero convolution is no convolution), except memory tokens, which
     are scaled to the source's embeddings. The table of positions may be longer there than here.
     `source`: folder, hub name, or one of `SHIPPED`. Raises WeightsError.

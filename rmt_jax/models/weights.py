@@ -62,7 +62,9 @@ def save(
 
 
 def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
-    """A safetensors file in one piece, with the rights that any new file gets here."""
+    """A safetensors file in one piece, with the rights that any new file gets here. Raises
+    WeightsError where it cannot be written (a full disk)."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +75,9 @@ def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) 
         save_file(tensors, temporary, metadata)
         temporary.chmod(rights)  # safetensors leaves a file that nobody else can read
         temporary.replace(file)
+    except SafetensorError as error:
+        raise WeightsError(f"{file} could not be written ({error}): make room, and run the same "
+                           "again.") from error  # fmt: skip
     finally:
         temporary.unlink(missing_ok=True)
     return file

@@ -33,7 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2
-    rule = main_rule([c for run in cells for c in run if not c.perturb], args.score)
+    shown = [c for run in cells for c in run if not c.perturb]
+    if not shown:
+        print(
+            "These runs hold answers to perturbed texts only, which stand in a table of their own "
+            f"({args.runs[0] / 'table.md'}): name folders with unperturbed ones.",
+            file=sys.stderr,
+        )
+        return 2
+    rule = main_rule(shown, args.score)
     grouped: dict[str, list[Sequence[Cell]]] = {}
     for group, run in zip(groups, cells, strict=True):
         grouped.setdefault(group, []).append(run)

@@ -58,7 +58,8 @@ def world(task: str, given: Names, dice: Dice):
         tasks.task(task)
         raise ValueError(
             f"{task} has no simulator: {', '.join(tasks.SIMULATED)} have. "
-            "Take its facts from the official files: --config.data.facts=official."
+            "Take its facts from the official files: config.data.facts=official, or in evaluation "
+            "--data official --babi FOLDER."
         )
     return moving.World(task, given, dice)
 
