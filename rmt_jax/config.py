@@ -36,7 +36,8 @@ class Model:
     position_layout: str = "plain"  # plain | wrap_pos (the table grows by the memory's)
     d_mem: int = 64  # armt: width of keys before the DPFP feature map; delta: K, that of its keys
     nu: int = 3  # armt: DPFP order; K = 2 * nu * d_mem
-    gate_threshold: float = 0.0  # delta: a gate that would open less than this stays shut
+    # delta: a gate that would open less than this stays shut; one number, or one a layer
+    gate_threshold: tuple[float, ...] = ()
     bptt: int = 0  # segments that gradients flow back through; 0: all
     remat: bool = True  # rematerialise each segment in the backward pass; without it a CPU keeps
     # what products with weights made, an accelerator everything

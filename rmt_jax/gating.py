@@ -238,13 +238,11 @@ class Gauge:
         self._compiled = jax.jit(self._sums)
 
     def _sums(self, params: Any, batch: Labelled):
-        import jax.numpy as jnp
 
         from rmt_jax.models import layerwise
 
         _, given = openings(self.model, params, batch, self.model.config.model.layers)
-        threshold = self.model.config.model.gate_threshold
-        opened = jnp.clip(layerwise.gate(jnp.stack(given), threshold), 0, 1)
+        opened = layerwise.opened(self.model.config.model, given)
         kinds = [batch.label == kind for kind in (BACKGROUND, FACT)]
         return [((opened * one).sum(axis=(1, 2)), one.sum()) for one in kinds]
 

@@ -70,6 +70,11 @@ def validate(config: Config) -> None:
             f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width that"
             f" is a multiple of the heads, e.g. {m.heads * max(1, round(m.width / m.heads))}."
         )
+    if len(m.gate_threshold) not in (0, 1, m.layers):
+        raise ConfigError(
+            f"model.gate_threshold has {len(m.gate_threshold)} numbers for {m.layers} layers: give"
+            " one for each, one for all, or none."
+        )
     if SIDES[m.cell] and m.memory_tokens == 0:
         raise ConfigError(
             f"model.cell '{m.cell}' needs memory tokens, but model.memory_tokens is 0: set it to 1"

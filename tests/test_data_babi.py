@@ -103,6 +103,21 @@ def test_train_and_validation_share_no_story(tmp_path):
         train.story("qa1", 0, 0, 0, OFFICIAL)
 
 
+def test_no_question_of_the_same_facts_stands_on_both_sides(tmp_path):
+    """Sixty stories that begin in three ways: most of their first questions are the same."""
+    places = ("garden", "office", "kitchen")
+    text = "".join(
+        f"1 Mary went to the {places[n % 3]}.\n2 Where is Mary? \t{places[n % 3]}\t1\n"
+        f"3 John took apple {n}.\n4 Where is John? \t{places[n % 3]}\t3\n"
+        for n in range(60)
+    )
+    written(tmp_path, text)
+    sides = ("train", "validation")
+    train, other = (official.Official(str(tmp_path), s).items("qa1") for s in sides)
+    assert {i.facts for i in train}.isdisjoint(i.facts for i in other)
+    assert len(train) + len(other) < 120 and {i.question for i in other} == {"Where is John?"}
+
+
 def test_official_stories_can_bear_new_names(tmp_path):
     written(tmp_path, TEXT.replace("Sandra went home", "Sandra went to the garden"))
     train = official.Official(str(tmp_path), "train")

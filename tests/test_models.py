@@ -306,8 +306,9 @@ def test_a_closed_gate_can_learn_to_open():
 def test_a_threshold_keeps_half_open_gates_shut():
     """With every gate below it a delta memory is never written; one above writes as before."""
     (tokens, mask), found = tiny.text(), {}
-    for threshold in (0.0, 0.1, 0.99):
-        settings = tiny.settings(cell="delta", gate_threshold=threshold)
+    for threshold in (0.0, 0.1, 0.99, (0.99, 0.0)):
+        given = threshold if isinstance(threshold, tuple) else (threshold,)
+        settings = tiny.settings(cell="delta", gate_threshold=given)
         built = models.build(settings, config.Prompt("none"), tiny.VOCAB, 2, nnx.Rngs(0))
         built.associative.value[...] += 0.1
         built.associative.beta_bias[...] += 1.5  # about half open
@@ -315,6 +316,8 @@ def test_a_threshold_keeps_half_open_gates_shut():
         found[threshold] = np.asarray(memory.state.matrix)
     np.testing.assert_array_equal(found[0.0], found[0.1])
     assert not found[0.99].any() and found[0.0].any()
+    first, second = found[0.99, 0.0]
+    assert not first.any() and second.any()
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))

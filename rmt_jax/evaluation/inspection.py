@@ -79,8 +79,8 @@ def opened(cell: Any, memory: Any, segment: Segment, prompt: Prompt | None) -> t
     layers = jax.tree.leaves(cell.layer_weights())[0].shape[0]
     if isinstance(cell, layerwise.Delta):
         _, given = cell.openings(memory, segment, prompt, layers)
-        opening = layerwise.gate(jnp.stack(given)[:, 0], cell.associative.gate_threshold)
-        return new, jnp.where(segment.mask, opening, 0)
+        least = jnp.array(cell.thresholds, jnp.float32)[:, None]
+        return new, jnp.where(segment.mask, layerwise.gate(jnp.stack(given)[:, 0], least), 0)
     x, view = cell.enter(memory, segment, prompt)
     weights, states = cell.layer_weights(), cell._layer_state(memory)
     length, looks = segment.tokens.shape[1], []

@@ -73,7 +73,7 @@ class Associative(nnx.Module):
         def uniform(*shape):
             return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
 
-        self.nu, self.gate_threshold = config.nu, config.gate_threshold
+        self.nu = config.nu
         self.query = uniform(layers, width, keys)
         self.key = uniform(layers, width, keys)
         self.value = nnx.Param(jnp.zeros((layers, width, width)))
@@ -160,7 +160,7 @@ class Delta(Layerwise):
 
     def __init__(self, config, prompt, vocab, tasks, rngs):
         super().__init__(config, prompt, vocab, tasks, rngs)
-        self.rows = config.d_mem
+        self.rows, self.thresholds = config.d_mem, thresholds(config)
         maps = self.associative = Associative(config, rngs)
         # A word finds what was written under the same word from the first step on; and gates start
         # almost closed, or background would have overwritten everything before they have learned.
@@ -178,13 +178,20 @@ class Delta(Layerwise):
         module = self._layer_module(weights)
         block, maps = module["block"], module["associative"]
         seen = block.look(x, view, past)
-        found, matrix = associate(maps, seen[0], state.matrix, view)
+        found, matrix = associate(maps, seen[0], state.matrix, view, weights.get("threshold"))
         x, kept = block(x + found, view, past, top, seen)
         return x, Associations(matrix, ()), kept
 
+    def layer_weights(self):
+        weights = super().layer_weights()
+        if any(self.thresholds):
+            weights["threshold"] = jnp.array(self.thresholds, jnp.float32)
+        return weights
+
     def openings(self, memory: Memory, segment: Segment, prompt: Prompt | None, depth: int):
         """Of a segment read with `memory`: x after each of the first `depth` - 1 layers, [B, N, D],
-        and what the gates of the first `depth` are given, before `gate`, f32[B, L]."""
+        and what the gates of the first `depth` are given, before `gate`, f32[B, L] (`opened` says
+        how far they open)."""
         x, view = self.enter(memory, segment, prompt)
         weights, states = self.layer_weights(), self._layer_state(memory)
         reached, given = [], []
@@ -199,11 +206,26 @@ class Delta(Layerwise):
         return reached, given
 
 
-def gates(maps: Associative, x: jax.Array, view: View) -> jax.Array:
+def thresholds(config: settings.Model) -> tuple[float, ...]:
+    """`gate_threshold` of every layer."""
+    given = config.gate_threshold or (0.0,)
+    return given * config.layers if len(given) == 1 else given
+
+
+def opened(config: settings.Model, given: list[jax.Array]) -> jax.Array:
+    """How far gates open that are given f32[B, L], one of each of the first layers:
+    f32[layers, B, L]."""
+    least = jnp.array(thresholds(config)[: len(given)], jnp.float32)
+    return jnp.clip(gate(jnp.stack(given), least[:, None, None]), 0, 1)
+
+
+def gates(
+    maps: Associative, x: jax.Array, view: View, threshold: jax.Array | None = None
+) -> jax.Array:
     """How far each token of the text opens its gate, f32[B, L, 1] of the attention input x
     [B, N, D]; 0 for padding."""
     start, stop = view.sections[-1]
-    opened = gate(_gate_inputs(maps, x, view), maps.gate_threshold)
+    opened = gate(_gate_inputs(maps, x, view), threshold)
     return jnp.where(view.mask[:, start:stop, None], opened, 0)
 
 
@@ -213,7 +235,11 @@ def _gate_inputs(maps: Associative, x: jax.Array, view: View) -> jax.Array:
 
 
 def associate(
-    maps: Associative, x: jax.Array, matrix: jax.Array, view: View
+    maps: Associative,
+    x: jax.Array,
+    matrix: jax.Array,
+    view: View,
+    threshold: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What every place finds in the matrix, [B, N, D] of the attention input x, and the matrix
     f32[B, K, D] after the text, the last of the view's sections.
@@ -248,7 +274,7 @@ def associate(
         found += jnp.einsum("bmn,bnd->bmd", nearer, written)
         return matrix + jnp.einsum("bmk,bmd->bkd", key, written), found
 
-    each = (query[:, start:], key, value, gates(maps, x, view))
+    each = (query[:, start:], key, value, gates(maps, x, view, threshold))
     matrix, found = jax.lax.scan(body, matrix, jax.tree.map(chunks, each))
     found = found.swapaxes(0, 1).reshape(len(x), count * size, -1)[:, :places]
     return jnp.concatenate([before, found], axis=1).astype(x.dtype), matrix
@@ -289,14 +315,14 @@ def _inverse(lower: jax.Array) -> jax.Array:
     return inverse[:, 0, :places, :places]
 
 
-def gate(x: jax.Array, threshold: float = 0.0) -> jax.Array:
+def gate(x: jax.Array, threshold: jax.Array | float | None = None) -> jax.Array:
     """A sigmoid stretched from (0, 1) to (-0.1, 1.1) and cut: 0 and 1 can be reached (Louizos et
     al. 2018), and what would open less than `threshold` stays shut: over a million tokens gates
     that open a little do the harm. Its slope is that of the sigmoid also where it is cut, or a gate
     that has closed everywhere would stay closed: in training two layers of four were lost so."""
     stretched = 1.2 * jax.nn.sigmoid(x) - 0.1
     opened = jnp.clip(stretched, 0, 1)
-    if threshold:
+    if threshold is not None:
         opened = jnp.where(opened < threshold, 0, opened)
     return stretched + jax.lax.stop_gradient(opened - stretched)
 
