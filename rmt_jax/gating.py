@@ -30,13 +30,17 @@ from rmt_jax.config import Data, to_dict
 BACKGROUND, FACT, ASKED, NOTHING = range(4)
 BATCH = 64  # segments a step
 SHUFFLED = 64  # texts whose segments are mixed
-LEAK = 1.0  # gates over 1,000 tokens of background, above which a layer is taught
+LEAK = 0.1  # gates over 1,000 tokens of background, above which a layer is taught
 RATE, WARMUP = 1e-3, 20  # Adam's
 HOLD = 3.0  # price of what moves in a layer, against a token's cross entropy
 # Facts are few, and of some kinds fewer: at the price of background the gates of rare ones, under
 # new names, were shut too. Questions in the text write little and are left nearly alone.
 PRICE = np.array([1.0, 6.0, 0.3, 0.0], np.float32)
 STORY = 80  # tokens of facts that a story counts for at least: QA4's two facts are 17
+# Few tokens of background open a gate, and over a million tokens it is these that matter: one counts
+# for so many more as its gate is open now, and one of a fact as it was before.
+OPEN, WAS_OPEN = 400.0, 80.0
+LOOKALIKES = 0.5  # of the texts with decoys
 # Of what stands where, how much a layer is held to: facts and questions are read by later layers.
 HELD = np.array([0.1, 1.0, 1.0, 0.0], np.float32)
 CHECKED = 1600  # segments of the validation split
@@ -66,11 +70,14 @@ def main(argv: list[str]) -> int:
     add("--background", default="", help="builtin | a folder of books (default: the config's)")
     add("--babi", default="", help="folder of bAbI files: half of the stories are official ones")
     add("--steps", type=int, default=500, help=f"of {BATCH} segments (default: 500)")
+    add("--threshold", type=float, help="written as model.gate_threshold when all is taught")
     add("--seed", type=int, default=0)
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     args = parser.parse_args(argv)
     if args.steps < 1:
         raise command.Usage(f"--steps is {args.steps}: teaching takes at least 1.")
+    if args.threshold is not None and not 0 <= args.threshold < 1:
+        raise command.Usage(f"--threshold is {args.threshold}: gates open from 0 to 1.")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise command.Usage(f"--out {args.out} is no empty folder: choose another name.")
     # JAX loads only now: --help and wrong arguments answer at once.
@@ -88,20 +95,28 @@ def main(argv: list[str]) -> int:
     data = dataclasses.replace(
         model.config.data,
         background=background,
-        decoys=0.0 if background == "builtin" else 0.5,  # the built-in text holds no such names
+        decoys=0.0 if background == "builtin" else 0.8,  # the built-in text holds no such names
         facts="both" if args.babi else "simulated",
         babi_dir=args.babi,
         seed=args.seed,
     )
     try:
-        run(model, data, args.out, args.steps, args.dtype)
+        run(model, data, args.out, args.steps, args.dtype, args.threshold)
     except ValueError as error:  # of the composer: a sentence
         raise command.Usage(str(error)) from error
     return 0
 
 
-def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -> None:
-    """Teaches `model` (of `rmt_jax.load`) on what `data` says; writes `out`."""
+def run(
+    model: Any,
+    data: Data,
+    out: Path,
+    steps: int,
+    dtype: str = "float32",
+    threshold: float | None = None,
+) -> None:
+    """Teaches `model` (of `rmt_jax.load`) on what `data` says; writes `out`, with
+    `model.gate_threshold` of all layers if one is given."""
     from tqdm import tqdm
 
     from rmt_jax import workdir
@@ -135,9 +150,13 @@ def run(model: Any, data: Data, out: Path, steps: int, dtype: str = "float32") -
                 bar.write(f"step {step}: over background {_said(row['background'])}")
             file.write(json.dumps(row) + "\n")
             file.flush()
-    weights.save(out, teaching.params(), model.config, dtype)
+    config = model.config
+    if threshold is not None:
+        least = (threshold,) if threshold else ()
+        config = config.replace(model=dataclasses.replace(config.model, gate_threshold=least))
+    weights.save(out, teaching.params(), config, dtype)
     model.tokenizer.save(out / "tokenizer")
-    workdir.write_text(out / "config.json", json.dumps(to_dict(model.config), indent=1))
+    workdir.write_text(out / "config.json", json.dumps(to_dict(config), indent=1))
     print(f"over facts: {_said(before['fact'])} before, {_said(row['fact'])} now")
     print(f"written: {out}\nnext:    python -m rmt_jax.evaluate --workdir {out} --lengths 1k,32k")
 
@@ -149,7 +168,8 @@ def _said(values: list[float]) -> str:
 def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
     """Batches without end of segments of texts of the model's tasks, cut as training cuts them:
     half with new names if training had any, `data.decoys` of them hidden among sentences that hold
-    names of the tasks, one in seven with no background at all. A pure function of `data`."""
+    names of the tasks, found (background.holding) or made (lookalikes), one in seven with no
+    background at all. A pure function of `data`."""
     from rmt_jax.data.compose import Composer
     from rmt_jax.data.dice import Dice
     from rmt_jax.data.fold import fold
@@ -162,7 +182,9 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
         task = draw.pick(data.tasks)
         how = manner(data, draw.pick(FACTS), draw.uniform() < 0.5)
         segments = draw.pick(SEGMENTS)
-        hidden, decoys = draw.uniform() < 6 / 7, draw.uniform() < data.decoys
+        hidden, decoys = draw.uniform() < 6 / 7, ""
+        if draw.uniform() < data.decoys:
+            decoys = "lookalikes" if draw.uniform() < LOOKALIKES else "names"
         plant = draw.pick((0.0, 0.2, 0.5))
         address = (task, f"{segments}s", data.seed, index)
         made = composer.sample(*address, how, hidden, plant, decoys)
@@ -316,13 +338,18 @@ class Teaching:
         import jax.numpy as jnp
         import optax
 
+        from rmt_jax.models import layerwise
+
         reached, given = openings(self.model, self._joined(own, taught), batch, self.depth)
         price, held = batch.price, jnp.asarray(HELD)[batch.label]
+        background, fact = batch.label == BACKGROUND, batch.label == FACT
         cross = 0.0
         for now, then in zip(given, before[1], strict=True):
-            target = jnp.where(batch.label == BACKGROUND, 0, jax.nn.sigmoid(then))
+            target = jnp.where(background, 0, jax.nn.sigmoid(then))
             errors = optax.sigmoid_binary_cross_entropy(now, target)
-            cross += (errors * price).sum() / price.sum()
+            opened, was = (jnp.clip(layerwise.gate(x), 0, 1) for x in (now, then))
+            counts = 1 + OPEN * background * jax.lax.stop_gradient(opened) + WAS_OPEN * fact * was
+            cross += (errors * price * counts).sum() / price.sum()
         moved = 0.0
         for now, then in zip(reached, before[0], strict=True):
             told = batch.prompt_mask[:, : now.shape[1] - held.shape[1]]  # none, without a prompt

@@ -1,13 +1,16 @@
 """Background: haystacks, books split by author, decoys, and what is no background."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmt_jax.config import Data
-from rmt_jax.data import background, sources, tokenizer
+from rmt_jax.data import background, lookalikes, sources, tokenizer, words
 from rmt_jax.data.compose import Composer
+from rmt_jax.data.dice import Dice
 
 TOKENS = tokenizer.load()
 
@@ -49,18 +52,59 @@ def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
     named = "It was said that old John had left them in the garden before it was dark."
     folder = books(tmp_path / "books", sentence=" ".join([plain, named, plain, plain]))
     composer = Composer(Data(background=str(folder)), TOKENS)
-    samples = [composer.sample("qa4", "1k", 0, 0, decoys=decoys) for decoys in (True, False)]
+    samples = [composer.sample("qa4", "1k", 0, 0, decoys=decoys) for decoys in ("names", "")]
     texts = [TOKENS.decode(sample.context) for sample in samples]
     assert "Nothing" not in texts[0] and "Nothing" in texts[1] and "John" in texts[1]
     assert samples[0].story == samples[1].story
     assert len(samples[0].context) == len(samples[1].context)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "form"),
+    [
+        ("He came into the room and shut the door.", r"He came into the (\w+) and shut the door\."),
+        ("She went slowly to the window.", r"She went slowly to the (\w+)\."),
+        ("They took his letters, and read them.", r"They took the (\w+), and read them\."),
+        ("She picked up a stone.", r"She picked up the (\w+)\."),
+    ],
+)
+def test_a_sentence_is_made_to_look_like_a_fact(sentence, form):
+    known = {*words.OFFICIAL.places, *words.OFFICIAL.objects}
+    made = {lookalikes.lookalike(sentence, Dice(0, k)) for k in range(30)}
+    names = {re.fullmatch(form, one)[1] for one in made}
+    assert len(names) > 1 and names <= known
+
+
+def test_what_is_not_made_to_look_like_a_fact():
+    for sentence in (
+        "John went to the window.",  # would be one
+        "It was late.",
+        "He went to the window" + " and waited" * 50,
+    ):
+        assert all(lookalikes.lookalike(sentence, Dice(0, k)) is None for k in range(20))
+    rare = [lookalikes.lookalike("The evening was fine.", Dice(0, k)) for k in range(200)]
+    assert 0 < sum(one is not None for one in rare) < 100
+
+
+def test_lookalikes_as_background(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    plain = "Nothing in this whole book was ever said of anybody or of anything at all."
+    going = "After a long while the old captain went to the window and looked at the rain."
+    folder = books(tmp_path / "books", sentence=f"{plain} {going}")
+    composer = Composer(Data(background=str(folder)), TOKENS)
+    text = TOKENS.decode(composer.sample("qa4", "1k", 0, 0, decoys="lookalikes").context)
+    assert "Nothing" not in text and "window" not in text
+    assert len(set(re.findall(r"captain went to the (\w+)", text))) > 3
+    empty = books(tmp_path / "empty", sentence=plain)
+    with pytest.raises(ValueError, match="no sentence such as 'She came into the room'"):
+        Composer(Data(background=str(empty)), TOKENS).sample("qa4", "1k", 0, 0, decoys="lookalikes")
+
+
 def test_decoys_need_a_background_that_has_some():
     # The built-in text has none of these names.
     composer = Composer(Data(), TOKENS)
     with pytest.raises(ValueError, match=r"holds a name .* set config.data.decoys to 0"):
-        composer.sample("qa1", "1k", 0, 0, decoys=True)
+        composer.sample("qa1", "1k", 0, 0, decoys="names")
     # Evaluation takes text as it comes, whatever training did.
     assert Composer(Data(decoys=1.0), TOKENS).sample("qa1", "1k", 0, 0).facts
 

@@ -104,7 +104,7 @@ def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
 ):
     out = tmp_path / "taught"
     monkeypatch.setattr(gating, "CHECKED", 2 * gating.BATCH)
-    gating.run(model, DATA, out, 80)
+    gating.run(model, DATA, out, 80, threshold=0.3)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     before, after = rows[0], rows[-1]
     assert after["step"] == 80 and min(before["background"]) > 100
@@ -114,7 +114,9 @@ def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
     assert left < 0.7 and kept > 1.3 * left, (left, kept)
     assert "teaching the gates of 2 of 2 layers" in capsys.readouterr().out
     taught = rmt_jax.load(out)
-    assert taught.config == model.config  # what it was taught on is not what it is
+    assert taught.config.model.gate_threshold == (0.3,)
+    same = dataclasses.replace(taught.config.model, gate_threshold=())
+    assert taught.config.replace(model=same) == model.config  # not what it was taught on
     old, new = (weights.flatten(jax.tree.map(np.asarray, m.params)) for m in (model, taught))
     for name, value in old.items():
         if name.startswith("backbone/blocks"):

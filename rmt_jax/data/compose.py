@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rmt_jax import config
-from rmt_jax.data import background, cuts, perturb, sources, tasks, words, worlds
+from rmt_jax.data import background, cuts, lookalikes, perturb, sources, tasks, words, worlds
 from rmt_jax.data.dice import Dice
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.story import NoStory, Story
@@ -152,11 +152,12 @@ class Composer:
         manner: Manner = worlds.OFFICIAL,
         hidden: bool = True,
         plant: float = 1.0,
-        decoys: bool = False,
+        decoys: str = "",
     ) -> Sample:
         """The sample at (task, length, seed, index); `hidden=False` leaves the background out.
         `plant`: the chance of each of the story's questions on the way to stand in the text.
-        `decoys`: only sentences with a name of the tasks make the background.
+        `decoys`: what makes the background: 'names', only sentences in which a name of the tasks
+        stands; 'lookalikes', only such as were given one (`data.lookalikes`).
 
         Raises ValueError for an unknown task or length and where facts or window leave no room.
         """
@@ -184,7 +185,7 @@ class Composer:
         manner: Manner,
         hidden: bool,
         plant: float,
-        decoys: bool,
+        decoys: str,
     ) -> Sample:
         # A whole length holds question and answer too: about 20 tokens that facts cannot take.
         most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
@@ -214,7 +215,7 @@ class Composer:
         dice: Dice,
         hidden: bool,
         plant: float,
-        decoys: bool,
+        decoys: str,
     ) -> Sample | None:
         encode = self.tokenizer.sentence
         question = encode(story.question)
@@ -248,7 +249,7 @@ class Composer:
         return sorted(kept, key=lambda ask: ask[0])
 
     def _weave(
-        self, story: Story, facts: list, asks: list, fill: int, dice: Dice, decoys: bool = False
+        self, story: Story, facts: list, asks: list, fill: int, dice: Dice, decoys: str = ""
     ) -> Sample:
         """Facts and asks into `fill` tokens of background."""
         hay, starts = np.zeros(0, np.int32), np.zeros(1, np.int64)
@@ -257,7 +258,7 @@ class Composer:
             assert self.background is not None
             stack = perturb.Hay(self.change, self.background, self.tokenizer)
             if decoys:
-                some = self.background.holding(_names(self.tokenizer))
+                some = self._decoys(decoys)
                 taken = some.take(dice.below(some.sentences), fill)
             else:
                 taken = stack.take(dice.below(self.background.sentences), fill, dice)
@@ -293,6 +294,12 @@ class Composer:
             story.task, out, story.question, story.answer, encode(story.question),
             encode(story.answer), tuple(spans), story.supporting, tuple(planted), story,
         )  # fmt: skip
+
+    def _decoys(self, kind: str) -> background.Background:
+        assert self.background is not None
+        if kind == "lookalikes":
+            return lookalikes.background(self.background.name, self.tokenizer, self.split)
+        return self.background.holding(_names(self.tokenizer))
 
     def _gaps(self, starts: np.ndarray, fill: int, count: int, dice: Dice) -> np.ndarray:
         """Numbers of the gaps (0: before the first sentence) where the facts go, sorted."""

@@ -146,7 +146,7 @@ class Loader:
         same = stage.probes or self.config.prompt.source in ("question", "both")
         asks, plant = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
         manner = Manner(facts, names, asks=asks, few=few, same=same)
-        decoys = dice.uniform() < data.decoys
+        decoys = "names" if dice.uniform() < data.decoys else ""
         address = (task, f"{segments}s", data.seed, index)
         return self.composer.sample(*address, manner, hidden, plant, decoys)
 
