@@ -37,8 +37,8 @@ HOLD = 3.0  # price of what moves in a layer, against a token's cross entropy
 # new names, were shut too. Questions in the text write little and are left nearly alone.
 PRICE = np.array([1.0, 6.0, 0.3, 0.0], np.float32)
 STORY = 80  # tokens of facts that a story counts for at least: QA4's two facts are 17
-# Few tokens of background open a gate, and over a million tokens it is these that matter: one counts
-# for so many more as its gate is open now, and one of a fact as it was before.
+# Few tokens of background open a gate, and over a million tokens it is these that matter: one with
+# an open gate counts for so many more; and one of a fact, if its gate was open before.
 OPEN, WAS_OPEN = 400.0, 80.0
 LOOKALIKES = 0.5  # of the texts with decoys
 # Of what stands where, how much a layer is held to: facts and questions are read by later layers.
