@@ -7,6 +7,8 @@
     python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long
     python -m rmt_jax.train --config configs/pretrain.py:official --workdir runs/official
     python -m rmt_jax.train --config configs/pretrain.py:decoys --workdir runs/decoys
+    python -m rmt_jax.train --config configs/pretrain.py:threshold --workdir runs/threshold_1 \
+        --config.data.seed=1                                        # and seeds 2 and 3
     python -m rmt_jax.train --config configs/pretrain.py:wide --workdir runs/wide
     python -m rmt_jax.train --config configs/pretrain.py:wide_memory --workdir runs/wide_memory
     python -m rmt_jax.train --config configs/pretrain.py:wide_long --workdir runs/wide_long
@@ -14,10 +16,12 @@
         --config.data.seed=1                                        # and runs/stories_2, seed 2
 
 `memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `decoys` starts from
-the mean of the weights of `long` and `official`; three parts of that mean and seven of what
-`decoys` made of it are `multitask`. Each of these puts together what was run in pieces
-(docs/EXPERIMENTS.md: 1 to 8 are `tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33
-`decoys`), so it will give weights like these, not these. The `wide` presets, nine times as large,
+the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
+seven of what `decoys` made of it (runs/mixed); a fifth of each run of `threshold` and two of
+runs/mixed, with `python -m rmt_jax.gating --steps 900 --threshold 0.2` after that, are `multitask`.
+Each of these puts together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and
+`memory`, 22 to 26 `segment` to `official`, 32 and 33 `decoys`, 45 `threshold`, 46 the gates), so it
+will give weights like these, not these. The `wide` presets, nine times as large,
 from random weights in four minutes of a GPU (piece 34), `python -m rmt_jax.gating` after them (40),
 `wide_stories` from there with two seeds (42 and 43), `python -m rmt_jax.convert mean` of all three
 and the gates once more (44) are `multitask-wide`.
@@ -66,7 +70,7 @@ WIDE = dataclasses.replace(
 def get_config(preset: str = "tasks") -> Config:
     presets = {"tasks": tasks, "memory": memory, "segment": segment, "delta": delta}
     presets |= {"long": long, "official": official}
-    presets |= {"decoys": decoys}
+    presets |= {"decoys": decoys, "threshold": threshold}
     presets |= {"wide": wide, "wide_memory": wide_memory, "wide_long": wide_long}
     presets |= {"wide_stories": wide_stories}
     if preset not in presets:
@@ -229,6 +233,25 @@ def decoys() -> Config:
             facts=("3-12 official official official",),
             background=(0.8, 0.9),
             questions=("1 1 .5 .2",),
+        ),
+    )
+
+
+def threshold() -> Config:
+    """A little more under a threshold of the gates, once a seed, for a mean with what it starts
+    from: that is to keep the answers while gates that open a little stay shut."""
+    config = decoys()
+    return config.replace(
+        init="runs/mixed",
+        model=dataclasses.replace(config.model, gate_threshold=(0.3,)),
+        data=dataclasses.replace(config.data, decoys=0.7),
+        curriculum=dataclasses.replace(
+            config.curriculum,
+            segments=(32,),
+            steps=(100,),
+            tasks=("qa1:0.6 qa2:1 qa3:2.4 qa4:0.7 qa5:1.2",),
+            background=(0.8,),
+            learning_rate=(0.002,),
         ),
     )
 
