@@ -109,6 +109,7 @@ def long() -> Config:
     config = small()
     return config.replace(
         init="multitask",
+        model=dataclasses.replace(config.model, gate_threshold=(0.2,)),  # as it was taught
         optimizer=dataclasses.replace(config.optimizer, accumulate=8, stillness=0.1),
         curriculum=Curriculum(
             segments=(64,),
