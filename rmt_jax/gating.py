@@ -264,7 +264,7 @@ class Gauge:
         from rmt_jax.models import layerwise
 
         _, given = openings(self.model, params, batch, self.model.config.model.layers)
-        opened = layerwise.opened(self.model.config.model, given)
+        opened = layerwise.opened(layerwise.thresholds(self.model.config.model), given)
         kinds = [batch.label == kind for kind in (BACKGROUND, FACT)]
         return [((opened * one).sum(axis=(1, 2)), one.sum()) for one in kinds]
 

@@ -69,13 +69,13 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     if owner:
         tokenizer.save(path / "tokenizer")
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
-    if config.init and not checkpoints.steps():  # a continued run needs nothing of it
-        params = pretrained.initialise(params, config, config.init)
-    # On the host: the step gives its arrays away, and a rescue may have to begin again.
-    params = jax.tree.map(np.asarray, params)
     trackers = open_trackers(looks.log_to, path, config) if owner else []
     state = None
     while state is None:  # again from the last good checkpoint, if training goes wrong
+        if config.init and not checkpoints.steps():  # a continued run needs nothing of it
+            params = pretrained.initialise(params, config, config.init)
+        # On the host: the step gives its arrays away, and a rescue may have to begin again.
+        params = jax.tree.map(np.asarray, params)
         opt = optimizer.build(config, rescues.scale)
         start = steps.init_state(params, opt)
         place = sharding.place_state(start, params, mesh)
@@ -106,9 +106,6 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
         except Diverged as trouble:
             print(rescues.add(trouble), file=sys.stderr)
             checkpoints.drop_after(trouble.good)
-            if config.init and not checkpoints.steps():
-                drawn = pretrained.initialise(params, config, config.init)
-                params = jax.tree.map(np.asarray, drawn)
         except BaseException:
             checkpoints.close()  # what is being written shall be whole
             raise

@@ -79,8 +79,7 @@ def opened(cell: Any, memory: Any, segment: Segment, prompt: Prompt | None) -> t
     layers = jax.tree.leaves(cell.layer_weights())[0].shape[0]
     if isinstance(cell, layerwise.Delta):
         _, given = cell.openings(memory, segment, prompt, layers)
-        least = jnp.array(cell.thresholds, jnp.float32)[:, None]
-        return new, jnp.where(segment.mask, layerwise.gate(jnp.stack(given)[:, 0], least), 0)
+        return new, jnp.where(segment.mask, layerwise.opened(cell.thresholds, given)[:, 0], 0)
     x, view = cell.enter(memory, segment, prompt)
     weights, states = cell.layer_weights(), cell._layer_state(memory)
     length, looks = segment.tokens.shape[1], []

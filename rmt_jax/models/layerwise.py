@@ -212,11 +212,11 @@ def thresholds(config: settings.Model) -> tuple[float, ...]:
     return given * config.layers if len(given) == 1 else given
 
 
-def opened(config: settings.Model, given: list[jax.Array]) -> jax.Array:
-    """How far gates open that are given f32[B, L], one of each of the first layers:
-    f32[layers, B, L]."""
-    least = jnp.array(thresholds(config)[: len(given)], jnp.float32)
-    return jnp.clip(gate(jnp.stack(given), least[:, None, None]), 0, 1)
+def opened(least: tuple[float, ...], given: list[jax.Array]) -> jax.Array:
+    """How far gates open that are given f32[B, L], one of each of the first layers, under
+    `thresholds`: f32[layers, B, L]."""
+    floor = jnp.array(least[: len(given)], jnp.float32)
+    return jnp.clip(gate(jnp.stack(given), floor[:, None, None]), 0, 1)
 
 
 def gates(
