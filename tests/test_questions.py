@@ -82,4 +82,4 @@ def test_files_that_changed_are_asked_anew(model, tmp_path):
 
 def test_what_files_cannot_be_told(model, tmp_path):
     with pytest.raises(questions.QuestionError, match="which --split and --lengths_by cannot"):
-        questions.open_source(str(tmp_path), model, split="test", lengths_by="builtin")
+        questions.open_source(str(tmp_path), model, split="test", lengths_by="nobody/has-it")

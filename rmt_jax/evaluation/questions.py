@@ -278,11 +278,6 @@ def open_source(
     settings = model.config.data
     if background:
         settings = dataclasses.replace(settings, background=background)
-    counter = None
-    if lengths_by:
-        from rmt_jax.data import tokenizer
-
-        counter = _sentence(tokenizer.load, lengths_by)
     if data == "official" or (data != "generated" and _has_babi(Path(data))):
         folder = babi if data == "official" else data
         if not (folder or settings.babi_dir):
@@ -307,6 +302,11 @@ def open_source(
                 "that out."
             )
         return Files(model, data)
+    counter = None
+    if lengths_by:
+        from rmt_jax.data import tokenizer
+
+        counter = _sentence(tokenizer.load, lengths_by)
     return Generated(
         model, split=split or "validation", seed=seed, data=settings, lengths_by=counter
     )
