@@ -99,15 +99,19 @@ def test_cudnn_takes_what_we_give_it(monkeypatch):
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
     queries, keys, values, known = arrays(jnp.bfloat16, width=64)
 
-    def loss(queries, keys, values):
+    def loss(queries, keys, values, known=known):
         out = attention.causal(queries, keys, values, known, "cudnn")
         return jnp.sin(out.astype(jnp.float32)).sum()
 
     def layers(*stacked):
         return jax.vmap(jax.grad(loss, (0, 1, 2)))(*stacked)
 
+    def packed(*inputs):
+        return loss(*inputs, known=None)
+
     for function, inputs in (
         (jax.grad(loss, (0, 1, 2)), (queries, keys, values)),
+        (jax.grad(packed, (0, 1, 2)), (queries, keys, values)),
         (layers, [jnp.stack([x] * 3) for x in (queries, keys, values)]),
     ):
         text = jax.jit(function).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()

@@ -8,7 +8,7 @@ import tiny
 from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.models import gpt2, layerwise, recurrence, weights
+from rmt_jax.models import gradients, layerwise, recurrence, weights
 from rmt_jax.models.gpt2 import View
 from rmt_jax.shapes import Segment
 
@@ -320,16 +320,45 @@ def test_a_threshold_keeps_half_open_gates_shut():
     assert not first.any() and second.any()
 
 
+def plain_norm(x, scale, bias):
+    exact = x.astype(jnp.float32)
+    exact = exact - exact.mean(axis=-1, keepdims=True)
+    y = exact * jax.lax.rsqrt(jnp.square(exact).mean(axis=-1, keepdims=True) + 1e-5)
+    return (y * scale + bias).astype(x.dtype)
+
+
+ORDER = jnp.array([[2, 0, 1, 3], [3, 1, 2, 0]])
+BY_HAND = {
+    "product": (gradients.product, jnp.matmul, (2, 4, 6), (6, 4)),
+    "gelu": (gradients.gelu, lambda x: jax.nn.gelu(x, approximate=True), (2, 4, 6)),
+    "normalise": (gradients.normalise, plain_norm, (2, 4, 6), (6,), (6,)),
+    "spread": (lambda x: gradients.spread(x, (2, 4, 6)), lambda x: x + jnp.zeros((2, 4, 6)), (6,)),
+    "permuted": (
+        lambda x: gradients.permuted(x, ORDER, jnp.argsort(ORDER, axis=1)),
+        lambda x: jnp.take_along_axis(x, ORDER[:, :, None], axis=1),
+        (2, 4, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ("cpu", "gpu"))
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-def test_a_product_and_its_own_gradients(dtype):
-    """`product` is `@`; the gradient that it says itself is the one that JAX would have made."""
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5), dtype)
-    kernel = jax.random.normal(jax.random.key(1), (5, 4), dtype)
-    value, back = jax.vjp(gpt2.product, x, kernel)
-    plain, plain_back = jax.vjp(jnp.matmul, x, kernel)
-    np.testing.assert_array_equal(value, plain)
-    tolerance = 1e-6 if dtype == "float32" else 1e-2
-    for ours, theirs in zip(back(value), plain_back(plain), strict=True):
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        exact = np.asarray(theirs, np.float32)
-        np.testing.assert_allclose(np.asarray(ours, np.float32), exact, tolerance, tolerance)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_gradients_by_hand_are_those_that_jax_makes(name, dtype, backend, monkeypatch):
+    """Values to the bit, gradients to rounding, in the way of either backend."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    ours, plain, *shapes = BY_HAND[name]
+    inputs = [jax.random.normal(jax.random.key(i), s, dtype) for i, s in enumerate(shapes)]
+    if name == "normalise":  # its scale and bias are float32 whatever x is
+        inputs[1:] = [x.astype(jnp.float32) for x in inputs[1:]]
+    value, back = jax.vjp(ours, *inputs)
+    expected, plain_back = jax.vjp(plain, *inputs)
+    np.testing.assert_array_equal(value.astype(expected.dtype), expected)
+    tolerance = 2e-6 if dtype == "float32" else 3e-2
+    weight = jax.random.normal(jax.random.key(9), value.shape, jnp.float32)
+    found = back(weight.astype(value.dtype))
+    made = plain_back(weight.astype(expected.dtype))
+    for x, a, b in zip(inputs, found, made, strict=True):
+        assert (a.dtype, a.shape) == (x.dtype, x.shape)
+        a, b = (np.asarray(g, np.float32) for g in (a, b))
+        np.testing.assert_allclose(a, b, tolerance, tolerance * np.abs(b).max())

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.models import recurrence, weights
+from rmt_jax.models import attention, recurrence, weights
 from rmt_jax.shapes import Prompt, Segment
 
 ASKED = config.Prompt("question", "start", tiny.WORDS)
@@ -71,6 +72,72 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(cell):
         scanned = jax.tree.leaves(gradient(recurrence.answer_logits, remat=remat))
         for a, b in zip(looped, scanned, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "cell, remat", (("rmt", False), ("rmt", True), ("prmt", False), ("delta", False))
+)
+def test_the_way_of_a_gpu_gives_the_same(cell, remat, monkeypatch):
+    """Segments one after another outside a loop, padding behind everything else while the layers
+    run, the fused kernel (in XLA's form, which needs no GPU): values and gradients of a loop."""
+    graph, params = tiny.model(ASKED, cell=cell, layers=2, scan_layers=cell != "rmt")
+    batch = tiny.batch(segments=3, answered=1)
+    mask = batch.mask.copy()
+    mask[0, 0, 3:], mask[1, 2, 5:] = False, False
+    mask[1, 1] = False
+    batch = batch._replace(mask=mask)
+
+    def value(function, **named):
+        def loss(params):
+            return loss_of(function(models.merge(graph, params), batch, **named), batch)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    looped = value(by_loop)
+    packed, causal = [], attention.causal
+
+    def fused(queries, keys, values, known, _):
+        packed.append(known is None)
+        return causal(queries, keys, values, known, "xla")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "available", lambda *_: "cudnn")
+    monkeypatch.setattr(attention, "causal", fused)
+    ours = value(recurrence.answer_logits, remat=remat)
+    for a, b in zip(jax.tree.leaves(looped), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert packed and all(packed) == any(packed) == (cell == "rmt")
+
+    def loops(function):
+        text = str(jax.make_jaxpr(lambda p: function(models.merge(graph, p), batch))(params))
+        return text.count("scan[") + text.count("while[")
+
+    if cell == "rmt":  # layers of the others are a loop here, and delta's chunks are one
+        assert loops(recurrence.answer_logits) == 0
+        monkeypatch.setattr(recurrence, "UNROLLED", 1)
+        assert loops(recurrence.answer_logits) > 0
+
+
+@pytest.mark.parametrize("cell", tiny.CELLS)
+def test_weights_cast_before_the_loop_read_the_same(cell):
+    """Reading without gradient casts them once; to the bit what a loop that casts them gives."""
+    graph, params = tiny.model(ASKED, cell=cell, dtype="bfloat16")
+    model, (tokens, mask) = models.merge(graph, params), tiny.text()
+    memory, prompt = model.initial(len(tokens)), tiny.prompt()
+    count = jnp.int32(tokens.shape[1])
+    once = recurrence.read_some(model, memory, tokens, mask, prompt, count)
+    each = recurrence.read(model, memory, tokens, mask, prompt)
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(each), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kinds = {
+        jax.tree_util.keystr(path): leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            nnx.split(recurrence.frozen(model))[1]
+        )
+    }
+    assert {str(d) for d in kinds.values()} == {"bfloat16", "float32"}
+    exact = [name for name, kind in kinds.items() if kind == jnp.float32]
+    assert all(any(part in name for part in ("ln_", "beta", "memory")) for name in exact), exact
 
 
 def inside_loops(jaxpr, inside=False):

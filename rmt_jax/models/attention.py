@@ -7,6 +7,7 @@ would be a guess.
 """
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -62,16 +63,18 @@ def attend(
     visible: jax.Array,
     bias: jax.Array | None = None,
     known: jax.Array | None = None,
+    packed: bool = False,
 ) -> jax.Array:
     """Softmax attention; scores and softmax in float32 whatever the inputs are.
 
     queries [B, N, H, d]; keys, values [B, K, H, d]; visible bool[B, N, K]; bias f32[B, H, N, K]
     is added to the scores. known bool[B, K] is given where `visible` is causal & known[:, None]:
-    what a fused kernel needs to hear. Returns [B, N, H, d] in the dtype of `values`.
+    what a fused kernel needs to hear. packed: unknown keys stand behind all known ones, where no
+    known place sees them. Returns [B, N, H, d] in the dtype of `values`.
     """
     fused = available(queries.dtype, queries.shape, known is not None, bias is not None)
     if fused == "cudnn" and known is not None:
-        return causal(queries, keys, values, known, fused)
+        return causal(queries, keys, values, None if packed else known, fused)
     if known is not None and jax.default_backend() == "cpu":
         return in_blocks(queries, keys, values, visible, bias)
     return plain(queries, keys, values, visible, bias)
@@ -127,27 +130,33 @@ def plain(
 
 
 def causal(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, known: jax.Array, implementation: str
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    known: jax.Array | None,
+    implementation: str,
 ) -> jax.Array:
-    """`attend` where only the future and unknown keys are hidden, by `jax.nn`'s function.
+    """`attend` where only the future and unknown keys are hidden, by `jax.nn`'s function. Without
+    `known` the future alone.
 
     Unknown keys (padding stands in the middle: behind the prompt, behind the text) are hidden by
     columns of the keys, which every query reads with weight one, and not by a mask: so the kernel
     stays the plain causal one. Exact: a known key's column is zero.
     """
     batch, places, heads, width = queries.shape
-    rest = ((0, 0), (0, 0), (0, 0), (0, EXTRA))
-    column = jnp.where(known, 0, HIDDEN_KEY).astype(keys.dtype)[:, :, None, None]
-    column = jnp.broadcast_to(column, (batch, keys.shape[1], heads, 1))
-    keys = jnp.pad(jnp.concatenate([keys, column], axis=-1), (*rest[:3], (0, EXTRA - 1)))
-    out = jax.nn.dot_product_attention(
-        jnp.pad(queries, rest, constant_values=1),
-        keys,
-        jnp.pad(values, rest),
+    fused = partial(
+        jax.nn.dot_product_attention,
         scale=width**-0.5,
         is_causal=True,
         implementation=implementation,  # pyright: ignore
     )
+    if known is None:
+        return fused(queries, keys, values)
+    rest = ((0, 0), (0, 0), (0, 0), (0, EXTRA))
+    column = jnp.where(known, 0, HIDDEN_KEY).astype(keys.dtype)[:, :, None, None]
+    column = jnp.broadcast_to(column, (batch, keys.shape[1], heads, 1))
+    keys = jnp.pad(jnp.concatenate([keys, column], axis=-1), (*rest[:3], (0, EXTRA - 1)))
+    out = fused(jnp.pad(queries, rest, constant_values=1), keys, jnp.pad(values, rest))
     return out[..., :width]
 
 

@@ -14,7 +14,8 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.models import attention
-from rmt_jax.models.gpt2 import Backbone, Past, View, rows
+from rmt_jax.models.gpt2 import Backbone, Past, View
+from rmt_jax.models.gradients import permuted, rows
 from rmt_jax.models.prompts import TaskPrompt
 from rmt_jax.shapes import Prompt, Segment
 
@@ -41,6 +42,7 @@ class Plain(nnx.Module):
 
     reading = writing = False  # memory tokens in front of the text, behind it
     batch_axis = 0  # of the arrays in `Memory.state`
+    packs = True  # inside the layers, places may stand in any order that attention likes
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class Plain(nnx.Module):
             stop = x.shape[1] - view.writes
             write = jnp.broadcast_to(jnp.arange(stop, x.shape[1]), (len(x), view.writes))
             top = jnp.concatenate([stop - segment.tokens.shape[1] + places, write], axis=1)
-        x, state, _ = self.layers(x, memory, view, top=top, slices=slices)
+        x, state = self._through(x, memory, view, top, slices)
         return self.leave(memory, segment, x, state, view)
 
     def glance(
@@ -102,7 +104,7 @@ class Plain(nnx.Module):
         the memory."""
         x, view = self.enter(memory, segment, prompt, decoding=True)
         top = x.shape[1] - segment.tokens.shape[1] + places
-        return self.backbone.ln_f(self.layers(x, memory, view, top=top, slices=slices)[0])
+        return self.backbone.ln_f(self._through(x, memory, view, top, slices)[0])
 
     def told(self, prompt: Prompt | None) -> Prompt | None:
         """The prompt with its embeddings, to be made once before a loop over segments."""
@@ -190,6 +192,30 @@ class Plain(nnx.Module):
         state, seen = jax.tree.map(lambda *each: jnp.stack(each), *kept)
         return x, state, seen
 
+    def _through(
+        self, x: jax.Array, memory: Memory, view: View, top: jax.Array | None, slices: Sequence[Any]
+    ) -> tuple[jax.Array, Any]:
+        """`layers` over a whole segment. Where a fused kernel serves, all padding goes to the end
+        meanwhile: behind everything real, it needs no mask."""
+        if not self._may_pack(x):
+            return self.layers(x, memory, view, top=top, slices=slices)[:2]
+        order = jnp.argsort(~view.mask, axis=1, stable=True)
+        inverse = jnp.argsort(order, axis=1)
+        mask = rows(view.mask, order)
+        packed = self.view(mask, view.sections, view.reads, view.writes, packed=True)
+        x = permuted(x, order, inverse)
+        if top is not None:
+            return self.layers(x, memory, packed, top=rows(inverse, top), slices=slices)[:2]
+        x, state, _ = self.layers(x, memory, packed, slices=slices)
+        return permuted(x, inverse, order), state
+
+    def _may_pack(self, x: jax.Array) -> bool:
+        block, (batch, places, width) = self.backbone.blocks, x.shape
+        if not self.packs or not block.fused or block.conv_width:
+            return False
+        shape = (batch, places, self.heads, width // self.heads)
+        return attention.available(x.dtype, shape, True, self.alibi) == "cudnn"
+
     def layer(
         self,
         weights: Any,
@@ -258,7 +284,12 @@ class Plain(nnx.Module):
         return jnp.concatenate(placed, axis=1), view
 
     def view(
-        self, mask: jax.Array, sections: tuple[tuple[int, int], ...], reads: int, writes: int
+        self,
+        mask: jax.Array,
+        sections: tuple[tuple[int, int], ...],
+        reads: int,
+        writes: int,
+        packed: bool = False,
     ) -> View:
         """What a segment with mask bool[B, N] may see: everything real that is not behind it."""
         positions, places = _count(mask), mask.shape[1]
@@ -267,7 +298,8 @@ class Plain(nnx.Module):
         if self.alibi:
             text = (jnp.arange(places) >= reads) & (jnp.arange(places) < places - writes)
             bias = attention.alibi(self.heads, positions, positions, text[:, None] & text[None])
-        return View(positions, mask, causal & mask[:, None, :], bias, sections, reads, writes)
+        visible = causal & mask[:, None, :]
+        return View(positions, mask, visible, bias, sections, reads, writes, packed)
 
     def _write_rows(self) -> jax.Array | None:
         if not self.wrapped:
@@ -312,8 +344,13 @@ def _unstacked(tree: Any, layers: int) -> list[Any]:
 
 
 def _count(mask: jax.Array) -> jax.Array:
-    """Positions i32[B, N]: real tokens in front; padding counts for nothing."""
-    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    """Positions i32[B, N]: real tokens in front; padding counts for nothing.
+
+    The barrier has them stored. On a GPU XLA counted anew for every column of the input that it
+    placed by them: half of the time on the diagonal schedule (benchmarks/H200.md).
+    """
+    count = jnp.cumsum(jnp.asarray(mask), axis=1, dtype=jnp.int32)
+    return jnp.maximum(jax.lax.optimization_barrier(count) - 1, 0)
 
 
 class RMT(Plain):

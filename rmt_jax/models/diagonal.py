@@ -54,6 +54,7 @@ def read_some(
 ) -> Memory:
     """`recurrence.read_some` on the diagonal schedule: the first `count` (i32[]) of S segments in
     count + layers - 1 steps. Without gradient."""
+    model = recurrence.frozen(model)
     known = jnp.asarray(mask) & (jnp.arange(mask.shape[1]) < count)[None, :, None]
     state, body, inputs, layers = _prepared(model, memory, tokens, known, prompt, _nothing, None)
 

@@ -14,15 +14,15 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.models import attention
+from rmt_jax.models.gradients import gelu, normalise, product, rows, spread
 
-EPSILON = 1e-5  # of every LayerNorm, as in GPT-2
 STD = 0.02  # of every weight at the start, as in GPT-2
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["positions", "mask", "visible", "bias"],
-    meta_fields=["sections", "reads", "writes"],
+    meta_fields=["sections", "reads", "writes", "packed"],
 )
 @dataclass(frozen=True)
 class View:
@@ -35,6 +35,7 @@ class View:
     sections: tuple[tuple[int, int], ...]  # [start, stop) of the parts that a convolution runs over
     reads: int = 0  # places of read memory in front
     writes: int = 0  # places of write memory at the end
+    packed: bool = False  # all padding stands behind everything real
 
 
 class Past(NamedTuple):
@@ -67,67 +68,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(shape))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        exact = x.astype(jnp.float32)
-        exact = exact - exact.mean(axis=-1, keepdims=True)
-        variance = jnp.square(exact).mean(axis=-1, keepdims=True)
-        y = exact * jax.lax.rsqrt(variance + EPSILON)
-        scale, bias = spread(self.scale[...], y.shape), spread(self.bias[...], y.shape)
-        return (y * scale + bias).astype(x.dtype)
-
-
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., D] @ kernel [D, E]; the kernel's gradient as one product that lies as it does.
-
-    JAX's own gradient of it lies across. To turn it, XLA's CPU backend wrote the other factor down
-    across, element by element, with all that it was the sum of: a fifth of GPT-2 base's train step.
-    """
-    return x @ kernel
-
-
-def _product_forward(x: jax.Array, kernel: jax.Array):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    x, kernel = kept
-    inputs, outputs = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return gradient @ kernel.T, jax.lax.dot_general(inputs, outputs, (((0,), (0,)), ((), ())))
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
-def spread(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[D] broadcast to [..., D]; its gradient, a sum over all places, as a product with ones.
-
-    XLA's CPU backend sums columns on one core: LayerNorm's backward pass took twice as long.
-    """
-    return _spread(vector, shape)  # pyright: ignore
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _spread(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.broadcast_to(vector, shape)
-
-
-def _spread_forward(vector: jax.Array, shape: tuple[int, ...]):
-    return jnp.broadcast_to(vector, shape), None
-
-
-def _spread_backward(shape: tuple[int, ...], _: None, gradient: jax.Array):
-    places = gradient.reshape(-1, shape[-1])
-    if jax.default_backend() != "cpu":
-        return (places.sum(axis=0),)
-    return ((jnp.ones((1, len(places)), places.dtype) @ places)[0],)
-
-
-_spread.defvjp(_spread_forward, _spread_backward)
-
-
-def rows(x: jax.Array, places: jax.Array) -> jax.Array:
-    """x [B, N, ...] at places i32[B, n] -> [B, n, ...]."""
-    return jax.vmap(lambda row, index: row[index])(x, places)
+        return normalise(x, self.scale[...], self.bias[...])
 
 
 def convolve(kernel: jax.Array, inputs: jax.Array, before: jax.Array) -> jax.Array:
@@ -195,9 +136,10 @@ class Block(nnx.Module):
             bias = None if bias is None else rows(bias.swapaxes(1, 2), top).swapaxes(1, 2)
         # With a past, or some places only, what is visible is not the causal triangle.
         whole = self.fused and past is None and top is None
-        y = attention.attend(queries, keys, values, visible, bias, view.mask if whole else None)
+        known = view.mask if whole else None
+        y = attention.attend(queries, keys, values, visible, bias, known, view.packed)
         x = x + self.out(y.reshape(*y.shape[:2], width))
-        x = x + self.down(jax.nn.gelu(self.up(self.ln_2(x)), approximate=True))
+        x = x + self.down(gelu(self.up(self.ln_2(x))))
         return x, kept
 
     def look(self, x: jax.Array, view: View, past: Past | None) -> tuple[jax.Array, jax.Array]:

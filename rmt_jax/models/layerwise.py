@@ -12,7 +12,8 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.models.cells import Memory, Plain
-from rmt_jax.models.gpt2 import View, product
+from rmt_jax.models.gpt2 import View
+from rmt_jax.models.gradients import product
 from rmt_jax.shapes import Prompt, Segment
 
 EPSILON = 1e-5  # beside every division by a normaliser, as in the authors' code
@@ -22,6 +23,7 @@ class Layerwise(Plain):
     """A state with the layer in front, of which each layer gets its own."""
 
     batch_axis = 1
+    packs = False  # layers find their memory by its place
 
     def _layer_state(self, memory: Memory):
         return memory.state

@@ -7,8 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax.models.cells import Memory, Plain
-from rmt_jax.models.gpt2 import rows
+from rmt_jax.models.gradients import rows
 from rmt_jax.shapes import Batch, Prompt, Segment
+
+UNROLLED = 4  # segments on a GPU that are not worth a loop
+# What is computed in the model's dtype, by name, and what of it stays in float32.
+CAST = {"wte", "wpe", "head", "blocks", "associative"}
+EXACT = {"ln_1", "ln_2", "beta", "beta_bias"}
 
 
 def read(
@@ -32,8 +37,7 @@ def _read(
     def body(memory: Memory, segment: Segment):
         return model.remember(memory, segment, prompt, slices), None
 
-    body = _checkpointed(body, remat, len(segments.tokens))
-    return jax.lax.scan(body, memory, segments)[0]
+    return _over(body, memory, segments, remat)[0]
 
 
 def read_some(
@@ -48,6 +52,7 @@ def read_some(
 
     Without gradient: the loop's length is known only when it runs.
     """
+    model = frozen(model)
     segments, prompt, slices = _segments(tokens, mask), model.told(prompt), model.slices()
 
     def body(index, memory: Memory):
@@ -130,8 +135,7 @@ def answers(
     segments = jax.tree.map(lambda x: x[silent - cut :], segments)
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
     # The backward pass of a text of one segment follows at once: a second run would save nothing.
-    body = _checkpointed(body, remat and length - cut > 1, answered)
-    _, (hidden, drift) = jax.lax.scan(body, memory, inputs)
+    _, (hidden, drift) = _over(body, memory, inputs, remat and length - cut > 1)
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T
 
 
@@ -156,19 +160,42 @@ def _segments(tokens: jax.Array, mask: jax.Array, embed: Any = None) -> Segment:
     return Segment(tokens, mask, embed and embed(tokens))
 
 
+def _over(body: Any, memory: Memory, inputs: Any, remat: bool) -> tuple[Memory, Any]:
+    """`body(memory, inputs[s])` for every segment s: `jax.lax.scan`, except for few segments on a
+    GPU. There a loop stacks what each segment keeps for the backward pass, and its zeros before and
+    copies after took a quarter of GPT-2 base's train step (benchmarks/H200.md)."""
+    count = len(jax.tree.leaves(inputs)[0])
+    if jax.default_backend() != "gpu" or count > UNROLLED:
+        return jax.lax.scan(_checkpointed(body, remat, count), memory, inputs)
+    # Outside a loop the compiler would find that both runs are the same, and keep the first's.
+    body, each = jax.checkpoint(body) if remat else body, []
+    for s in range(count):
+        memory, out = body(memory, jax.tree.map(lambda x, s=s: x[s], inputs))
+        each.append(out)
+    return memory, jax.tree.map(lambda *outs: jnp.stack(outs), *each)
+
+
 def _checkpointed(body: Any, remat: bool, segments: int) -> Any:
     """What the loop over `segments` keeps for the backward pass."""
     if not remat and (segments == 1 or jax.default_backend() != "cpu"):
         return body
     # What a CPU stacks over segments goes through its memory twice; attention and elementwise work
-    # cost less again (GPT-2 base, 4 segments: a seventh of a train step). Elsewhere this is not
-    # measured, and a GPU's attention kernel would run twice.
+    # cost less again (GPT-2 base, 4 segments: a seventh of a train step). On a GPU running them
+    # again costs more.
     policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     # Inside a scan, common subexpressions can't undo the rematerialisation.
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
 
 def frozen(model: Plain) -> Plain:
-    """The same model on weights that take no gradient."""
+    """The same model on weights that take no gradient, in the dtype that they are used in: inside a
+    loop, every segment would cast them."""
     graph, weights = nnx.split(model)
-    return nnx.merge(graph, jax.lax.stop_gradient(weights))
+    dtype = model.backbone.dtype
+
+    def fixed(path: Any, weight: jax.Array) -> jax.Array:
+        names = {str(getattr(part, "key", "")) for part in path}
+        cast = names & CAST and not names & EXACT
+        return jax.lax.stop_gradient(weight.astype(dtype) if cast else weight)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fixed, weights))
