@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 from statistics import median
@@ -154,8 +155,15 @@ def main(words: list[str] | None = None) -> None:
         chosen = [c for c in chosen if c.name == "train/tiny/1"]
     if not chosen:
         sys.exit(f"No case is named {args.only}: {', '.join(c.name for c in cases(False))}.")
-    wanted = list(dict.fromkeys(name for case in chosen for name in case.contenders))
-    children = {name: Child(name, device, args.clock) for name in wanted}
+    children: dict[str, Child] = {}
+
+    def engage(wanted: Sequence[str]) -> None:
+        for child in children.values():
+            child.close()
+        children.clear()
+        children.update({name: Child(name, device, args.clock) for name in wanted})
+
+    engage(list(dict.fromkeys(name for case in chosen for name in case.contenders)))
     versions: dict[str, Any] = {}
     for child in children.values():
         versions |= {k: v for k, v in child.ask(describe=True).items() if v is not None}
@@ -168,13 +176,14 @@ def main(words: list[str] | None = None) -> None:
     results = {"machine": before | here, "cases": old["cases"]} if same and old else None
     results = results or {"machine": here, "cases": {}}
     args.out.mkdir(parents=True, exist_ok=True)
-    for case in chosen:
+    for number, case in enumerate(chosen):
+        if number and device != "cpu":
+            engage(case.contenders)  # JAX's peak of a GPU's memory is that of the whole process
         results["cases"][case.name] = measure(case, children, args.rounds, device != "cpu")
         print(page.line(case.name, results["cases"][case.name]), flush=True)
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         page.write(results, args.out)  # now: the next case may be too large for the machine
-    for child in children.values():
-        child.close()
+    engage(())
 
 
 def _device(asked: str) -> str:

@@ -144,6 +144,32 @@ def test_a_contender_that_cannot_run_is_named_and_the_others_go_on(order, togeth
     assert list(found["contenders"]) == ["ours"] and found["left_out"] == {"best": "no room"}
 
 
+@pytest.mark.parametrize("device", ("cpu", "cuda"))
+def test_on_a_gpu_every_case_has_processes_of_its_own(device, tmp_path, monkeypatch):
+    """JAX's peak of a GPU's memory is of the process; a CPU's is set back before each turn."""
+    open_now, opened = set(), []
+
+    class Hired(Scripted):
+        def __init__(self, name, *_):
+            super().__init__(name, [], 0.5)
+            open_now.add(self)
+            opened.append(name)
+            assert len(open_now) <= 3, "the last case's are still there"
+
+        def ask(self, **order):
+            return {"jax": "1"} if "describe" in order else super().ask(**order)
+
+        def close(self):
+            open_now.remove(self)
+
+    monkeypatch.setattr(run, "Child", Hired)
+    monkeypatch.setattr(run, "_device", lambda _: device)
+    run.main(["--only", "train/tiny/*", "--rounds", "1", "--out", str(tmp_path)])
+    assert not open_now and len(opened) == (9 if device == "cuda" else 3)
+    written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(written["cases"]) == ["train/tiny/1", "train/tiny/4", "train/tiny/16"]
+
+
 def test_the_page_says_who_is_faster_and_keeps_what_was_written_by_hand(tmp_path):
     entry = {"batch": 8, "repeat": 1, "seconds": [1.0, 2.0, 4.0], "peak": 2**30, "tokens": 512}
     sides = {"ours": entry, "best": entry | {"seconds": [3.0, 3.0, 3.0]}}
