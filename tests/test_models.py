@@ -329,10 +329,19 @@ def plain_norm(x, scale, bias):
 
 ORDER = jnp.array([[2, 0, 1, 3], [3, 1, 2, 0]])
 BY_HAND = {
-    "product": (gradients.product, jnp.matmul, (2, 4, 6), (6, 4)),
-    "gelu": (gradients.gelu, lambda x: jax.nn.gelu(x, approximate=True), (2, 4, 6)),
-    "normalise": (gradients.normalise, plain_norm, (2, 4, 6), (6,), (6,)),
-    "spread": (lambda x: gradients.spread(x, (2, 4, 6)), lambda x: x + jnp.zeros((2, 4, 6)), (6,)),
+    "product": (gradients.product, jnp.matmul, (2, 16, 6), (6, 4)),
+    "gelu": (gradients.gelu, lambda x: jax.nn.gelu(x, approximate=True), (2, 16, 6)),
+    "normalise": (gradients.normalise, plain_norm, (2, 16, 6), (6,), (6,)),
+    "spread": (
+        lambda x: gradients.spread(x, (2, 16, 6)),
+        lambda x: x + jnp.zeros((2, 16, 6)),
+        (6,),
+    ),
+    "spread, odd": (
+        lambda x: gradients.spread(x, (3, 5, 6)),
+        lambda x: x + jnp.zeros((3, 5, 6)),
+        (6,),
+    ),
     "permuted": (
         lambda x: gradients.permuted(x, ORDER, jnp.argsort(ORDER, axis=1)),
         lambda x: jnp.take_along_axis(x, ORDER[:, :, None], axis=1),

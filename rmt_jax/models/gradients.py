@@ -66,7 +66,9 @@ def over_places(*arrays: jax.Array) -> list[jax.Array]:
     if jax.default_backend() == "cpu":
         return [(jnp.ones((1, len(x)), x.dtype) @ x)[0].astype(jnp.float32) for x in places]
     count = len(places[0])
-    stretch = next(n for n in (256, 128, 64, 32, 16, 8, 4, 2, 1) if count % n == 0)
+    stretch = next((n for n in (256, 128, 64, 32, 16) if count % n == 0), None)
+    if stretch is None:
+        return [x.sum(axis=0, dtype=jnp.float32) for x in places]
     parts = [
         x.reshape(count // stretch, stretch, -1).sum(axis=1, dtype=jnp.float32) for x in places
     ]
