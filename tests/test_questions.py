@@ -68,16 +68,52 @@ def test_lengths_in_segments_are_of_the_models_whoever_counts(model):
     assert first.asked.context.tolist() == second.asked.context.tolist()
 
 
-def test_files_that_changed_are_asked_anew(model, tmp_path):
-    folder, out = tmp_path / "data", tmp_path / "out"
-    (folder / "qa1").mkdir(parents=True)
-    for place in ("kitchen", "office"):
+def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, monkeypatch):
+    out, read = tmp_path / "out", []
+
+    def ask(folder, place):
+        (folder / "qa1").mkdir(parents=True, exist_ok=True)
         row = {"input": f"Mary went to the {place}.", "question": "Where is Mary?"}
         (folder / "qa1" / "0k.json").write_text(json.dumps([row | {"target": place}]))
         source = questions.open_source(str(folder), model)
-        evaluate(model, source=source, tasks=["qa1"], lengths=["0k"], out=out, progress=False)
-        (file,) = (out / "cells").iterdir()
-        assert json.loads(file.read_text().splitlines()[1])["target"] == place
+        asked = source.ask
+        monkeypatch.setattr(source, "ask", lambda *a, **k: read.append(place) or asked(*a, **k))
+        what = dict(source=source, tasks=["qa1"], lengths=["0k"], out=out, progress=False)
+        evaluate(model, **what)
+
+    def kept():
+        files = sorted((out / "cells").iterdir())
+        return [json.loads(file.read_text().splitlines()[1])["target"] for file in files]
+
+    ask(tmp_path / "one", "kitchen")
+    assert kept() == ["kitchen"]
+    ask(tmp_path / "one", "office")
+    assert kept() == ["kitchen", "office"] and read == ["kitchen", "office"]
+    # a copy is the same, and so is what was there before
+    ask(tmp_path / "copied", "office")
+    ask(tmp_path / "copied", "kitchen")
+    assert kept() == ["kitchen", "office"] and read == ["kitchen", "office"]
+
+
+def test_copied_facts_and_books_are_the_same(model, tmp_path):
+    story = "1 Mary went to the office.\n2 Where is Mary? \toffice\t1\n"
+    book = "It was a dark night, and the wind howled around the old stones of the tower. " * 40
+
+    def seen(folder, book=book, story=story):
+        (folder / "books").mkdir(parents=True)
+        for name in range(9):  # enough for every split
+            (folder / "books" / f"{name}.txt").write_text(book)
+        for part in ("train", "test"):
+            (folder / f"qa1_single-supporting-fact_{part}.txt").write_text(story)
+        found = {"facts": "official", "babi_dir": str(folder)}
+        found |= {"background": str(folder / "books"), "tasks": ("qa1",)}
+        data = dataclasses.replace(model.config.data, **found)
+        return questions.Generated(model, data=data, split="train").describe()
+
+    first = seen(tmp_path / "one")
+    assert seen(tmp_path / "two") == first
+    assert seen(tmp_path / "three", book=book.replace("dark", "fair")) != first
+    assert seen(tmp_path / "four", story=story.replace("office", "garden")) != first
 
 
 def test_what_files_cannot_be_told(model, tmp_path):

@@ -227,7 +227,8 @@ def trained(config: Any, job: Job, tokens: float) -> bool:
 
 def fingerprint(model: Any, source: Any, seed: int, reset: bool) -> str:
     """Of everything that a cell's numbers depend on: weights, config, questions."""
-    parts = (answering.mark(model), source.describe(), seed, reset, model.tokenizer.name)
+    tokens = model.tokenizer.fingerprint()
+    parts = (answering.mark(model), source.describe(), seed, reset, tokens)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

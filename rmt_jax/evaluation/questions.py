@@ -5,6 +5,7 @@ A source hands out `Question`s in a fixed order: number k of a task at a length 
 
 import dataclasses
 import hashlib
+import mmap
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,11 +116,17 @@ class Generated:
         return self.composers[key]
 
     def describe(self) -> str:
-        source, facts = self.data.background, ""
-        text = "" if source == "none" else _sentence(background.key, source, self.counter)
+        source, read = self.data.background, []
+        if source != "none":
+            text = _sentence(background.load, source, self.counter, self.split)
+            read += [text.tokens, text.starts]
         if self.data.facts != "simulated":
-            facts = _stamps(Path(self.data.babi_dir).glob("qa*.txt"))
-        return repr((self.data, self.split, self.seed, self.counter.name, text, facts))
+            read += _files(Path(self.data.babi_dir).glob("qa*.txt"))
+        # What was read decides, wherever it lay.
+        named = source if source in ("builtin", "none") else "files"
+        data = dataclasses.replace(self.data, background=named, babi_dir="", tokenizer="")
+        counter = self.counter.fingerprint()
+        return repr((data, self.split, self.seed, counter, _digest(read)))
 
     def tasks(self) -> list[str]:
         return list(tasks.SIMULATED) if self.data.facts == "simulated" else list(tasks.TASKS)
@@ -197,7 +204,7 @@ class Files:
         folder = Path(self.place)
         if not folder.is_dir():
             return self.place
-        return f"{folder.resolve()} {_stamps(folder.rglob('*'))}"
+        return _digest(_files(folder.rglob("*")))
 
     def tasks(self) -> list[str]:
         names = {p.name for p in Path(self.place).glob("**/qa*") if p.is_dir()}
@@ -312,11 +319,22 @@ def open_source(
     )
 
 
-def _stamps(paths: Iterable[Path]) -> str:
-    """Names, sizes and times of files: another state of them is other questions."""
-    found = [(path, path.stat()) for path in sorted(paths) if path.is_file()]
-    stamps = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in found]
-    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+def _files(paths: Iterable[Path]) -> Iterator[bytes | mmap.mmap]:
+    """The names of files, each with what is in it."""
+    for path in sorted(path for path in paths if path.is_file()):
+        yield path.name.encode()
+        with open(path, "rb") as file:
+            if path.stat().st_size:  # nothing cannot be mapped
+                yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    """A hash of bytes, arrays or mapped files: the same where the same was read. (By their times,
+    a copy of the same books was other books, and hours of answers were asked anew.)"""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]
 
 
 def _has_babi(folder: Path) -> bool:
