@@ -1,17 +1,22 @@
 """What a person types, and what they are told when it is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_data_loader import FACT
 
 from rmt_jax import command, config, validation
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.data import tokenizer
+from rmt_jax.data.loader import Loader
 
 ROOT = Path(__file__).parents[1]
 MULTITASK = str(ROOT / "configs" / "multitask.py")
+SHARED = os.environ.get("RMT_JAX_SHARED")
 
 
 def parse(*overrides: str, preset: str = "") -> Config:
@@ -21,6 +26,21 @@ def parse(*overrides: str, preset: str = "") -> Config:
 def test_presets_are_valid():
     for preset in ("", ":small", ":long", ":smoke", ":gpt2", ":rmt", ":armt", ":prmt", ":none"):
         validation.validate(parse(preset=preset))
+
+
+@pytest.mark.skipif(not SHARED, reason="RMT_JAX_SHARED names no folder with bAbI and books")
+def test_the_long_preset_reads_official_stories_in_novels():
+    files = f"--config.data.babi_dir={SHARED}/data/babi/en-10k"
+    long = parse(files, f"--config.data.background={SHARED}/data/books", preset=":long")
+    tokens = tokenizer.load()
+    loader = Loader(long, tokens, "train")
+    for first, most in ((0, 8), (900, 32)):  # its two stages
+        batches = [loader.batch_at(first + step) for step in range(6)]
+        assert {batch.tokens.shape[::2] for batch in batches} == {(32, 64)}
+        longest = max(batches, key=lambda batch: batch.tokens.shape[1])
+        assert 2 <= longest.tokens.shape[1] <= most
+        texts = [tokens.decode(row[row != tokens.pad]) for row in longest.tokens]
+        assert any(160 * len(FACT.findall(text)) < len(text) for text in texts)  # a fact has 40
 
 
 @pytest.mark.parametrize(
