@@ -5,7 +5,6 @@ A source hands out `Question`s in a fixed order: number k of a task at a length 
 
 import dataclasses
 import hashlib
-import mmap
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -319,17 +318,16 @@ def open_source(
     )
 
 
-def _files(paths: Iterable[Path]) -> Iterator[bytes | mmap.mmap]:
-    """The names of files, each with what is in it."""
+def _files(paths: Iterable[Path]) -> Iterator[bytes]:
+    """The names of files, each with a hash of what is in it."""
     for path in sorted(path for path in paths if path.is_file()):
         yield path.name.encode()
         with open(path, "rb") as file:
-            if path.stat().st_size:  # nothing cannot be mapped
-                yield mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            yield hashlib.file_digest(file, "sha256").digest()
 
 
 def _digest(parts: Iterable[Any]) -> str:
-    """A hash of bytes, arrays or mapped files: the same where the same was read. (By their times,
+    """A hash of bytes and arrays: the same where the same was read. (By their times,
     a copy of the same books was other books, and hours of answers were asked anew.)"""
     digest = hashlib.sha256()
     for part in parts:
