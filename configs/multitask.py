@@ -103,8 +103,8 @@ def cell(name: str) -> Config:
 
 
 def long() -> Config:
-    """Official stories too, in up to 2,048 tokens of novels: what was learned in making `multitask`,
-    in one run from `backbone`. Give --config.data.babi_dir and --config.data.background. 23 million
+    """Official stories too, in up to 2,048 tokens of novels: what making `multitask` taught, in one
+    run from `backbone`. Give --config.data.babi_dir and --config.data.background. 23 million
     tokens, 25 minutes of one CPU core; then `python -m rmt_jax.gating --threshold 0.2`, for texts
     that are longer still. Three seeds of both: docs/RESULTS.md."""
     config = small()
