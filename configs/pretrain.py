@@ -22,10 +22,10 @@ runs/mixed, with `python -m rmt_jax.gating --steps 900 --threshold 0.2` after th
 Each of these puts together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and
 `memory`, 22 to 26 `segment` to `official`, 32 and 33 `decoys`, 45 `threshold`, 46 the gates), so it
 will give weights like these, not these; what they taught in one run, with three seeds, is
-`configs/multitask.py:long`. The `wide` presets, nine times as large,
-from random weights in four minutes of a GPU (piece 34), `python -m rmt_jax.gating` after them (40),
-`wide_stories` from there with two seeds (42 and 43), `python -m rmt_jax.convert mean` of all three
-and the gates once more (44) are `multitask-wide`.
+`configs/multitask.py:long`. The `wide` presets, nine times as large, from random weights in four
+minutes of a GPU (piece 34), `python -m rmt_jax.gating` after them (40), `wide_stories` from there
+with two seeds (42 and 43), `python -m rmt_jax.convert mean` of all three and the gates once more
+(44) are `multitask-wide`.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every

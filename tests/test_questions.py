@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
-from rmt_jax.evaluation import evaluate, questions
+from rmt_jax.evaluation import evaluate, questions, rows
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, 
         what = dict(source=source, tasks=["qa1"], lengths=["0k"], out=out, progress=False)
         evaluate(model, **what)
 
-    def kept():
+    def kept():  # the last in place, what stepped aside before it
         files = sorted((out / "cells").iterdir())
         return [json.loads(file.read_text().splitlines()[1])["target"] for file in files]
 
@@ -92,7 +92,25 @@ def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, 
     # a copy is the same, and so is what was there before
     ask(tmp_path / "copied", "office")
     ask(tmp_path / "copied", "kitchen")
-    assert kept() == ["kitchen", "office"] and read == ["kitchen", "office"]
+    assert kept() == ["office", "kitchen"] and read == ["kitchen", "office"]
+
+
+def test_rows_of_others_step_aside_and_come_back(tmp_path):
+    def row(answer):
+        return rows.Row("Where?", answer, answer, None, None, 1, 1, 1.0, 1.0)
+
+    def found():
+        return {file.name: len(file.read_text().splitlines()) - 1 for file in tmp_path.iterdir()}
+
+    rows.Kept(tmp_path, "qa1_1s", "aa").add([row("office"), row("garden")])
+    rows.Kept(tmp_path, "qa1_1s", "bb").add([row("kitchen")])
+    assert found() == {"qa1_1s.jsonl": 1, "qa1_1s.aa.jsonl": 2}
+    again = rows.Kept(tmp_path, "qa1_1s", "aa")
+    assert [one.target for one in again.rows] == ["office", "garden"]
+    again.add([row("hallway")])
+    assert found() == {"qa1_1s.jsonl": 3, "qa1_1s.bb.jsonl": 1}
+    (tmp_path / "qa1_1s.jsonl").write_text("not ours")
+    assert rows.Kept(tmp_path, "qa1_1s", "aa").rows == []
 
 
 def test_copied_facts_and_books_are_the_same(model, tmp_path):

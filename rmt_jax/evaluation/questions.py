@@ -120,7 +120,7 @@ class Generated:
             text = _sentence(background.load, source, self.counter, self.split)
             read += [text.tokens, text.starts]
         if self.data.facts != "simulated":
-            read += _files(Path(self.data.babi_dir).glob("qa*.txt"))
+            read += _files(Path(self.data.babi_dir), "qa*.txt")
         # What was read decides, wherever it lay.
         named = source if source in ("builtin", "none") else "files"
         data = dataclasses.replace(self.data, background=named, babi_dir="", tokenizer="")
@@ -203,7 +203,7 @@ class Files:
         folder = Path(self.place)
         if not folder.is_dir():
             return self.place
-        return _digest(_files(folder.rglob("*")))
+        return _digest(_files(folder, "**/*"))
 
     def tasks(self) -> list[str]:
         names = {p.name for p in Path(self.place).glob("**/qa*") if p.is_dir()}
@@ -318,10 +318,10 @@ def open_source(
     )
 
 
-def _files(paths: Iterable[Path]) -> Iterator[bytes]:
-    """The names of files, each with a hash of what is in it."""
-    for path in sorted(path for path in paths if path.is_file()):
-        yield path.name.encode()
+def _files(folder: Path, pattern: str) -> Iterator[bytes]:
+    """The names of files in a folder, each with a hash of what is in it."""
+    for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
+        yield path.relative_to(folder).as_posix().encode()
         with open(path, "rb") as file:
             yield hashlib.file_digest(file, "sha256").digest()
 

@@ -31,12 +31,16 @@ class Row:
 
 class Kept:
     """The rows of one cell, in a file if there is a folder. `key`: of all that answers depend on
-    but the number of questions. Rows under another key are put aside by the first new ones, as
-    TASK_LENGTH.KEY.jsonl, and found there when they are asked for again."""
+    but the number of questions. Rows under another key step aside, as TASK_LENGTH.KEY.jsonl, and
+    come back when they are asked for again."""
 
     def __init__(self, folder: Path | None, stem: str, key: str):
         self.file = None if folder is None else folder / f"{stem}.jsonl"
-        self.key, self.head = key, json.dumps({"key": key})
+        self.head = json.dumps({"key": key})
+        if self.file is not None and (other := _key(self.file)) not in ("", key):
+            os.replace(self.file, self.file.with_suffix(f".{other}.jsonl"))
+        if self.file is not None and _key(aside := self.file.with_suffix(f".{key}.jsonl")) == key:
+            os.replace(aside, self.file)
         self.rows, self.whole = self._read()
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -45,7 +49,6 @@ class Kept:
         if self.file is None:
             return
         if not self.whole:
-            self._put_aside()
             tables.replace(self.file, _lines([self.head, *map(_line, self.rows)]))
             self.whole = True
             return
@@ -54,43 +57,33 @@ class Kept:
 
     def _read(self) -> tuple[list[Row], bool]:
         """Rows of this key, and whether the file holds them and nothing else."""
-        if self.file is None:
+        text = _text(self.file) if self.file else ""
+        head, *lines = text.split("\n")
+        if head != self.head:
             return [], False
-        head, *lines = text = _text(self.file)
-        whole = head == self.head
-        if not whole:
-            head, *lines = _text(self._aside(self.key))
-            if head != self.head:
-                return [], False
         rows = []
         for line in lines:
             try:
                 rows.append(Row(**json.loads(line)))
             except (ValueError, TypeError):  # a kill in the middle of a line
                 break
-        return rows, whole and [head, *lines[: len(rows)], ""] == text
-
-    def _put_aside(self) -> None:
-        assert self.file is not None
-        try:
-            key = json.loads(_text(self.file)[0])["key"]
-        except (ValueError, TypeError, KeyError):
-            return  # no file, or none of ours
-        if key != self.key:
-            os.replace(self.file, self._aside(key))
-
-    def _aside(self, key: str) -> Path:
-        assert self.file is not None
-        return self.file.with_suffix(f".{key}.jsonl")
+        return rows, _lines([head, *lines[: len(rows)]]) == text
 
 
-def _text(file: Path) -> list[str]:
-    """Its lines, of which the last is empty in a whole file; one empty line for what cannot be
-    read."""
+def _text(file: Path) -> str:
+    """Empty for what cannot be read."""
     try:
-        return file.read_text(encoding="utf-8").split("\n")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return [""]
+        return ""
+
+
+def _key(file: Path) -> str:
+    """Whose rows a file holds; empty where there is none, or none of ours."""
+    try:
+        return json.loads(_text(file).split("\n")[0])["key"]
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _line(row: Row) -> str:
