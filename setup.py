@@ -40,7 +40,7 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "test": [
-            "pytest>=8",
+            "pytest>=9",
             "pytest-xdist",
             "hypothesis",
             "pyyaml",

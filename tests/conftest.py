@@ -3,9 +3,12 @@
 import os
 
 # Compiling is most of what the suite would spend; the programs are tiny, so LLVM need not optimise.
+# XLA aborts the process when a device keeps the others waiting for 40 seconds, which a machine that
+# is paused or overloaded does.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 
 import jax  # noqa: E402
