@@ -175,10 +175,12 @@ RUNNING = ("dtype", "remat", "scan_layers", "attention", "schedule", "bptt", "ga
 
 def _differs(one: Config, other: Config) -> str:
     """A difference that makes the weights of two configs incomparable, or ''."""
+    # A memory without memory tokens has the same weights whatever their number says.
+    idle = RUNNING + ("memory_tokens",) * (not SIDES[one.model.cell])
     for part in ("model", "prompt"):
         a, b = to_dict(one)[part], to_dict(other)[part]
         for name in a:
-            if a[name] != b[name] and not (part == "model" and name in RUNNING):
+            if a[name] != b[name] and not (part == "model" and name in idle):
                 return f"{part}.{name} is {a[name]!r} and {b[name]!r}"
     names = ["tokenizer"] + ["tasks"] * (one.prompt.source == "learned")
     for name in names:

@@ -260,6 +260,18 @@ def test_a_mean_of_one_run_is_that_run_bit_for_bit(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_memory_tokens_of_a_memory_without_any_do_not_tell_models_apart(tmp_path):
+    one, before = workdir(tmp_path / "one", cell="delta", memory_tokens=3)
+    two, _ = workdir(tmp_path / "two", cell="delta", memory_tokens=5)
+    convert.mean_weights({str(one): 0.5, str(two): 0.5}, tmp_path / "out")
+    after = weights.flatten(weights.load(tmp_path / "out"))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    three, _ = workdir(tmp_path / "three", cell="rmt", memory_tokens=3)
+    four, _ = workdir(tmp_path / "four", cell="rmt", memory_tokens=5)
+    with pytest.raises(command.Usage, match="model.memory_tokens is 3 and 5"):
+        convert.mean_weights({str(three): 0.5, str(four): 0.5}, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("of", "sentence"),
     [
