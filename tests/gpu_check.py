@@ -1,7 +1,8 @@
-"""What only a GPU can show: run `python tests/gpu_check.py` on a machine that has one.
+"""What only a GPU can show: run `python tests/gpu_check.py [CELL ...]` on a machine that has one.
 
-Gradients of a train step by the fused kernel and by the diagonal schedule, both in bfloat16,
-against exact float32: they may be half again as far off as plain products in bfloat16 are. Other
+Gradients of a train step by the fused kernels (cuDNN's, and ours where the extra `gpu` is
+installed) and by the diagonal schedule, both in bfloat16, against exact float32 without them: they
+may be half again as far off as plain products in bfloat16 are. Other
 tokens behind the padding may move the gradient no further than the same call does when it comes
 again (a GPU adds up in an order of its own each time), and the loss not at all. Ends with 1 if
 something moved further.
@@ -9,6 +10,7 @@ something moved further.
 
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 
 from rmt_jax import config, models
+from rmt_jax.models import kernels
 from rmt_jax.models.schedule import answers
 from tests import tiny
 
@@ -35,8 +38,10 @@ def batch(noise: int):
     return made._replace(tokens=np.where(mask, tokens, hidden), mask=mask)
 
 
-def gradients(cell: str, **changes):
+def gradients(cell: str, fused: bool = True, **changes):
     """A function from a batch to the loss and its gradient, all weights as one vector."""
+    if not fused:
+        changes["attention"] = "xla"
     changes = dict(width=128, heads=2, max_positions=128, segment_tokens=LENGTH, d_mem=16) | changes
     told = config.Prompt("question", "every", tiny.WORDS)
     graph, params = tiny.model(told, cell=cell, memory_tokens=4, **changes)
@@ -48,7 +53,8 @@ def gradients(cell: str, **changes):
     program = jax.jit(jax.value_and_grad(loss))
 
     def call(texts):
-        value, found = program(params, texts)
+        with mock.patch.object(kernels, "ready", kernels.ready if fused else lambda x: False):
+            value, found = program(params, texts)
         flat = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(found)]
         return float(value), np.concatenate(flat)
 
@@ -63,10 +69,12 @@ def main() -> None:
     if jax.default_backend() != "gpu":
         sys.exit("JAX finds no GPU here; the other tests need none.")
     failed, texts, padded = False, batch(0), batch(9)
-    for cell in ("none", "rmt", "prmt", "armt", "delta"):
+    ours = kernels.ready(jax.numpy.zeros((1, 128)))
+    print(f"{jax.devices()[0].device_kind}, own kernels {'' if ours else 'NOT '}there", flush=True)
+    for cell in sys.argv[1:] or tiny.CELLS:
         with jax.default_matmul_precision("highest"):
-            value, exact = gradients(cell, dtype="float32", attention="xla")(texts)
-        plain = gradients(cell, dtype="bfloat16", attention="xla")(texts)[1]
+            value, exact = gradients(cell, False, dtype="float32")(texts)
+        plain = gradients(cell, False, dtype="bfloat16")(texts)[1]
         allowed = MOST * apart(plain, exact)
         for schedule in ("sequential", "diagonal")[: 1 + (cell in ("prmt", "armt"))]:
             call = gradients(cell, dtype="bfloat16", schedule=schedule)

@@ -8,7 +8,7 @@ import tiny
 from test_recurrence import ASKED, loss_of
 
 from rmt_jax import api, config, models, steps
-from rmt_jax.models import diagonal, recurrence, schedule
+from rmt_jax.models import attention, diagonal, recurrence, schedule
 
 
 @pytest.mark.parametrize("cell", ("prmt", "armt", "delta"))
@@ -31,6 +31,36 @@ def test_equal_to_the_sequential_schedule(cell):
     for a, b in zip(*pairs, strict=True):
         scale = max(1.0, np.abs(a).max())
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-5)
+
+
+@pytest.mark.parametrize("cell", ("prmt", "armt"))
+def test_padding_goes_to_the_end_where_a_fused_kernel_serves(cell, monkeypatch):
+    """As on a GPU (the kernel in XLA's form): write memory stands in another place in each text,
+    and layers find it; loss and gradients of the sequential schedule that packs nothing."""
+    graph, params = tiny.model(ASKED, cell=cell, layers=3)
+    batch = tiny.batch(segments=4, answered=2)
+    mask = batch.mask.copy()
+    mask[0, 0, 3:], mask[0, 3, 6:], mask[1, 2, 5:], mask[1, 1] = False, False, False, False
+    batch = batch._replace(mask=mask)
+
+    def value(schedule):
+        def loss(params):
+            return loss_of(schedule.answer_logits(models.merge(graph, params), batch), batch)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    plain, causal, packed = value(recurrence), attention.causal, []
+
+    def fused(queries, keys, values, known, _):
+        packed.append(known is None)
+        return causal(queries, keys, values, known, "xla")
+
+    monkeypatch.setattr(attention, "available", lambda *_: "cudnn")
+    monkeypatch.setattr(attention, "causal", fused)
+    ours = value(diagonal)
+    assert packed and all(packed)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 def test_a_train_step_is_the_same():

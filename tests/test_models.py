@@ -139,7 +139,7 @@ def test_convolution_is_causal_starts_as_nothing_and_keeps_off_the_memory():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9, 16)), jnp.float32)
     view = View(jnp.arange(9)[None], jnp.ones((1, 9), bool), None, None, ((2, 7),), 2, 2)
     normal = block.ln_1(x)
-    share = block.look(x, view, None)[0] - normal
+    share = block.look(x, view, None)[1] - normal
     assert not share[:, :2].any() and not share[:, 7:].any()  # memory tokens take no part
     kernel = block.conv[...]
     np.testing.assert_allclose(share[0, 2], kernel[0] * normal[0, 2], rtol=1e-4, atol=1e-6)

@@ -75,7 +75,8 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(cell):
 
 
 @pytest.mark.parametrize(
-    "cell, remat", (("rmt", False), ("rmt", True), ("prmt", False), ("delta", False))
+    "cell, remat",
+    (("rmt", False), ("rmt", True), ("prmt", False), ("armt", False), ("delta", False)),
 )
 def test_the_way_of_a_gpu_gives_the_same(cell, remat, monkeypatch):
     """Segments one after another outside a loop, padding behind everything else while the layers
@@ -106,7 +107,7 @@ def test_the_way_of_a_gpu_gives_the_same(cell, remat, monkeypatch):
     ours = value(recurrence.answer_logits, remat=remat)
     for a, b in zip(jax.tree.leaves(looped), jax.tree.leaves(ours), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert packed and all(packed) == any(packed) == (cell == "rmt")
+    assert packed and all(packed) == any(packed) == (cell != "delta")
 
     def loops(function):
         text = str(jax.make_jaxpr(lambda p: function(models.merge(graph, p), batch))(params))

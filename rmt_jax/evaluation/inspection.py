@@ -102,7 +102,7 @@ def _look(cell: Any, weights: Any, x: jax.Array, state: Any, view: Any) -> jax.A
     block = module["block"]
     x = cell._before(module, x, state, view)
     batch, places, width = x.shape
-    looked, _ = block.look(x, view, None)
+    _, looked, _ = block.look(x, view, None)
     qkv = block.qkv(looked).reshape(batch, places, 3, block.heads, width // block.heads)
     queries, keys = qkv[:, :, 0], qkv[:, :, 1]
     if block.rotary:

@@ -6,6 +6,7 @@ stands around the text and in what a layer does beside its block, and in nothing
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -197,19 +198,31 @@ class Plain(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """`layers` over a whole segment. Where a fused kernel serves, all padding goes to the end
         meanwhile: behind everything real, it needs no mask."""
-        if not self._may_pack(x):
+        if not self.may_pack(x):
             return self.layers(x, memory, view, top=top, slices=slices)[:2]
-        order = jnp.argsort(~view.mask, axis=1, stable=True)
-        inverse = jnp.argsort(order, axis=1)
-        mask = rows(view.mask, order)
-        packed = self.view(mask, view.sections, view.reads, view.writes, packed=True)
-        x = permuted(x, order, inverse)
+        order, inverse = self.orders(view.mask)
+        x, view = self.pack(x, view, (order, inverse))
         if top is not None:
-            return self.layers(x, memory, packed, top=rows(inverse, top), slices=slices)[:2]
-        x, state, _ = self.layers(x, memory, packed, slices=slices)
+            return self.layers(x, memory, view, top=rows(inverse, top), slices=slices)[:2]
+        x, state, _ = self.layers(x, memory, view, slices=slices)
         return permuted(x, inverse, order), state
 
-    def _may_pack(self, x: jax.Array) -> bool:
+    def orders(self, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of bool[..., N], i32[..., N] twice: the places with all padding at the end, and where
+        each place went."""
+        order = jnp.argsort(~mask, axis=-1, stable=True)
+        return order, jnp.argsort(order, axis=-1)
+
+    def pack(
+        self, x: jax.Array, view: View, orders: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, View]:
+        """x [B, N, D] in the first of `orders`, and its view."""
+        mask = rows(view.mask, orders[0])
+        packed = self.view(mask, view.sections, view.reads, view.writes, packed=True)
+        return permuted(x, *orders), packed
+
+    def may_pack(self, x: jax.Array) -> bool:
+        """Whether padding may stand anywhere inside the layers, and a fused kernel serves."""
         block, (batch, places, width) = self.backbone.blocks, x.shape
         if not self.packs or not block.fused or block.conv_width:
             return False
@@ -230,6 +243,8 @@ class Plain(nnx.Module):
         module = self._layer_module(weights)
         x = self._before(module, x, state, view)
         x, seen = module["block"](x, view, past, top)
+        if top is not None:  # what is left ends with write memory, wherever that stood
+            view = replace(view, packed=False)
         return x, self._after(module, x, state, started, view), seen
 
     def leave(self, memory: Memory, segment: Segment, x: jax.Array, state: Any, view: View):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from rmt_jax.models import recurrence
 from rmt_jax.models.cells import Memory, Plain
+from rmt_jax.models.gradients import rows, stored
 from rmt_jax.shapes import Batch, Prompt, Segment
 from rmt_jax.validation import check_diagonal
 
@@ -22,7 +23,8 @@ from rmt_jax.validation import check_diagonal
 class Pipe(NamedTuple):
     """What stands before each layer; layer first. Each step moves it one layer up."""
 
-    x: jax.Array  # [layers, B, N, D]
+    x: jax.Array  # [layers, B, N, D]  packed, where that serves (`Plain.pack`)
+    place: Any  # i32[layers, B, N]  where each place of the segment stands in x, if packed
     mask: jax.Array  # bool[layers, B, N]
     started: jax.Array  # bool[layers, B]  the memory held something before this segment
     moved: jax.Array  # bool[layers, B]  this segment holds tokens
@@ -130,22 +132,44 @@ def _prepared(
 
     moved = segments.mask.any(axis=2)
     started = memory.started | (jnp.cumsum(moved, axis=0) - moved > 0)  # before segment s
-    first, view = _enter(model, memory, jax.tree.map(lambda x: x[0], segments), started[0], prompt)
+
+    def enter(segment: Segment, started: jax.Array):
+        return model.enter(memory._replace(started=started), segment, prompt)
+
+    first, view = enter(jax.tree.map(lambda x: x[0], segments), started[0])
     sections, reads, writes = view.sections, view.reads, view.writes
+    # Where each place goes, of all segments at once: sorting is slow in small pieces.
+    packs, order = model.may_pack(first), None
+    if packs:
+        masks = jax.vmap(lambda *inputs: enter(*inputs)[1].mask)(segments, started)
+        order = model.orders(masks)
 
-    def empty(x):
-        return jnp.zeros((layers, *x.shape), x.dtype)
+    def entering(inputs) -> Pipe:
+        segment, started, moved, order = inputs
+        x, view = enter(segment, started)
+        if order is None:
+            return Pipe(x, None, view.mask, started, moved)
+        x, view = model.pack(x, view, order)
+        return Pipe(x, order[1], view.mask, started, moved)
 
-    pipe = Pipe(empty(first), empty(view.mask), empty(started[0]), empty(moved[0]))
-    # The last segment reaches the top layers - 1 steps after it has entered.
-    drain = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, layers - 1)] + [(0, 0)] * (x.ndim - 1)),
-        (segments, started, moved),
+    each = (segments, started, moved, order)
+    first = entering(jax.tree.map(lambda x: x[0], each))
+    pipe = jax.tree.map(
+        lambda x: jnp.zeros((layers, *x.shape), x.dtype).at[0].set(x),
+        first,
+    )
+    # While a segment is worked on the next one enters; the last reaches the top layers - 1 steps
+    # after it has.
+    following = jax.tree.map(
+        lambda x: jnp.pad(x[1:], [(0, layers)] + [(0, 0)] * (x.ndim - 1)),
+        each,
     )
     late = jax.tree.map(lambda x: jnp.pad(x, [(layers - 1, 0)] + [(0, 0)] * (x.ndim - 1)), extra)
+    cast = recurrence.frozen(model).layer_weights()
 
-    def cell(weights, x, state, mask, started, moved):
-        view = model.view(mask, sections, reads, writes)
+    def cell(weights, cast, x, state, mask, started, moved):
+        weights = jax.tree.map(lambda w, c: stored(w, c) if w.ndim > 1 else w, weights, cast)
+        view = model.view(mask, sections, reads, writes, packs)
         x, new, _ = model.layer(weights, x, state, started, view)
 
         def keep(new, old):
@@ -155,23 +179,17 @@ def _prepared(
 
     def body(carry, inputs):
         pipe, state = carry
-        (segment, started, moved), extra = inputs
-        x, view = _enter(model, memory, segment, started, prompt)
+        following, extra = inputs
+        on = (pipe.mask, pipe.started, pipe.moved)
+        x, state = jax.vmap(cell)(weights, cast, pipe.x, state, *on)
+        stop = x.shape[2] - writes
+        top = rows(x[-1], pipe.place[-1]) if packs else x[-1]
+        out = take(top[:, stop - length : stop], extra)
         pipe = jax.tree.map(
             lambda up, new: jnp.concatenate([new[None], up[:-1]]),
-            pipe,
-            Pipe(x, view.mask, started, moved),
+            pipe._replace(x=x),
+            entering(following),
         )
-        x, state = jax.vmap(cell)(weights, pipe.x, state, pipe.mask, pipe.started, pipe.moved)
-        stop = x.shape[2] - writes
-        out = take(x[-1, :, stop - length : stop], extra)
-        return (pipe._replace(x=x), state), out
+        return (pipe, state), out
 
-    return (pipe, memory.state), body, (drain, late), layers
-
-
-def _enter(
-    model: Plain, memory: Memory, segment: Segment, started: jax.Array, prompt: Prompt | None
-):
-    """The first layer's input; of the memory only the flag counts here."""
-    return model.enter(memory._replace(started=started), segment, prompt)
+    return (pipe, memory.state), body, (following, late), layers

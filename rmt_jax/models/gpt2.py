@@ -14,7 +14,17 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.models import attention
-from rmt_jax.models.gradients import gelu, normalise, product, rows, spread
+from rmt_jax.models.gradients import (
+    after,
+    beside,
+    lookup,
+    normalise,
+    product,
+    rows,
+    shifted_gelu,
+    spread,
+    thirds,
+)
 
 STD = 0.02  # of every weight at the start, as in GPT-2
 
@@ -35,7 +45,17 @@ class View:
     sections: tuple[tuple[int, int], ...]  # [start, stop) of the parts that a convolution runs over
     reads: int = 0  # places of read memory in front
     writes: int = 0  # places of write memory at the end
-    packed: bool = False  # all padding stands behind everything real
+    packed: bool = False  # all padding stands behind everything real, and so behind write memory
+
+    def written(self, x: jax.Array) -> jax.Array:
+        """x [B, N, D] at the places of write memory, [B, M, D]."""
+        return rows(x, self.write_places()) if self.packed else x[:, x.shape[1] - self.writes :]
+
+    def write_places(self) -> jax.Array:
+        """i32[B, M]; write memory is always real, and nothing real stands behind it."""
+        real = self.mask.sum(axis=1, dtype=jnp.int32) if self.packed else self.mask.shape[1]
+        places = jnp.asarray(real)[..., None] - self.writes + jnp.arange(self.writes)
+        return jnp.broadcast_to(places, (self.mask.shape[0], self.writes))
 
 
 class Past(NamedTuple):
@@ -56,8 +76,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Inside a layer: kernel [inputs, outputs]; computed in the dtype of `x`."""
-        y = product(x, self.kernel[...].astype(x.dtype))
+        y = self.linear(x)
         return y + spread(self.bias[...].astype(x.dtype), y.shape)
+
+    def linear(self, x: jax.Array) -> jax.Array:
+        """Without the bias."""
+        return product(x, self.kernel[...].astype(x.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -118,9 +142,10 @@ class Block(nnx.Module):
         in place of `look(x)`.
         """
         batch, places, width = x.shape
-        looked, inputs = self.look(x, view, past) if seen is None else seen
-        # Not by index: the gradient of that is three arrays as large as all three, added up.
-        parts = jnp.split(self.qkv(looked), 3, axis=-1)
+        if seen is None:
+            x, *seen = self.look(x, view, past)
+        looked, inputs = seen
+        parts = thirds(self.qkv.linear(looked), self.qkv.bias[...])
         heads = (batch, places, self.heads, width // self.heads)
         queries, keys, values = (part.reshape(heads) for part in parts)
         if self.rotary:
@@ -138,22 +163,26 @@ class Block(nnx.Module):
         whole = self.fused and past is None and top is None
         known = view.mask if whole else None
         y = attention.attend(queries, keys, values, visible, bias, known, view.packed)
-        x = x + self.out(y.reshape(*y.shape[:2], width))
-        x = x + self.down(gelu(self.up(self.ln_2(x))))
+        change = self.out.linear(y.reshape(*y.shape[:2], width))
+        norm = self.ln_2.scale[...], self.ln_2.bias[...]
+        x, normal = after(x, change, self.out.bias[...], *norm)
+        x = x + self.down(shifted_gelu(self.up.linear(normal), self.up.bias[...]))
         return x, kept
 
-    def look(self, x: jax.Array, view: View, past: Past | None) -> tuple[jax.Array, jax.Array]:
-        """The attention input [B, N, D] of x, LayerNorm and short convolution, and the latter's
-        inputs to keep for `Past`.
+    def look(
+        self, x: jax.Array, view: View, past: Past | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x itself, to go on with; its attention input [B, N, D], LayerNorm and short convolution;
+        and the latter's inputs to keep for `Past`.
 
         The convolution runs over prompt and text apart; memory tokens take no part. Padding counts
         as zeros, like what stands before a section.
         """
-        normal = self.ln_1(x)
+        x, normal = beside(x, self.ln_1.scale[...], self.ln_1.bias[...])
         batch, _, width = normal.shape
         empty = jnp.zeros((batch, max(self.conv_width - 1, 0), width), normal.dtype)
         if not self.conv_width:
-            return normal, empty
+            return x, normal, empty
         real = jnp.where(view.mask[:, :, None], normal, 0)
         inputs = empty
         for start, stop in view.sections:
@@ -162,7 +191,7 @@ class Block(nnx.Module):
             share = convolve(self.conv[...], section, before)
             normal = normal.at[:, start:stop].add(share)
             inputs = jnp.concatenate([before, section], axis=1)[:, stop - start :]
-        return normal, inputs
+        return x, normal, inputs
 
 
 class Backbone(nnx.Module):
@@ -188,7 +217,7 @@ class Backbone(nnx.Module):
         """Rows of the position table, i32[...] -> [..., D]; zero when there is no table."""
         if not hasattr(self, "wpe"):
             return jnp.zeros((), self.dtype)
-        return self.wpe[...].astype(self.dtype)[rows]
+        return lookup(self.wpe[...].astype(self.dtype), rows)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D], after the final LayerNorm -> f32[..., V]. Tied to the embedding, or not."""

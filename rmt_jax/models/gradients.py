@@ -8,6 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from rmt_jax.models import kernels
+
 EPSILON = 1e-5  # of every LayerNorm, as in GPT-2
 CUBIC, ROOT = 0.044715, 0.7978845608028654  # of gelu; the second is sqrt(2 / pi)
 
@@ -108,6 +110,67 @@ def _normalise_backward(kept: tuple[jax.Array, ...], gradient: jax.Array):
 normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
+def beside(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(x, `normalise` of it): the start of a branch, whose gradient and that of x itself become one
+    sum in one pass where kernels of our own serve (`kernels.ready`)."""
+    return _beside(x, scale, bias) if kernels.ready(x) else (x, normalise(x, scale, bias))
+
+
+@jax.custom_vjp
+def _beside(x: jax.Array, scale: jax.Array, bias: jax.Array):
+    return x, normalise(x, scale, bias)
+
+
+def _beside_forward(x: jax.Array, scale: jax.Array, bias: jax.Array):
+    y, mean, slope = kernels.normalise(x, scale, bias)
+    return (x, y), (x, mean, slope, scale)
+
+
+def _beside_backward(kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]):
+    own, gradient = gradients
+    back, *sums = kernels.normalise_gradient(*kept, gradient, own)
+    return (back, *(part.sum(axis=0) for part in sums[:2]))
+
+
+_beside.defvjp(_beside_forward, _beside_backward)
+
+
+def after(
+    x: jax.Array, change: jax.Array, shift: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(the sum of x, change [..., D] and shift f32[D], `normalise` of it): the end of one branch
+    and the start of the next."""
+    way = _after if kernels.ready(x) else _plainly_after
+    return way(x, change, shift, scale, bias)
+
+
+def _plainly_after(
+    x: jax.Array, change: jax.Array, shift: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    total = x + (change + spread(shift.astype(x.dtype), x.shape))
+    return total, normalise(total, scale, bias)
+
+
+_after = jax.custom_vjp(_plainly_after)
+
+
+def _after_forward(
+    x: jax.Array, change: jax.Array, shift: jax.Array, scale: jax.Array, bias: jax.Array
+):
+    total, y, mean, slope = kernels.add_normalise(x, change, shift, scale, bias)
+    return (total, y), (total, mean, slope, scale)
+
+
+def _after_backward(kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]):
+    own, gradient = gradients
+    back, *sums = kernels.normalise_gradient(*kept, gradient, own)
+    scale, bias, shift = (part.sum(axis=0) for part in sums)
+    return back, back, shift, scale, bias
+
+
+_after.defvjp(_after_forward, _after_backward)
+
+
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """GPT-2's gelu, by tanh (Hendrycks and Gimpel 2016). Keeps x alone, where JAX keeps four."""
@@ -128,6 +191,98 @@ def _gelu_backward(x: jax.Array, gradient: jax.Array):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def shifted_gelu(x: jax.Array, shift: jax.Array) -> jax.Array:
+    """`gelu` of x [..., D] + shift f32[D]."""
+    if kernels.ready(x):
+        return _shifted_gelu(x, shift)
+    return gelu(x + spread(shift.astype(x.dtype), x.shape))
+
+
+@jax.custom_vjp
+def _shifted_gelu(x: jax.Array, shift: jax.Array) -> jax.Array:
+    return _shifted_gelu_forward(x, shift)[0]
+
+
+def _shifted_gelu_forward(x: jax.Array, shift: jax.Array):
+    # The sum is kept, not x: cuBLASLt adds and bends where it multiplies, and gives both.
+    total = x + shift.astype(x.dtype)
+    return jax.nn.gelu(total, approximate=True), total
+
+
+def _shifted_gelu_backward(total: jax.Array, gradient: jax.Array):
+    back, sums = kernels.gelu_gradient(total, gradient)
+    return back, sums.sum(axis=0)
+
+
+_shifted_gelu.defvjp(_shifted_gelu_forward, _shifted_gelu_backward)
+
+
+def thirds(x: jax.Array, shift: jax.Array) -> list[jax.Array]:
+    """x [..., 3 D] + shift f32[3 D] in three parts [..., D]."""
+    if kernels.ready(x):
+        return _thirds(x, shift)
+    # Not by index: the gradient of that is three arrays as large as all three, added up.
+    return jnp.split(x + spread(shift.astype(x.dtype), x.shape), 3, axis=-1)
+
+
+@jax.custom_vjp
+def _thirds(x: jax.Array, shift: jax.Array) -> list[jax.Array]:
+    return jnp.split(x + shift.astype(x.dtype), 3, axis=-1)
+
+
+def _thirds_forward(x: jax.Array, shift: jax.Array):
+    return _thirds(x, shift), None
+
+
+def _thirds_backward(_: None, gradients: list[jax.Array]):
+    whole, sums = kernels.join(*gradients)
+    return whole, sums.sum(axis=0)
+
+
+_thirds.defvjp(_thirds_forward, _thirds_backward)
+
+
+def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table [R, D] at i32[...] -> [..., D]; for a table of a few thousand rows that many look at.
+
+    On a GPU its gradient is a product with ones and zeros: a thousand places that add to the same
+    row, as all texts do to the table of positions, wait for each other.
+    """
+    return _lookup(table, index) if jax.default_backend() == "gpu" else table[index]
+
+
+@jax.custom_vjp
+def _lookup(table: jax.Array, index: jax.Array) -> jax.Array:
+    return table[index]
+
+
+def _lookup_forward(table: jax.Array, index: jax.Array):
+    return table[index], (index, len(table))
+
+
+def _lookup_backward(kept: tuple[jax.Array, int], gradient: jax.Array):
+    index, count = kept
+    chosen = jax.nn.one_hot(index.reshape(-1), count, axis=0, dtype=gradient.dtype)
+    return chosen @ gradient.reshape(index.size, -1), None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+@jax.custom_vjp
+def stored(weight: jax.Array, cast: jax.Array) -> jax.Array:
+    """`cast`, which is `weight` in another dtype, with the gradient going to `weight` in its own:
+    cast once before a loop, whose gradients still add up in float32.
+    """
+    return cast
+
+
+stored.defvjp(
+    lambda weight, cast: (cast, jnp.zeros((), weight.dtype)),
+    lambda kept, gradient: (gradient.astype(kept.dtype), None),
+)
 
 
 def rows(x: jax.Array, places: jax.Array) -> jax.Array:

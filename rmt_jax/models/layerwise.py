@@ -23,7 +23,6 @@ class Layerwise(Plain):
     """A state with the layer in front, of which each layer gets its own."""
 
     batch_axis = 1
-    packs = False  # layers find their memory by its place
 
     def _layer_state(self, memory: Memory):
         return memory.state
@@ -51,11 +50,12 @@ class PRMT(Layerwise):
         if view.reads:
             x = x.at[:, : view.reads].set(state.astype(x.dtype))
         if view.writes:
-            x = x.at[:, -view.writes :].set(state.astype(x.dtype))
+            batch = jnp.arange(len(x))[:, None]
+            x = x.at[batch, view.write_places()].set(state.astype(x.dtype))
         return x
 
     def _after(self, module: Any, x: jax.Array, state: jax.Array, started, view: View):
-        return x[:, -view.writes :].astype(state.dtype) if view.writes else state
+        return view.written(x).astype(state.dtype) if view.writes else state
 
 
 class Associations(NamedTuple):
@@ -125,7 +125,7 @@ class ARMT(Layerwise):
         if not view.writes:
             return state
         maps = module["associative"]
-        tokens = x[:, -view.writes :]
+        tokens = view.written(x)
         key = maps.features(product(tokens, maps.key[...].astype(x.dtype)))
         value = product(tokens, maps.value[...].astype(x.dtype)).astype(jnp.float32)
         strength = tokens.astype(jnp.float32) @ maps.beta[...] + maps.beta_bias[...]
@@ -160,6 +160,8 @@ class Delta(Layerwise):
     the matrix grow beyond its values. A prompt reads and never writes.
     """
 
+    packs = False  # the rule goes through the text in order, where the text stands
+
     def __init__(self, config, prompt, vocab, tasks, rngs):
         super().__init__(config, prompt, vocab, tasks, rngs)
         self.rows, self.thresholds = config.d_mem, thresholds(config)
@@ -179,7 +181,7 @@ class Delta(Layerwise):
     def layer(self, weights, x, state, started, view, past=None, top=None):
         module = self._layer_module(weights)
         block, maps = module["block"], module["associative"]
-        seen = block.look(x, view, past)
+        x, *seen = block.look(x, view, past)
         found, matrix = associate(maps, seen[0], state.matrix, view, weights.get("threshold"))
         x, kept = block(x + found, view, past, top, seen)
         return x, Associations(matrix, ()), kept
@@ -200,7 +202,7 @@ class Delta(Layerwise):
         for layer in range(depth):
             own, state = jax.tree.map(lambda a, n=layer: a[n], (weights, states))
             module = self._layer_module(own)
-            seen, _ = module["block"].look(x, view, None)
+            _, seen, _ = module["block"].look(x, view, None)
             given.append(_gate_inputs(module["associative"], seen, view)[..., 0])
             if layer < depth - 1:
                 x, _, _ = self.layer(own, x, state, memory.started, view)
