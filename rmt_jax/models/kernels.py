@@ -18,13 +18,15 @@ from jax.custom_batching import custom_vmap
 TILE = 4096  # elements of a row block that a program holds at once
 PROGRAMS = 132 * 4  # that sums over rows are split into: four for each multiprocessor of an H200
 WIDEST = 8192  # a row must fit into one program's registers
+LEAST = 4096  # rows; with fewer, waiting for one more launch costs more than a pass over memory
 
 
 def ready(x: jax.Array) -> bool:
     """Whether the kernels serve for x [..., D]: on an NVIDIA GPU with the extra `gpu` installed,
     in a program that runs on one device (the compiler can't split them) or through a `shard_map`
     that has split it already."""
-    if jax.default_backend() != "gpu" or x.shape[-1] > WIDEST or x.size == 0:
+    width = x.shape[-1]
+    if jax.default_backend() != "gpu" or width > WIDEST or x.size < max(1, LEAST) * width:
         return False
     if jnp.dtype(x.dtype) not in (jnp.bfloat16, jnp.float16, jnp.float32):
         return False

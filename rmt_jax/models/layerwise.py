@@ -181,9 +181,9 @@ class Delta(Layerwise):
     def layer(self, weights, x, state, started, view, past=None, top=None):
         module = self._layer_module(weights)
         block, maps = module["block"], module["associative"]
-        x, *seen = block.look(x, view, past)
-        found, matrix = associate(maps, seen[0], state.matrix, view, weights.get("threshold"))
-        x, kept = block(x + found, view, past, top, seen)
+        x, looked, inputs = block.look(x, view, past)
+        found, matrix = associate(maps, looked, state.matrix, view, weights.get("threshold"))
+        x, kept = block(x + found, view, past, top, (looked, inputs))
         return x, Associations(matrix, ()), kept
 
     def layer_weights(self):

@@ -15,9 +15,7 @@ _EPSILON, _CUBIC, _ROOT = tl.constexpr(EPSILON), tl.constexpr(CUBIC), tl.constex
 WARPS = 4
 
 
-def call(
-    name: str, arrays: Any, out: Any, grid: tuple[int, ...], sizes: dict[str, int]
-) -> list[jax.Array]:
+def call(name: str, arrays: Any, out: Any, grid: Any, sizes: dict[str, Any]) -> list[jax.Array]:
     """Runs the kernel of that name: arrays in, arrays of shapes and dtypes `out` back."""
     import jax_triton  # not before: without JAX's own GPU support it can't be imported
 
@@ -134,9 +132,10 @@ def _gelu_gradient(
         exact = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
         incoming = tl.load(gradient + at, mask=real, other=0.0).to(tl.float32)
         square = exact * exact
-        # tanh(u) = 2 sigmoid(2u) - 1
-        open = tl.sigmoid(2 * _ROOT * exact * (1 + _CUBIC * square))
-        steep = 2 * _ROOT * exact * (1 + 3 * _CUBIC * square)
+        # tanh(u) = 2 sigmoid(2u) - 1. Constants stand behind: in front of a tensor, Triton's
+        # interpreter took the product for no tensor.
+        open = 1 / (1 + tl.exp(exact * (1 + _CUBIC * square) * (-2 * _ROOT)))
+        steep = exact * (1 + 3 * _CUBIC * square) * (2 * _ROOT)
         found = incoming * (open + steep * open * (1 - open))
         whole += found
         tl.store(back + at, found.to(back.dtype.element_ty), mask=real)
