@@ -2,9 +2,11 @@
 
     python -m benchmarks.variants [--size base] [--read 1,8,32] [--profile] [VARIANT ...]
 
-A VARIANT is settings of `config.Model` and `texts`, `segments`: `texts=16,segments=4,remat=true`.
-All train steps are compiled side by side, then timed one after another: the median of seven steps,
-model FLOPs utilisation (`costs.train_flops`, against the peak in `hardware`), temporary memory.
+A VARIANT is settings of `config.Model` and `texts`, `segments`, `tokens` (of a segment) and
+`kernels` (false: not our own ones): `texts=16,segments=4,remat=true`. All train steps are compiled
+side by side, then timed one after another: the median of seven steps; model FLOPs utilisation, of
+what the model needs and as is usually counted (`costs.train_flops`, against the peak in
+`hardware`); temporary memory.
 `--read` reads that many texts side by side, 256 segments. `--profile` adds where the time of a step
 goes, by kernel, from JAX's profiler (a GPU).
 """
@@ -18,14 +20,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import median
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 
 from benchmarks.cases import SIZES, Size, texts
 from benchmarks.ours import Ours, config_of
 from rmt_jax import api, config, costs, hardware, sharding
+from rmt_jax.models import kernels
 
 DEFAULTS = (
     "texts=16,segments=4",
@@ -41,7 +46,8 @@ class Variant(NamedTuple):
 
     name: str
     tokens: int
-    flops: float  # of the model, a step
+    flops: float  # that the model needs, a step
+    whole: float  # as usually counted
     lowered: jax.stages.Lowered
     state: Any
     batch: Any
@@ -53,10 +59,16 @@ def traced(name: str, size: Size) -> Variant:
     for part in name.split(","):
         field, _, value = part.partition("=")
         told[field] = value
+    own = told.pop("kernels", "true") != "false"
     try:
         rows, segments = int(told.pop("texts", 16)), int(told.pop("segments", 4))
+        tokens = int(told.pop("tokens", size.segment))
     except ValueError as error:
-        raise config.ConfigError(f"{name}: texts and segments are whole numbers.") from error
+        raise config.ConfigError(f"{name}: texts, segments, tokens are whole numbers.") from error
+    most = size.positions - 2 * size.memory
+    if not 0 < tokens <= most:
+        raise config.ConfigError(f"{name}: tokens must be 1 to {most}, beside the memory tokens.")
+    size = replace(size, segment=tokens)
     values: dict[str, Any] = {
         f"model.{k}": {"true": True, "false": False}.get(v, int(v) if v.isdigit() else v)
         for k, v in told.items()
@@ -64,9 +76,10 @@ def traced(name: str, size: Size) -> Variant:
     settings = config.update(config_of(size), values)
     mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
     program, state, batch = Ours().step(settings, size, segments, rows, mesh)
-    lowered = program.lower(state, batch)
-    flops = costs.train_flops(settings) * batch.tokens.size
-    return Variant(name, batch.tokens.size, flops, lowered, state, batch)
+    with mock.patch.object(kernels, "ready", kernels.ready if own else lambda x: False):
+        lowered = program.lower(state, batch)
+    needed, whole = (costs.train_flops(settings, way) * batch.tokens.size for way in (False, True))
+    return Variant(name, batch.tokens.size, needed, whole, lowered, state, batch)
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -89,7 +102,7 @@ def training(names: list[str], size: Size, profile: bool) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         programs = list(pool.map(compiled, variants))
-    print("| variant | ms a step | tokens/s | MFU, % | temporary GiB | compiled in s |")
+    print("| variant | ms a step | tokens/s | MFU, % (usual) | temporary GiB | compiled in s |")
     print("|---|---|---|---|---|---|")
     for (program, wait), variant in zip(programs, variants, strict=True):
         state = variant.state
@@ -100,7 +113,8 @@ def training(names: list[str], size: Size, profile: bool) -> None:
             return sums
 
         took = timed(once)
-        share = f"{100 * variant.flops / took / peak:.1f}" if peak else ""
+        shares = [100 * flops / took / peak for flops in (variant.flops, variant.whole) if peak]
+        share = "{:.1f} ({:.1f})".format(*shares) if peak else ""
         memory = program.memory_analysis()
         held = f"{memory.temp_size_in_bytes / 2**30:.1f}" if memory else ""
         print(
@@ -109,10 +123,10 @@ def training(names: list[str], size: Size, profile: bool) -> None:
             flush=True,
         )
         if profile:
-            kernels(once)
+            profiled(once)
 
 
-def kernels(call: Callable[[], Any], most: int = 25) -> None:
+def profiled(call: Callable[[], Any], most: int = 25) -> None:
     """Prints the kernels of one call on a GPU, those of one name together."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

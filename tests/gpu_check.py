@@ -1,11 +1,11 @@
 """What only a GPU can show: run `python tests/gpu_check.py [CELL ...]` on a machine that has one.
 
-Gradients of a train step by the fused kernels (cuDNN's, and ours where the extra `gpu` is
-installed) and by the diagonal schedule, both in bfloat16, against exact float32 without them: they
-may be half again as far off as plain products in bfloat16 are. Other
-tokens behind the padding may move the gradient no further than the same call does when it comes
-again (a GPU adds up in an order of its own each time), and the loss not at all. Ends with 1 if
-something moved further.
+Gradients of a train step by the fused kernels (cuDNN's, and ours where `jax-triton` is installed)
+and by the diagonal schedule, both in bfloat16, against exact float32 without them: they may be half
+again as far off as plain products in bfloat16 are. Other tokens behind the padding may move the
+gradient no further than the same call does when it comes again (a GPU adds up in an order of its
+own each time; a tenth further passes, since such distances are all alike), and the loss not at all.
+Ends with 1 if something moved further.
 """
 
 import sys
@@ -84,7 +84,11 @@ def main() -> None:
             off = apart(same[0][1], exact)
             again = max(apart(a, b) for _, a in same for _, b in same)
             nearest = min(apart(moved, found) for _, found in same)
-            bad = not off < allowed or nearest > again or other not in {loss for loss, _ in same}
+            bad = (
+                not off < allowed
+                or nearest > 1.1 * again
+                or other not in {loss for loss, _ in same}
+            )
             failed |= bad
             print(
                 f"{cell}, {schedule}: loss {same[0][0]:.5f} ({value:.5f}), gradient off by"

@@ -216,12 +216,14 @@ def test_variants_of_our_step_are_timed_and_a_wrong_setting_is_named(monkeypatch
     monkeypatch.setitem(variants.SIZES, "tiny", SIZE)
     monkeypatch.setattr(variants, "ROUNDS", 1)
     monkeypatch.setattr(variants, "SEGMENTS", 3)
-    steps_ = ["texts=2,segments=2,remat=true", "texts=1,segments=1"]
+    steps_ = ["texts=2,segments=2,remat=true", "texts=1,segments=1,tokens=5,kernels=false"]
     variants.main(["--size", "tiny", "--read", "1", *steps_])
     said = capsys.readouterr().out
     assert all(re.search(rf"\| {name} \| [\d.]+ \| [\d,]+ \|", said) for name in steps_)
     assert re.search(r"\| 1 \| [\d.]+ \| [\d.]+ \|", said)
     with pytest.raises(SystemExit, match="no field 'model.atention'. Did you mean"):
         variants.main(["--size", "tiny", "atention=xla"])
-    with pytest.raises(SystemExit, match="texts=many: texts and segments are whole numbers"):
+    with pytest.raises(SystemExit, match="texts=many: texts, segments, tokens are whole numbers"):
         variants.main(["--size", "tiny", "texts=many"])
+    with pytest.raises(SystemExit, match="tokens=999: tokens must be 1 to"):
+        variants.main(["--size", "tiny", "tokens=999"])

@@ -60,3 +60,11 @@ def test_peaks_and_flops():
     config = Config(model=Model(cell="none", memory_tokens=0), prompt=Prompt(source="none"))
     weights, attention = 12 * 12 * 768**2, 12 * 768 * 512
     assert costs.train_flops(config) == pytest.approx(6 * (weights + attention))
+    # As PaLM's authors count: 6 N + 12 L H Q T, whatever is hidden or left out.
+    usual = 6 * weights + 12 * 12 * 768 * 512
+    assert costs.train_flops(config, whole=True) == pytest.approx(usual)
+    unrolled = Config(
+        model=Model(cell="none", memory_tokens=0, scan_layers=False), prompt=Prompt(source="none")
+    )
+    assert costs.train_flops(unrolled, whole=True) == pytest.approx(usual)
+    assert costs.train_flops(unrolled) < 0.95 * costs.train_flops(config)
