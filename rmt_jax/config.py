@@ -44,7 +44,7 @@ class Model:
     scan_layers: bool = True  # layers as one compiled loop (fast to compile) or unrolled
     dtype: str = "auto"  # compute: auto (bfloat16 on accelerators) | float32 | bfloat16
     attention: str = "auto"  # auto (cuDNN's kernel on NVIDIA GPUs, where it can) | xla
-    schedule: str = "auto"  # auto (sequential) | sequential | diagonal (prmt, armt, delta)
+    schedule: str = "auto"  # auto (models/schedule.py) | sequential | diagonal (prmt, armt, delta)
     tied_head: bool = True  # logits through the embedding table; False: a head of its own
 
 

@@ -20,11 +20,12 @@ from rmt_jax.data.loader import TOKENS_PER_QUESTION, Stage
 UTILISATION = 0.3
 BASIS = (
     "30 % of the dense bfloat16 peak, for all that is executed (recomputing included): an H200 made"
-    " 29 % of a train step of GPT-2 124M over four segments, 35 % over one. Elsewhere: a published"
-    " reproduction of GPT-2 124M on eight A100s makes 38 %, PaLM 57.8 % (Chowdhery et al. 2022)"
+    " 35 % of a train step of GPT-2 124M over four segments, 30 to 44 % over one. Elsewhere: a"
+    " published reproduction of GPT-2 124M on eight A100s makes 38 %, PaLM 57.8 % (Chowdhery et al."
+    " 2022)"
 )
 STREAMED = 0.7  # of the bandwidth: assumed
-LAYER_SECONDS = 80e-6  # the least for one layer's forward pass, 13 kernels (H200, one text)
+LAYER_SECONDS = 54e-6  # the least for one layer's forward pass (H200, GPT-2 base, one text)
 HEADS = ("tokens", "FLOPs", "bytes moved", "GB/device")
 READING = ("32k", "1M", "10M")
 ANSWER = 4  # tokens of an answer, END included: assumed, for the few logits that it makes

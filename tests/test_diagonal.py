@@ -130,6 +130,26 @@ def test_auto_is_what_was_measured(monkeypatch):
     np.testing.assert_allclose(logits, watched, atol=1e-5)
 
 
+def test_auto_reads_one_text_on_the_diagonal_once_it_fills_the_pipeline(monkeypatch):
+    built = models.merge(*tiny.model(cell="armt", layers=3))
+    tokens, mask = tiny.text(batch=1, segments=6)
+    start = built.initial(1)
+
+    def read(count):
+        run = jax.jit(lambda count: schedule.read_some(built, start, tokens, mask, None, count))
+        return jax.tree.leaves(run(count))
+
+    sequential = [read(count) for count in (2, 6)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for found, expected in zip(map(read, (2, 6)), sequential, strict=True):
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    seven = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), start)
+    monkeypatch.setattr(diagonal, "read_some", lambda *_: seven)
+    short, long = ([(x == 7).all() for x in read(count)] for count in (2, 6))
+    assert not any(short[:2]) and all(long[:2])
+
+
 def test_refused_for_rmt():
     model = models.merge(*tiny.model(cell="rmt"))
     tokens, mask = tiny.text()

@@ -3,8 +3,8 @@
 `sequential`: segment after segment, layer after layer (`models.recurrence`). `diagonal`: all layers
 at once, each on another segment (`models.diagonal`), for cells whose layers keep their own memory.
 Both give the same numbers. `auto` follows what was measured (benchmarks/diagonal.md, H200.md): on
-a GPU a train step of ARMT on one text takes half the time on the diagonal; reading gains a fifth,
-which filling the pipeline for each block of segments takes back; on a CPU nothing is gained.
+a GPU ARMT goes through one text on the diagonal, which takes a third of the time of a train step
+and half of that of reading; on a CPU nothing is gained.
 """
 
 import jax
@@ -16,7 +16,7 @@ from rmt_jax.shapes import Batch, Prompt
 
 
 def settled(schedule: str, cell: str, texts: int, platform: str) -> str:
-    """`sequential` or `diagonal` for a train step on `texts` texts, of a config's schedule."""
+    """`sequential` or `diagonal` for `texts` texts, of a config's schedule."""
     if schedule != "auto":
         return schedule
     return "diagonal" if (cell, texts, platform) == ("armt", 1, "gpu") else "sequential"
@@ -43,5 +43,17 @@ def read_some(
     count: jax.Array,
 ) -> Memory:
     """The memory after the first `count` of S segments: `recurrence.read_some`."""
-    way = diagonal if model.schedule == "diagonal" else recurrence
-    return way.read_some(model, memory, tokens, mask, prompt, count)
+    inputs = (memory, tokens, mask, prompt, count)
+    way = settled(model.schedule, model.cell, len(tokens), jax.default_backend())
+    if way == "sequential":
+        return recurrence.read_some(model, *inputs)
+    if model.schedule == "diagonal":
+        return diagonal.read_some(model, *inputs)
+    # A step of the diagonal takes as long as a few layers, and with `layers` - 1 of them the
+    # pipeline is only filled: worth it from about two thirds as many segments as layers on.
+    return jax.lax.cond(
+        count >= jax.tree.leaves(model.layer_weights())[0].shape[0],
+        lambda *inputs: diagonal.read_some(model, *inputs),
+        lambda *inputs: recurrence.read_some(model, *inputs),
+        *inputs,
+    )
