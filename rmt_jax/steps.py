@@ -89,7 +89,9 @@ def make_train_step(
             mesh=mesh,
             in_specs=(PartitionSpec(), rows_of_device, PartitionSpec(), PartitionSpec()),
             out_specs=PartitionSpec(),
-            axis_names={"data"},  # fsdp and tensor stay the compiler's
+            # `fsdp` and `tensor` stay the compiler's, if there are several devices along them. If
+            # not, all is by hand: cuDNN's attention can't be compiled where only a part is.
+            axis_names={name for name, size in mesh.shape.items() if name == "data" or size == 1},
             check_vma=False,  # else every use of a weight is summed where it stands
         )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import test_steps
 import tiny
 from jax.sharding import PartitionSpec
 from test_recurrence import ASKED, loss_of
@@ -136,6 +137,15 @@ def test_a_model_learns_the_same_with_them(cell, scanned, schedule, interpreted,
     np.testing.assert_allclose(value, plain[0], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_each_device_has_them_do_its_own_texts(interpreted, monkeypatch):
+    """Two devices under the train step's `shard_map`: the curve of one without the kernels."""
+    settings = test_steps.config()
+    shared = test_steps.curve(settings, config.Mesh(data=2), count=3, devices=2)
+    assert interpreted
+    monkeypatch.setattr(kernels, "ready", lambda x: False)
+    np.testing.assert_allclose(shared, test_steps.curve(settings, None, count=3), rtol=1e-5)
 
 
 def test_they_serve_where_one_device_sees_the_whole_array(monkeypatch):

@@ -73,9 +73,11 @@ def make(c: Config, mesh: jax.sharding.Mesh | None = None):
 
 
 @functools.cache
-def curve(c: Config, mesh: Mesh | None, count: int = 20, batches: int = 4) -> list[float]:
-    """The loss of every step, on one device (None) or on a mesh of eight."""
-    devices = jax.devices() if mesh else jax.devices()[:1]
+def curve(
+    c: Config, mesh: Mesh | None, count: int = 20, batches: int = 4, devices: int = 8
+) -> list[float]:
+    """The loss of every step, on one device (None) or on a mesh of `devices`."""
+    devices = jax.devices()[: devices if mesh else 1]
     grid = sharding.make_mesh(mesh or Mesh(), devices)
     step, state = make(c, grid)
     place = sharding.place_state(state, state.params, grid)

@@ -50,7 +50,11 @@ def chosen(
 
 
 def available(dtype: Any, shape: tuple[int, ...], causal: bool, biased: bool) -> str:
-    """`chosen` for the device that JAX runs on."""
+    """`chosen` for the device that JAX runs on; plain products where a mesh is split by hand along
+    one axis and by the compiler along another, for which JAX can't compile its call of cuDNN."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes and any(mesh.shape[name] > 1 for name in mesh.auto_axes):
+        return "xla"
     device = jax.devices()[0]
     capability = str(getattr(device, "compute_capability", ""))
     return chosen(device.platform, capability, dtype, shape, causal, biased)
