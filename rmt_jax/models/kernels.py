@@ -1,7 +1,8 @@
 """Kernels of our own for NVIDIA GPUs: what stands between a layer's products, in one pass each.
 
-Written in Triton and called through `jax_triton` (the extra `gpu`); `ready` says whether they serve
-here, and without them XLA's own code does. What they are worth: benchmarks/H200.md.
+Written in Triton and called through `jax_triton` (in the extras `cuda12` and `cuda13`); `ready` says
+whether they serve here, and where they don't XLA's own code does. What they are worth:
+benchmarks/H200.md.
 
 Each works on groups of rows, [G, R, D] with vectors [G, D]: one group, or under `jax.vmap` over
 stacked layers (`models.diagonal`) one a layer. Sums over rows come back as a few partial sums.
@@ -22,9 +23,9 @@ LEAST = 4096  # rows; with fewer, waiting for one more launch costs more than a 
 
 
 def ready(x: jax.Array) -> bool:
-    """Whether the kernels serve for x [..., D]: on an NVIDIA GPU with the extra `gpu` installed,
-    in a program that runs on one device (the compiler can't split them) or through a `shard_map`
-    that has split it already."""
+    """Whether the kernels serve for x [..., D]: on an NVIDIA GPU with `jax_triton` installed, in a
+    program that runs on one device (the compiler can't split them) or through a `shard_map` that
+    has split it already."""
     width = x.shape[-1]
     if jax.default_backend() != "gpu" or width > WIDEST or x.size < max(1, LEAST) * width:
         return False
