@@ -118,6 +118,7 @@ def test_a_kernel_gives_what_xla_gives(name, dtype, layers, interpreted, monkeyp
 )
 def test_a_model_learns_the_same_with_them(cell, scanned, schedule, interpreted, monkeypatch):
     """Loss and gradients of all weights; what is not differentiated goes without the kernels."""
+    monkeypatch.setattr(kernels, "TILE", 1024)  # the interpreter takes its time for each tile
     graph, params = tiny.model(ASKED, cell=cell, scan_layers=scanned)
     batch = tiny.batch(segments=3, answered=1)
     way = {"sequential": recurrence, "diagonal": diagonal}[schedule]
@@ -141,11 +142,12 @@ def test_a_model_learns_the_same_with_them(cell, scanned, schedule, interpreted,
 
 def test_each_device_has_them_do_its_own_texts(interpreted, monkeypatch):
     """Two devices under the train step's `shard_map`: the curve of one without the kernels."""
+    monkeypatch.setattr(kernels, "TILE", 1024)
     settings = test_steps.config()
-    shared = test_steps.curve(settings, config.Mesh(data=2), count=3, devices=2)
+    shared = test_steps.curve(settings, config.Mesh(data=2), count=2, devices=2)
     assert interpreted
     monkeypatch.setattr(kernels, "ready", lambda x: False)
-    np.testing.assert_allclose(shared, test_steps.curve(settings, None, count=3), rtol=1e-5)
+    np.testing.assert_allclose(shared, test_steps.curve(settings, None, count=2), rtol=1e-5)
 
 
 def test_they_serve_where_one_device_sees_the_whole_array(monkeypatch):

@@ -1,6 +1,6 @@
 """Kernels of our own for NVIDIA GPUs: what stands between a layer's products, in one pass each.
 
-Written in Triton and called through `jax_triton` (in the extras `cuda12` and `cuda13`); `ready` says
+Written in Triton, called through `jax_triton` (in the extras `cuda12` and `cuda13`); `ready` says
 whether they serve here, and where they don't XLA's own code does. What they are worth:
 benchmarks/H200.md.
 
