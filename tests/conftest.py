@@ -17,8 +17,10 @@ import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# Eight devices share the threads of one pool. With the next step dispatched before all of them are
-# through with the last, some wait in the next one's collectives on the threads that the others
-# need: twice, on a busy machine, a test of eight devices stood still until XLA aborted the process
-# (JAX's issue 25861 is of the same kind).
-jax.config.update("jax_cpu_enable_async_dispatch", False)
+# Eight devices share the threads of one pool, of which there are as many: a thread that an earlier
+# test left busy is missing in the collectives of a test of eight, which then stands still until XLA
+# aborts the process. XLA's own variable makes the pool larger; processes that tests start do
+# without it.
+os.environ["NPROC"] = "32"
+jax.devices()
+del os.environ["NPROC"]
