@@ -3,8 +3,8 @@
 import os
 
 # Compiling is most of what the suite would spend; the programs are tiny, so LLVM need not optimise.
-# XLA aborts the process when a device keeps the others waiting for 40 seconds, which a machine that
-# is paused or overloaded does.
+# XLA aborts the process when a device keeps the others waiting for 40 seconds, which an overloaded
+# machine may do.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -17,9 +17,9 @@ import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# Eight devices share the threads of one pool, of which there are as many: a thread that an earlier
-# test left busy is missing in the collectives of a test of eight, which then stands still until XLA
-# aborts the process. XLA's own variable makes the pool larger; processes that tests start do
+# Eight devices share one pool of threads, of which there are as many. Late in the suite a step on
+# eight (fsdp) waited in a collective for ever, twice, until XLA aborted the process; alone
+# the test never does. XLA's own variable makes the pool larger; processes that tests start do
 # without it.
 os.environ["NPROC"] = "32"
 jax.devices()

@@ -51,7 +51,7 @@ def interpreted(monkeypatch):
                 torch.full(x.shape, float("nan"), dtype=kinds[jnp.dtype(x.dtype).name]) for x in out
             ]
             with alone:  # while the interpreter runs it has Triton's own functions replaced
-                code._KERNELS[name][grid](*map(torched, map(np.asarray, arrays)), *made, **sizes)
+                code.KERNELS[name][grid](*map(torched, map(np.asarray, arrays)), *made, **sizes)
             return [back(x) for x in made]
 
         return jax.pure_callback(run, list(out), *arrays)

@@ -49,8 +49,7 @@ def read_some(
         return recurrence.read_some(model, *inputs)
     if model.schedule == "diagonal":
         return diagonal.read_some(model, *inputs)
-    # A step of the diagonal takes as long as a few layers, and with `layers` - 1 of them the
-    # pipeline is only filled: worth it from about two thirds as many segments as layers on.
+    # Filling the pipeline takes `layers` - 1 steps, each as long as several layers in sequence.
     return jax.lax.cond(
         count >= jax.tree.leaves(model.layer_weights())[0].shape[0],
         lambda *inputs: diagonal.read_some(model, *inputs),

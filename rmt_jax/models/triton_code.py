@@ -19,7 +19,7 @@ def call(name: str, arrays: Any, out: Any, grid: Any, sizes: dict[str, Any]) -> 
     """Runs the kernel of that name: arrays in, arrays of shapes and dtypes `out` back."""
     import jax_triton  # not before: without JAX's own GPU support it can't be imported
 
-    kernel = _KERNELS[name]
+    kernel = KERNELS[name]
     return jax_triton.triton_call(
         *arrays, kernel=kernel, out_shape=list(out), grid=grid, num_warps=WARPS, name=name, **sizes
     )
@@ -36,12 +36,19 @@ def _tile(start, group, R: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, TI
 
 
 @triton.jit
-def _normal(x, real, D: tl.constexpr):
-    """Rows x, zero where not real, with mean 0 and length 1, their mean and slope."""
-    mean = tl.sum(x, axis=1) / D
-    apart = tl.where(real, x - mean[:, None], 0.0)
-    slope = tl.rsqrt(tl.sum(apart * apart, axis=1) / D + _EPSILON)
-    return apart * slope[:, None], mean, slope
+def _write_normal(
+    x, place, at, column, known, real, group, scale, bias, y, mean, slope, D: tl.constexpr
+):
+    """LayerNorm of a tile of rows x, zero where not real, to `y`, `mean` and `slope`."""
+    m = tl.sum(x, axis=1) / D
+    apart = tl.where(real, x - m[:, None], 0.0)
+    s = tl.rsqrt(tl.sum(apart * apart, axis=1) / D + _EPSILON)
+    a = tl.load(scale + group * D + column, mask=column < D, other=0.0)
+    b = tl.load(bias + group * D + column, mask=column < D, other=0.0)
+    normal = apart * s[:, None] * a[None, :] + b[None, :]
+    tl.store(y + at, normal.to(y.dtype.element_ty), mask=real)
+    tl.store(mean + place, m, mask=known)
+    tl.store(slope + place, s, mask=known)
 
 
 @triton.jit
@@ -52,12 +59,7 @@ def _normalise(
     group = tl.program_id(1)
     place, at, column, known, real = _tile(tl.program_id(0) * TILE, group, R, D, WIDE, TILE)
     rows = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
-    normal, m, s = _normal(rows, real, D)
-    a = tl.load(scale + group * D + column, mask=column < D, other=0.0)
-    b = tl.load(bias + group * D + column, mask=column < D, other=0.0)
-    tl.store(y + at, (normal * a[None, :] + b[None, :]).to(y.dtype.element_ty), mask=real)
-    tl.store(mean + place, m, mask=known)
-    tl.store(slope + place, s, mask=known)
+    _write_normal(rows, place, at, column, known, real, group, scale, bias, y, mean, slope, D)
 
 
 @triton.jit
@@ -72,12 +74,9 @@ def _add_normalise(
     c = tl.load(shift + group * D + column, mask=column < D, other=0.0)
     stored = (rows + news + c[None, :]).to(total.dtype.element_ty)
     tl.store(total + at, stored, mask=real)
-    normal, m, s = _normal(stored.to(tl.float32), real, D)
-    a = tl.load(scale + group * D + column, mask=column < D, other=0.0)
-    b = tl.load(bias + group * D + column, mask=column < D, other=0.0)
-    tl.store(y + at, (normal * a[None, :] + b[None, :]).to(y.dtype.element_ty), mask=real)
-    tl.store(mean + place, m, mask=known)
-    tl.store(slope + place, s, mask=known)
+    _write_normal(
+        stored.to(tl.float32), place, at, column, known, real, group, scale, bias, y, mean, slope, D
+    )
 
 
 @triton.jit
@@ -168,7 +167,7 @@ def _join(
     tl.store(sums + to, tl.sum(whole, axis=0), mask=column < D)
 
 
-_KERNELS = {
+KERNELS = {
     "normalise": _normalise,
     "add_normalise": _add_normalise,
     "normalise_gradient": _normalise_gradient,
