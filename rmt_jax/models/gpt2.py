@@ -49,13 +49,18 @@ class View:
 
     def written(self, x: jax.Array) -> jax.Array:
         """x [B, N, D] at the places of write memory, [B, M, D]."""
-        return rows(x, self.write_places()) if self.packed else x[:, x.shape[1] - self.writes :]
+        return rows(x, self._ends()) if self.packed else x[:, x.shape[1] - self.writes :]
 
-    def write_places(self) -> jax.Array:
-        """i32[B, M]; write memory is always real, and nothing real stands behind it."""
-        real = self.mask.sum(axis=1, dtype=jnp.int32) if self.packed else self.mask.shape[1]
-        places = jnp.asarray(real)[..., None] - self.writes + jnp.arange(self.writes)
-        return jnp.broadcast_to(places, (self.mask.shape[0], self.writes))
+    def write(self, x: jax.Array, memory: jax.Array) -> jax.Array:
+        """x [B, N, D] with [B, M, D] at the places of write memory."""
+        if not self.packed:
+            return x.at[:, x.shape[1] - self.writes :].set(memory)
+        return x.at[jnp.arange(len(x))[:, None], self._ends()].set(memory)
+
+    def _ends(self) -> jax.Array:
+        """The last M real places, i32[B, M]: write memory is always real, the last that is."""
+        real = self.mask.sum(axis=1, dtype=jnp.int32)
+        return real[:, None] - self.writes + jnp.arange(self.writes)
 
 
 class Past(NamedTuple):

@@ -50,8 +50,7 @@ class PRMT(Layerwise):
         if view.reads:
             x = x.at[:, : view.reads].set(state.astype(x.dtype))
         if view.writes:
-            batch = jnp.arange(len(x))[:, None]
-            x = x.at[batch, view.write_places()].set(state.astype(x.dtype))
+            x = view.write(x, state.astype(x.dtype))
         return x
 
     def _after(self, module: Any, x: jax.Array, state: jax.Array, started, view: View):
