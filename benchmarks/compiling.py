@@ -31,9 +31,11 @@ def child(layers: int, width: int, segments: int, scan: bool) -> None:
     import jax.numpy as jnp
     from flax import nnx
 
-    from rmt_jax import models, optimizer, steps
+    from rmt_jax import models
     from rmt_jax.config import Config, Curriculum, Model, Prompt
-    from rmt_jax.shapes import Batch
+    from rmt_jax.training import optimizer
+    from rmt_jax.training import step as steps
+    from rmt_jax.types import Batch
 
     rows, length = 8, 128
     config = Config(
@@ -110,12 +112,13 @@ def line(name: str, found: list[dict[str, float]]) -> str:
 
 def programs() -> list[str]:
     """How many shapes train step and validation are compiled for, in each preset's curriculum."""
-    from rmt_jax import command, plan
+    from rmt_jax import cli
     from rmt_jax.data.loader import Stage
+    from rmt_jax.training import plan
 
     rows = []
     for preset in ("smoke", "small", "gpt2"):
-        config = command.load_config(f"{Path(__file__).parents[1]}/configs/multitask.py:{preset}")
+        config = cli.load_config(f"{Path(__file__).parents[1]}/configs/multitask.py:{preset}")
         stages = [Stage(config, i) for i in range(len(config.curriculum.segments))]
         lengths = [(stage, s) for stage in stages for s in stage.buckets]
         train = {plan._shape(config, stage, s) for stage, s in lengths}

@@ -12,11 +12,13 @@ import resource
 import time
 
 from rmt_jax.config import Config, Curriculum, Data, Model
-from rmt_jax.data import background, sources, tokenizer, worlds
+from rmt_jax.data import simulator, tokenizer
 from rmt_jax.data.compose import Composer
-from rmt_jax.data.dice import Dice
+from rmt_jax.data.corpus import background
+from rmt_jax.data.corpus import documents as sources
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
+from rmt_jax.data.rng import Dice
 
 
 def naive(texts: list[list[str]], tokens, story, budget: int, dice: Dice) -> list[int]:
@@ -62,7 +64,7 @@ def composing(data: Data, tokens, seconds: float) -> list[dict]:
             made, start = 0, time.perf_counter()
             index = 0
             while time.perf_counter() - start < seconds:
-                story = worlds.tell("qa1", (0, index))
+                story = simulator.tell("qa1", (0, index))
                 made += len(naive(texts, tokens, story, budget, Dice(0, index)))
                 index += 1
             row["tokens/s, tokenising each time"] = made / (time.perf_counter() - start)
@@ -116,7 +118,7 @@ def stories(seconds: float) -> list[dict]:
     for task in ("qa1", "qa2", "qa3", "qa4", "qa5"):
         count, facts, start = 0, 0, time.perf_counter()
         while time.perf_counter() - start < seconds / 4:
-            facts += len(worlds.tell(task, (0, count)).facts)
+            facts += len(simulator.tell(task, (0, count)).facts)
             count += 1
         spent = time.perf_counter() - start
         rows.append({"task": task, "stories/s": count / spent, "facts/s": facts / spent})

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rmt_jax import models, optimizer, steps
+from rmt_jax import models
 from rmt_jax.config import Config, Curriculum, Model, Prompt
 from rmt_jax.models import schedule
-from rmt_jax.shapes import Batch
+from rmt_jax.training import optimizer, step
+from rmt_jax.types import Batch
 
 OUT = Path(__file__).with_name("diagonal.md")
 VOCAB = 1024  # nothing here makes many logits
@@ -54,7 +55,7 @@ def prepared(model: Model, batch: Batch):
     graph, params = models.split(built)
     opt = optimizer.build(config)
     batch = jax.device_put(batch)
-    state = jax.device_put(steps.init_state(params, opt))
+    state = jax.device_put(step.init_state(params, opt))
     count = jax.numpy.int32(batch.tokens.shape[1])
 
     @jax.jit
@@ -63,7 +64,7 @@ def prepared(model: Model, batch: Batch):
         memory = module.initial(len(batch.task))
         return schedule.read_some(module, memory, batch.tokens, batch.mask, None, count)
 
-    train = jax.jit(steps.make_train_step(graph, opt, 2, bptt=0, remat=model.remat))
+    train = jax.jit(step.make_train_step(graph, opt, 2, bptt=0, remat=model.remat))
     weights = sum(x.size for x in jax.tree.leaves(params))
     return weights, {
         "reading": lambda: jax.block_until_ready(read(params, batch)),

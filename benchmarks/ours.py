@@ -8,9 +8,13 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.cases import ANSWER, Size, texts
-from rmt_jax import api, hardware, models, optimizer, sharding, startup, steps
+from rmt_jax import api, models
 from rmt_jax import config as settings
-from rmt_jax.shapes import Batch
+from rmt_jax.runtime import hardware, startup
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.training import optimizer
+from rmt_jax.training import step as steps
+from rmt_jax.types import Batch
 
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0  # as in benchmarks/peer.py
 MICRO = 4  # texts of a microbatch on a CPU

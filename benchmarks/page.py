@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.cases import LENGTHS, SIZES, cases
-from rmt_jax import costs
+from rmt_jax.models import costs
 
 # What is written by hand stands below this line of RESULTS.md and survives a new run.
 HAND = "<!-- below this line: written by hand -->"

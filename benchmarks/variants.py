@@ -29,8 +29,11 @@ import jax
 
 from benchmarks.cases import SIZES, Size, texts
 from benchmarks.ours import Ours, config_of
-from rmt_jax import api, config, costs, hardware, sharding
-from rmt_jax.models import kernels
+from rmt_jax import api, config
+from rmt_jax.models import costs
+from rmt_jax.models.ops import kernels
+from rmt_jax.runtime import hardware
+from rmt_jax.runtime import mesh as sharding
 
 DEFAULTS = (
     "texts=16,segments=4",

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmt_jax import config as settings
-from rmt_jax import decoding, models
-from rmt_jax.models import pretrained, recurrence, schedule
-from rmt_jax.models.cells import Memory
-from rmt_jax.shapes import Array, Prompt, Segment
+from rmt_jax import models
+from rmt_jax.models import generate as decoding
+from rmt_jax.models import recurrence, schedule
+from rmt_jax.models.cells.base import Memory
+from rmt_jax.models.io import hub
+from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
 BLOCK = 64  # segments that one call of the compiled reader takes at most
@@ -44,14 +46,14 @@ def load(name: str | Path, *, revision: str | None = None, dtype: str | None = N
     Raises:
       WeightsError: with what was found, what was expected and what to do.
     """
-    source = pretrained.open_source(name, revision)
+    source = hub.open_source(name, revision)
     if source.guessed:
         print(f"{name}: not said there, so taken as {'; '.join(source.guessed)}", file=sys.stderr)
     return from_source(source, dtype)
 
 
-def from_source(source: pretrained.Source, dtype: str | None = None) -> "Model":
-    """The same from what `pretrained.open_source` found."""
+def from_source(source: hub.Source, dtype: str | None = None) -> "Model":
+    """The same from what `hub.open_source` found."""
     config = source.config
     if dtype:
         config = settings.update(config, {"model.dtype": dtype})
@@ -76,7 +78,7 @@ class Model:
     ):
         """`params` as from `models.split`, or numpy; checked against what `config` makes."""
         self.config, self.folder = config, folder
-        self.graph, params = pretrained.fit(config, params, str(folder or "These params"))
+        self.graph, params = hub.fit(config, params, str(folder or "These params"))
         self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         self.vocab: int = self.params["backbone"]["wte"].shape[0]
         self.segment_tokens = config.model.segment_tokens
@@ -109,7 +111,7 @@ class Model:
                 return tokenizer.load("gpt2")
             except ValueError as error:
                 raise InputError(f"{self.folder} holds no tokenizer. {error}") from error
-        if self.folder and self.folder.parent == pretrained.ASSETS:  # the shipped ones share one
+        if self.folder and self.folder.parent == hub.ASSETS:  # the shipped ones share one
             return tokenizer.load("builtin")
         raise InputError(
             f"{self.folder or 'This model'} holds no tokenizer (tokenizer/tokenizer.json, or "

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rmt_jax.evaluation.texts import TextError, open_text, pieces, rewindable
+from rmt_jax.evaluation.text_stream import TextError, open_text, pieces, rewindable
 
 
 class AskError(ValueError):
@@ -66,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(args: argparse.Namespace, stream: IO[str] | None, source: str) -> int:
     # JAX loads only now: --help and wrong arguments answer at once.
     from rmt_jax import api
-    from rmt_jax.evaluation import answering, questions, recall
-    from rmt_jax.models.pretrained import WeightsError
+    from rmt_jax.evaluation import answering, sources
+    from rmt_jax.evaluation import session as recall
+    from rmt_jax.models.io.hub import WeightsError
 
     sentences = (
-        WeightsError, api.InputError, answering.AnsweringError, questions.QuestionError,
+        WeightsError, api.InputError, answering.AnsweringError, sources.QuestionError,
         recall.RecallError, OSError,
     )  # fmt: skip
     try:

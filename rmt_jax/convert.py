@@ -18,10 +18,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rmt_jax import command
-from rmt_jax.command import Usage
+from rmt_jax import cli
+from rmt_jax.cli import Usage
 from rmt_jax.config import SIDES, Config, to_dict
-from rmt_jax.costs import memory_of
+from rmt_jax.models.costs import memory_of
 
 SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data.tokenizer)
 TOKENIZER_FILES = (
@@ -34,12 +34,12 @@ TOKENIZER_FILES = (
 
 
 def main(argv: list[str]) -> int:
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m rmt_jax.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    way = parser.add_subparsers(dest="way", required=True, parser_class=command.Parser)
+    way = parser.add_subparsers(dest="way", required=True, parser_class=cli.Parser)
     bring = way.add_parser("import", help="others' weights -> a workdir")
     bring.add_argument("--from", dest="source", required=True, metavar="FOLDER_OR_HUB_NAME")
     bring.add_argument("--revision", help="branch, tag or commit of a hub name")
@@ -69,7 +69,8 @@ def import_weights(
 
     Raises WeightsError for weights that can't be used, Usage when `out` holds something already.
     """
-    from rmt_jax.models import pretrained, weights
+    from rmt_jax.models.io import hub as pretrained
+    from rmt_jax.models.io import weights
 
     opened = pretrained.open_source(source, revision)
     pretrained.fit(opened.config, opened.params, str(source))
@@ -95,7 +96,8 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     import numpy as np
 
     from rmt_jax import api
-    from rmt_jax.models import names, pretrained, weights
+    from rmt_jax.models.io import hub as pretrained
+    from rmt_jax.models.io import names, weights
 
     opened = pretrained.open_source(workdir)
     pretrained.fit(opened.config, opened.params, str(workdir))
@@ -146,7 +148,8 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
     """
     import numpy as np
 
-    from rmt_jax.models import pretrained, weights
+    from rmt_jax.models.io import hub as pretrained
+    from rmt_jax.models.io import weights
 
     first, total = None, {}
     for name, share in of.items():
@@ -280,7 +283,7 @@ def _sizes(config: Config, flat: dict[str, Any]) -> str:
 
 def _tokenizer(folder: Path) -> Path:
     """Where a checkpoint's tokenizer lies: inside it, or, of those that ship, beside it."""
-    from rmt_jax.models.pretrained import ASSETS
+    from rmt_jax.models.io.hub import ASSETS
 
     inside = (ASSETS if folder.parent == ASSETS else folder) / "tokenizer"
     return inside if inside.is_dir() else folder
@@ -307,4 +310,4 @@ def _write_json(file: Path, tree: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 
-from rmt_jax import command
+from rmt_jax import cli
 from rmt_jax.config import ConfigError
 from rmt_jax.validation import validate
 
@@ -54,7 +54,7 @@ class Report:
 
 
 def main(argv: list[str]) -> int:
-    parser = command.Parser(prog="python -m rmt_jax.doctor", description=__doc__)
+    parser = cli.Parser(prog="python -m rmt_jax.doctor", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=10.0, help="time for the speed tests")
     parser.add_argument("--offline", action="store_true", help="do not look for the hub")
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--utilisation", type=float, default=0.0, help="share of the peak, 0 to 1")
     args, rest = parser.parse_known_args(argv)
     if args.plan:
-        return plan_run(args, command.parse_overrides(rest))
+        return plan_run(args, cli.parse_overrides(rest))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
@@ -84,11 +84,12 @@ def main(argv: list[str]) -> int:
 
 def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     """Prints what a config would take; no device of this machine is touched."""
-    config = command.apply_overrides(command.load_config(args.plan), overrides)
+    config = cli.apply_overrides(cli.load_config(args.plan), overrides)
     validate(config)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from rmt_jax import hardware, plan
     from rmt_jax.data import tokenizer
+    from rmt_jax.runtime import hardware
+    from rmt_jax.training import plan
 
     names = args.device.split(",") if args.device else list(hardware.CHIPS)
     for name in names:
@@ -116,7 +117,7 @@ def versions(report: Report) -> None:
 
 def devices(report: Report) -> bool:
     """Whether JAX has a device at all."""
-    from rmt_jax import hardware, startup
+    from rmt_jax.runtime import hardware, startup
 
     if line := hardware.driver():
         report.line("driver", line)
@@ -137,7 +138,7 @@ def devices(report: Report) -> bool:
 def memory(report: Report) -> None:
     import jax
 
-    from rmt_jax import hardware
+    from rmt_jax.runtime import hardware
 
     host = hardware.host_memory()
     text = f"host {host[1] / 2**30:.1f} of {host[0] / 2**30:.1f} GiB free" if host else "host: ?"
@@ -153,7 +154,7 @@ def matmul(report: Report, seconds: float) -> None:
     import jax
     import jax.numpy as jnp
 
-    from rmt_jax import hardware
+    from rmt_jax.runtime import hardware
 
     device = jax.local_devices()[0]
     cpu = device.platform == "cpu"
@@ -182,7 +183,7 @@ def attend(report: Report) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from rmt_jax.models import attention
+    from rmt_jax.models.ops import attention
 
     shape = (2, 592, 12, 64)  # GPT-2 small's heads, places of the paper's model
     if attention.available(jnp.bfloat16, shape, causal=True, biased=False) == "xla":
@@ -221,9 +222,11 @@ def train_step(report: Report, seconds: float) -> None:
     import numpy as np
     from flax import nnx
 
-    from rmt_jax import models, optimizer, steps
+    from rmt_jax import models
     from rmt_jax.config import Config, Curriculum, Model, Prompt
-    from rmt_jax.shapes import Batch
+    from rmt_jax.training import optimizer
+    from rmt_jax.training import step as steps
+    from rmt_jax.types import Batch
 
     rows, segments, length, vocab = 8, 2, 128, 1024
     config = Config(
@@ -301,4 +304,4 @@ def _version(name: str) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv[1:])
+    cli.run(main, sys.argv[1:])

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmt_jax import command
+from rmt_jax import cli
 from rmt_jax.config import Data, to_dict
 
 BACKGROUND, FACT, ASKED, NOTHING = range(4)
@@ -59,7 +59,7 @@ class Labelled(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m rmt_jax.gating",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,23 +75,23 @@ def main(argv: list[str]) -> int:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     args = parser.parse_args(argv)
     if args.steps < 1:
-        raise command.Usage(f"--steps is {args.steps}: teaching takes at least 1.")
+        raise cli.Usage(f"--steps is {args.steps}: teaching takes at least 1.")
     if args.threshold is not None and not 0 <= args.threshold < 1:
-        raise command.Usage(f"--threshold is {args.threshold}: gates open from 0 to 1.")
+        raise cli.Usage(f"--threshold is {args.threshold}: gates open from 0 to 1.")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise command.Usage(f"--out {args.out} is no empty folder: choose another name.")
+        raise cli.Usage(f"--out {args.out} is no empty folder: choose another name.")
     # JAX loads only now: --help and wrong arguments answer at once.
     from rmt_jax import api
 
     model = api.load(args.workdir)
     if model.config.model.cell != "delta":
-        raise command.Usage(
+        raise cli.Usage(
             f"{args.workdir} has the memory {model.config.model.cell!r}, which has no gates: only "
             "delta has."
         )
     background = args.background or model.config.data.background
     if background == "none":
-        raise command.Usage("Gates are taught over background: --background FOLDER gives it one.")
+        raise cli.Usage("Gates are taught over background: --background FOLDER gives it one.")
     data = dataclasses.replace(
         model.config.data,
         background=background,
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
     try:
         run(model, data, args.out, args.steps, args.dtype, args.threshold)
     except ValueError as error:  # of the composer: a sentence
-        raise command.Usage(str(error)) from error
+        raise cli.Usage(str(error)) from error
     return 0
 
 
@@ -119,8 +119,8 @@ def run(
     `model.gate_threshold` of all layers if one is given."""
     from tqdm import tqdm
 
-    from rmt_jax import workdir
-    from rmt_jax.models import weights
+    from rmt_jax.models.io import weights
+    from rmt_jax.runtime import workdir
 
     checked = itertools.islice(labelled(model, data, "validation"), CHECKED // BATCH)
     gauge = Gauge(model, list(checked))
@@ -128,7 +128,7 @@ def run(
     depth = max((n + 1 for n, one in enumerate(before["background"]) if one > LEAK), default=0)
     print(f"gates over 1,000 tokens of background: {_said(before['background'])}")
     if not depth:
-        raise command.Usage(
+        raise cli.Usage(
             f"No layer's gates open over more than {LEAK} of 1,000 tokens of background: there is "
             "nothing to teach."
         )
@@ -170,9 +170,9 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
     half with new names if training had any, `data.decoys` of them hidden among sentences that hold
     names of the tasks, found (background.holding) or made (lookalikes), one in seven with no
     background at all. A pure function of `data`."""
+    from rmt_jax.data.collate import fold
     from rmt_jax.data.compose import Composer
-    from rmt_jax.data.dice import Dice
-    from rmt_jax.data.fold import fold
+    from rmt_jax.data.rng import Dice
 
     config, tokenizer, size = model.config, model.tokenizer, model.segment_tokens
     composer = Composer(data, tokenizer, split, segment_tokens=size)
@@ -214,19 +214,19 @@ def manner(data: Data, facts: tuple[int, int] | None, renamed: bool) -> Any:
     """How a story is told: so many facts, `renamed` if `data` has new names at all, and asked all
     the way."""
     from rmt_jax.data.loader import NEW_NAMES
-    from rmt_jax.data.worlds import Manner
+    from rmt_jax.data.simulator import Manner
 
     return Manner(facts, NEW_NAMES if renamed and data.new_names else (), asks=1.0)
 
 
 def labels(made: Any, tokenizer: Any) -> np.ndarray:
     """What stands at each place of a sample's context, i8[n]."""
-    from rmt_jax.data import cuts
+    from rmt_jax.data import segmentation
 
     label = np.full(len(made.context), BACKGROUND, np.int8)
     for start, stop in made.facts:
         label[start:stop] = FACT
-    ends = cuts.ends(made.context, tokenizer, "sentence")
+    ends = segmentation.ends(made.context, tokenizer, "sentence")
     assert ends is not None
     ends = np.append(0, ends)
     for planted in made.questions:
@@ -238,8 +238,8 @@ def labels(made: Any, tokenizer: Any) -> np.ndarray:
 def openings(model: Any, params: Any, batch: Labelled, depth: int):
     """`Delta.openings` of these segments, with an empty memory."""
     from rmt_jax import models
-    from rmt_jax.models import layerwise
-    from rmt_jax.shapes import Prompt, Segment
+    from rmt_jax.models.cells import layerwise
+    from rmt_jax.types import Prompt, Segment
 
     segment, prompt = Segment(batch.tokens, batch.label != NOTHING), None
     if model.config.prompt.source != "none":
@@ -261,7 +261,7 @@ class Gauge:
 
     def _sums(self, params: Any, batch: Labelled):
 
-        from rmt_jax.models import layerwise
+        from rmt_jax.models.cells import layerwise
 
         _, given = openings(self.model, params, batch, self.model.config.model.layers)
         opened = layerwise.opened(layerwise.thresholds(self.model.config.model), given)
@@ -338,7 +338,7 @@ class Teaching:
         import jax.numpy as jnp
         import optax
 
-        from rmt_jax.models import layerwise
+        from rmt_jax.models.cells import layerwise
 
         reached, given = openings(self.model, self._joined(own, taught), batch, self.depth)
         price, held = batch.price, jnp.asarray(HELD)[batch.label]
@@ -360,4 +360,4 @@ class Teaching:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv[1:])
+    cli.run(main, sys.argv[1:])

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from rmt_jax import api
-from rmt_jax.data.tasks import TASKS
-from rmt_jax.evaluation import answering, questions, recall, texts
-from rmt_jax.models.pretrained import WeightsError
+from rmt_jax.data.tasks.babi import TASKS
+from rmt_jax.evaluation import answering, session, sources, text_stream
+from rmt_jax.models.io.hub import WeightsError
 
 
 class HarnessError(ValueError):
@@ -32,7 +32,7 @@ SENTENCES = (
     api.InputError,
     WeightsError,
     answering.AnsweringError,
-    questions.QuestionError,
+    sources.QuestionError,
 )
 
 
@@ -50,7 +50,7 @@ def task_of(request: Any, question: str, known: Sequence[str]) -> str:
     match = re.search(r"qa\d+", str(getattr(request, "task_name", "") or ""))
     if match and match[0] in TASKS:
         return match[0]
-    return recall.guess(question, known) or known[0]
+    return session.guess(question, known) or known[0]
 
 
 def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> list[str]:
@@ -60,12 +60,12 @@ def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> 
         text, question = texts_of(request, whole)
         task = task_of(request, question, model.config.data.tasks)
         names.append(task)
-        one = questions.ask(model, task, question)
-        context = texts.encode(model.tokenizer, questions.context_text(text))
+        one = sources.ask(model, task, question)
+        context = text_stream.encode(model.tokenizer, sources.context_text(text))
         asked.append(answering.Asked(context, one.tail, one.prompt, one.task))
     order = np.argsort([len(a.context) for a in asked], kind="stable")
     # Not `max_gen_toks`: a longer room would cut the texts otherwise than training did.
-    room = questions.room(model, names)
+    room = sources.room(model, names)
     said, _ = answering.answer(model, [asked[i] for i in order], room=room, batch=batch)
     found = [""] * len(asked)
     for place, output in zip(order, said, strict=True):

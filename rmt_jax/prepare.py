@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rmt_jax.data import tasks
 from rmt_jax.data.lengths import Length
-from rmt_jax.data.samples import (
+from rmt_jax.data.records import (
     Recipe,
     available,
     part_path,
@@ -31,18 +30,19 @@ from rmt_jax.data.samples import (
     write_json,
     write_part,
 )
+from rmt_jax.data.tasks import babi as tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         if args.download:
-            from rmt_jax.data import babi
+            from rmt_jax.data.babi import files
 
-            print(babi.download(args.download, sha256=args.sha256))
+            print(files.download(args.download, sha256=args.sha256))
             return 0
         if args.pg19:
-            from rmt_jax.data import pg19
+            from rmt_jax.data.corpus import pg19
 
             print(pg19.fetch(args.pg19, args.books))
             return 0

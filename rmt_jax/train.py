@@ -10,21 +10,24 @@ import os
 import sys
 from pathlib import Path
 
-from rmt_jax import cluster, command
+from rmt_jax import cli
+from rmt_jax.runtime import cluster
 
 
 def main(argv: list[str]) -> int:
-    config, args = command.parse(argv, __doc__ or "")
+    config, args = cli.parse(argv, __doc__ or "")
     if not args.workdir and cluster.find(os.environ) is not None:
-        raise command.Usage(
+        raise cli.Usage(
             "A run of several processes needs --workdir DIR: the same folder, seen by all of them."
         )
     # JAX, Grain and the tokenizer load only now: --help answers at once.
-    from rmt_jax import trackers, training, workdir
+    from rmt_jax.runtime import workdir
+    from rmt_jax.training import run as training
+    from rmt_jax.training import trackers
 
     path = Path(args.workdir) if args.workdir else workdir.default_path()
     return training.run(config, path, trackers.Looks(args.log_to, args.profile_steps))
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv[1:])
+    cli.run(main, sys.argv[1:])

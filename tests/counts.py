@@ -50,10 +50,10 @@ def program(name: str, compiled) -> dict[str, float]:
 
 def preset(name: str, **values):
     """A preset of configs/multitask.py with some fields set, `model__layers=2`."""
-    from rmt_jax import command, config, validation
+    from rmt_jax import cli, config, validation
 
     changed = {field.replace("__", "."): value for field, value in values.items()}
-    found = config.update(command.load_config(f"{ROOT}/configs/multitask.py:{name}"), changed)
+    found = config.update(cli.load_config(f"{ROOT}/configs/multitask.py:{name}"), changed)
     validation.validate(found)
     return found
 
@@ -63,9 +63,11 @@ def training(config, segments: int):
     import jax
     import numpy as np
 
-    from rmt_jax import costs, optimizer, steps
     from rmt_jax.data import tokenizer
     from rmt_jax.data.loader import Loader
+    from rmt_jax.models import costs
+    from rmt_jax.training import optimizer
+    from rmt_jax.training import step as steps
 
     words = tokenizer.load("builtin")
     loader = Loader(config, words)
@@ -84,9 +86,9 @@ def reading(config, texts: int):
     import jax
     import numpy as np
 
-    from rmt_jax import costs, decoding, models
-    from rmt_jax.models import schedule
-    from rmt_jax.shapes import Prompt, Segment
+    from rmt_jax import models
+    from rmt_jax.models import costs, generate, schedule
+    from rmt_jax.types import Prompt, Segment
 
     graph, params = costs._traced(config, 512)
     length, told = config.model.segment_tokens, config.prompt.tokens
@@ -102,7 +104,7 @@ def reading(config, texts: int):
 
     def answer(params, memory, tail):
         model = models.merge(graph, params)
-        return decoding.greedy(model, memory, tail, prompt, max_new_tokens=4, end=1)
+        return generate.greedy(model, memory, tail, prompt, max_new_tokens=4, end=1)
 
     tail = Segment(tokens[:, 0], tokens[:, 0] == 0)
     return (
@@ -117,10 +119,13 @@ def compilations() -> dict[str, float]:
     import jax
     from flax import nnx
 
-    from rmt_jax import models, optimizer, sharding, steps
+    from rmt_jax import models
     from rmt_jax.data import tokenizer
     from rmt_jax.data.loader import Loader
-    from rmt_jax.loop import Loop, Programs
+    from rmt_jax.runtime import mesh as sharding
+    from rmt_jax.training import optimizer
+    from rmt_jax.training import step as steps
+    from rmt_jax.training.loop import Loop, Programs
 
     count = 0
 

@@ -14,8 +14,6 @@ if __name__ == "__main__":
 
 import jax
 
-from rmt_jax import loop, sharding, training
-from rmt_jax.checkpoint import Checkpoints
 from rmt_jax.config import (
     Checkpoint,
     Config,
@@ -26,6 +24,10 @@ from rmt_jax.config import (
     Optimizer,
     Prompt,
 )
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.training import loop
+from rmt_jax.training import run as training
+from rmt_jax.training.checkpoint import Checkpoints
 
 STEPS = 6
 

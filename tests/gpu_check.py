@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from rmt_jax import config, models
-from rmt_jax.models import kernels
+from rmt_jax.models.ops import kernels
 from rmt_jax.models.schedule import answers
 from tests import tiny
 

@@ -23,8 +23,10 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rmt_jax import config, sharding, steps
-from rmt_jax.models import kernels
+from rmt_jax import config
+from rmt_jax.models.ops import kernels
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.training import step as steps
 from tests import tiny
 from tests.gpu_check import LENGTH, batch
 

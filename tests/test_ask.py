@@ -12,7 +12,8 @@ import pytest
 import tiny_run
 
 from rmt_jax import ask
-from rmt_jax.evaluation import answering, questions, recall, texts
+from rmt_jax.evaluation import answering, sources, text_stream
+from rmt_jax.evaluation import session as recall
 
 TEXT = "It rained. Mary went to the garden. " + "The sun shone on the old house again. " * 60
 
@@ -36,14 +37,14 @@ def book(tmp_path):
 
 def session(model, question="Where is Mary?", text=TEXT):
     made = recall.Session(model)
-    made.read(texts.pieces(io.StringIO(text)), made.prompts_for([question]))
+    made.read(text_stream.pieces(io.StringIO(text)), made.prompts_for([question]))
     return made
 
 
 def test_a_streamed_text_is_answered_as_evaluation_does(model):
     held = session(model)
-    one = questions.ask(model, "qa1", "Where is Mary?")
-    context = texts.encode(model.tokenizer, questions.context_text(TEXT))
+    one = sources.ask(model, "qa1", "Where is Mary?")
+    context = text_stream.encode(model.tokenizer, sources.context_text(TEXT))
     asked = answering.Asked(context, one.tail, one.prompt)
     expected = answering.answer(model, [asked], room=held.room, batch=1)[0][0]
     assert held.answer("Where is Mary?") == expected
@@ -57,19 +58,21 @@ def test_texts_that_end_with_their_last_segment(tmp_path, asked):
     config = tiny_run.config()
     config = config.replace(data=dataclasses.replace(config.data, align="right"))
     model = tiny_run.api.load(tiny_run.save(tmp_path / "run", config))
-    one = questions.ask(model, "qa1", asked)
+    one = sources.ask(model, "qa1", asked)
     for text in ("Mary went.", TEXT[:300], TEXT):
-        context = texts.encode(model.tokenizer, questions.context_text(text))
+        context = text_stream.encode(model.tokenizer, sources.context_text(text))
         whole = answering.Asked(context, one.tail, one.prompt)
         held = recall.Session(model)
         expected = answering.answer(model, [whole], room=held.room, batch=1)[0][0]
-        head = held.head(texts.pieces(io.StringIO(text), 100), [asked])
-        held.read(texts.pieces(io.StringIO(text), 100), held.prompts_for([asked], "qa1"), head)
+        head = held.head(text_stream.pieces(io.StringIO(text), 100), [asked])
+        held.read(
+            text_stream.pieces(io.StringIO(text), 100), held.prompts_for([asked], "qa1"), head
+        )
         place = answering.layout(len(context), len(one.tail), held.room, 48, "right")
         assert len(held.rest) == place.kept and held.tokens == len(context)
         assert held.answer(asked, "qa1") == expected
     pipe = io.TextIOWrapper(io.BufferedReader(Pipe(TEXT.encode())), encoding="utf-8", newline="")
-    again = texts.rewindable(pipe)
+    again = text_stream.rewindable(pipe)
     assert again is not pipe and again.read() == TEXT
     again.close()
 
@@ -79,13 +82,13 @@ def test_segments_that_end_with_a_sentence(tmp_path, size):
     config = tiny_run.config()
     config = config.replace(data=dataclasses.replace(config.data, align="sentence"))
     model = tiny_run.api.load(tiny_run.save(tmp_path / "run", config))
-    one = questions.ask(model, "qa1", "Where is Mary?")
+    one = sources.ask(model, "qa1", "Where is Mary?")
     for text in ("Mary went.", TEXT[:300], TEXT, "no end " * 70):
-        context = texts.encode(model.tokenizer, questions.context_text(text))
+        context = text_stream.encode(model.tokenizer, sources.context_text(text))
         asked = answering.Asked(context, one.tail, one.prompt)
-        expected = answering.answer(model, [asked], room=questions.room(model), batch=1)[0][0]
+        expected = answering.answer(model, [asked], room=sources.room(model), batch=1)[0][0]
         held = recall.Session(model)
-        held.read(texts.pieces(io.StringIO(text), size), held.prompts_for([], "qa1"))
+        held.read(text_stream.pieces(io.StringIO(text), size), held.prompts_for([], "qa1"))
         assert held.tokens == len(context) and len(held.rest) <= 48
         assert held.answer("Where is Mary?", "qa1") == expected
 
@@ -100,38 +103,40 @@ def test_white_space_is_single_however_the_text_is_cut(model):
     plain, held = session(model), session(model, text=wild)
     assert held.tokens == plain.tokens and held.rest.tolist() == plain.rest.tolist()
     made = recall.Session(model)
-    made.read(texts.pieces(io.StringIO(wild), 40), made.prompts_for(["Where is Mary?"]))
+    made.read(text_stream.pieces(io.StringIO(wild), 40), made.prompts_for(["Where is Mary?"]))
     assert made.tokens == plain.tokens and made.rest.tolist() == plain.rest.tolist()
 
 
 def test_pieces_give_the_tokens_of_the_whole(monkeypatch):
-    words, text = tiny_run.words(), questions.context_text(TEXT + "Mr. Poe's “Raven”, 1845: naïve—")
+    words, text = tiny_run.words(), sources.context_text(TEXT + "Mr. Poe's “Raven”, 1845: naïve—")
     whole = words.encode(text)
     for size in (1, 7, 50, 10_000):
-        parts = list(texts.pieces(io.StringIO(text), size))
+        parts = list(text_stream.pieces(io.StringIO(text), size))
         assert "".join(parts) == text
-        assert np.concatenate(list(texts.tokens(words, iter(parts)))).tolist() == whole
-        monkeypatch.setattr(texts, "PIECE", size)
-        assert texts.encode(words, text).tolist() == whole
-        assert "".join(texts.decoded(words, np.array(whole))) == text
-    assert texts.encode(words, "").tolist() == []
+        assert np.concatenate(list(text_stream.tokens(words, iter(parts)))).tolist() == whole
+        monkeypatch.setattr(text_stream, "PIECE", size)
+        assert text_stream.encode(words, text).tolist() == whole
+        assert "".join(text_stream.decoded(words, np.array(whole))) == text
+    assert text_stream.encode(words, "").tolist() == []
 
 
 def test_other_writings_stream_too(monkeypatch):
     words, text = tiny_run.words(), " Мария пошла в сад и взяла молоко" * 60
-    parts = list(texts.pieces(io.StringIO(text), 100))
+    parts = list(text_stream.pieces(io.StringIO(text), 100))
     assert len(parts) > 10 and "".join(parts) == text
-    assert np.concatenate(list(texts.tokens(words, iter(parts)))).tolist() == words.encode(text)
+    assert np.concatenate(list(text_stream.tokens(words, iter(parts)))).tolist() == words.encode(
+        text
+    )
 
 
 def test_a_writing_without_spaces_is_not_held_whole(monkeypatch):
-    monkeypatch.setattr(texts, "LONGEST", 400)
-    monkeypatch.setattr(texts, "PIECE", 100)
+    monkeypatch.setattr(text_stream, "LONGEST", 400)
+    monkeypatch.setattr(text_stream, "PIECE", 100)
     text = "玛丽走进花园拿起牛奶" * 300
-    parts = list(texts.pieces(io.StringIO(text), 100))
+    parts = list(text_stream.pieces(io.StringIO(text), 100))
     assert "".join(parts) == text and max(map(len, parts)) <= 500
     words = tiny_run.words()
-    assert words.decode(texts.encode(words, text)) == text
+    assert words.decode(text_stream.encode(words, text)) == text
 
 
 def test_memory_is_kept_and_belongs_to_its_weights(model, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import test_steps
 import tiny
 
-from rmt_jax import config, doctor, models, sharding
-from rmt_jax.models import attention
+from rmt_jax import config, doctor, models
+from rmt_jax.models.ops import attention
+from rmt_jax.runtime import mesh as sharding
 
 
 def arrays(dtype=jnp.float32, batch=2, places=10, heads=2, width=8):

@@ -7,20 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax import (
-    ask,
-    command,
-    config,
-    convert,
-    doctor,
-    evaluate,
-    gating,
-    prepare,
-    train,
-    workdir,
-)
+from rmt_jax import ask, cli, config, convert, doctor, evaluate, gating, prepare, train
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.report import __main__ as comparison
+from rmt_jax.runtime import workdir
 
 ROOT = Path(__file__).parents[1]
 SMOKE = str(ROOT / "configs" / "multitask.py") + ":smoke"
@@ -96,15 +86,15 @@ def test_settings(setting, sentence):
     tokens = [
         f"--config.{one}" if "=" in one else f"--config.{one}=1" for one in setting.split(";")
     ]
-    with pytest.raises((ConfigError, command.Usage)) as caught:
-        command.parse(["--config", SMOKE, *tokens], "")
+    with pytest.raises((ConfigError, cli.Usage)) as caught:
+        cli.parse(["--config", SMOKE, *tokens], "")
     assert sentence in str(caught.value)
 
 
 def told(main: Callable, argv: list[str], capfd) -> str:
     """What a command prints before it ends with an error code; an exception fails the test."""
     with pytest.raises(SystemExit) as stop:
-        command.run(main, argv)
+        cli.run(main, argv)
     assert stop.value.code == 2, capfd.readouterr().err
     return capfd.readouterr().err
 

@@ -20,8 +20,10 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the installed package
 from benchmarks import page, run, variants  # noqa: E402
 from benchmarks.cases import SIZES, Case, Size, cases, texts  # noqa: E402
 from benchmarks.ours import batch_of, config_of  # noqa: E402
-from rmt_jax import api, config, models, steps  # noqa: E402
-from rmt_jax.models import names, recurrence, weights  # noqa: E402
+from rmt_jax import api, config, models  # noqa: E402
+from rmt_jax.models import recurrence  # noqa: E402
+from rmt_jax.models.io import names, weights  # noqa: E402
+from rmt_jax.training import step as steps  # noqa: E402
 
 SIZE = Size(
     layers=2, width=16, heads=2, vocab=37, positions=32, segment=8, memory=3, batch=2, large=2

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmt_jax import sharding
-from rmt_jax.checkpoint import CheckpointError, Checkpoints
 from rmt_jax.config import Checkpoint, Mesh
-from rmt_jax.steps import TrainState
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.training.checkpoint import CheckpointError, Checkpoints
+from rmt_jax.training.step import TrainState
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from rmt_jax import cluster, startup
 from rmt_jax.config import Config, ConfigError, Curriculum, Model, Optimizer, update
+from rmt_jax.runtime import cluster, startup
 
 SLURM = {
     "SLURM_JOB_ID": "4097",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_data_loader import FACT
 
-from rmt_jax import command, config, validation
+from rmt_jax import cli, config, validation
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.data import tokenizer
 from rmt_jax.data.loader import Loader
@@ -20,7 +20,7 @@ SHARED = os.environ.get("RMT_JAX_SHARED")
 
 
 def parse(*overrides: str, preset: str = "") -> Config:
-    return command.parse(["--config", MULTITASK + preset, *overrides], "")[0]
+    return cli.parse(["--config", MULTITASK + preset, *overrides], "")[0]
 
 
 def test_presets_are_valid():
@@ -64,7 +64,7 @@ def test_the_long_preset_hides_stories_in_novels():
 )
 def test_pretraining_presets_are_valid(preset):
     spec = f"{ROOT / 'configs' / 'pretrain.py'}:{preset}"
-    validation.validate(command.parse(["--config", spec], "")[0])
+    validation.validate(cli.parse(["--config", spec], "")[0])
 
 
 def test_overrides_are_typed():
@@ -128,7 +128,7 @@ def test_config_survives_json():
     ],
 )
 def test_wrong_settings_get_a_sentence(overrides, sentence):
-    with pytest.raises((ConfigError, command.Usage), match="(?s).+") as caught:
+    with pytest.raises((ConfigError, cli.Usage), match="(?s).+") as caught:
         parse(*overrides)
     assert sentence in str(caught.value)
 

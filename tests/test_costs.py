@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rmt_jax import costs, optimizer, steps
 from rmt_jax.config import Config, Curriculum, Data, Model, Prompt
-from rmt_jax.costs import Shape
-from rmt_jax.shapes import Batch
+from rmt_jax.models import costs
+from rmt_jax.models.costs import Shape
+from rmt_jax.training import optimizer
+from rmt_jax.training import step as steps
+from rmt_jax.types import Batch
 
 VOCAB = 512
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax.data import babi, official
-from rmt_jax.data.worlds import OFFICIAL
+from rmt_jax.data.babi import files, official
+from rmt_jax.data.simulator import OFFICIAL
 
 SHARED = os.environ.get("RMT_JAX_SHARED")
 BABI = Path(SHARED or "/", "data", "babi", "en-10k")
@@ -31,7 +31,7 @@ def written(tmp_path, text, name="qa1_single-supporting-fact_train.txt"):
 
 
 def test_every_question_with_the_facts_before_it(tmp_path):
-    items = babi.read(written(tmp_path, TEXT))
+    items = files.read(written(tmp_path, TEXT))
     assert [i.answer for i in items] == ["bathroom", "hallway", "home"]
     assert items[1].facts == (
         "Mary moved to the bathroom.",
@@ -56,28 +56,28 @@ def test_every_question_with_the_facts_before_it(tmp_path):
 )
 def test_a_bad_line_is_named(tmp_path, text, what):
     path = written(tmp_path, text)
-    with pytest.raises(babi.BabiError, match=what) as caught:
-        babi.read(path)
+    with pytest.raises(files.BabiError, match=what) as caught:
+        files.read(path)
     assert str(path) in str(caught.value)
 
 
 def test_a_binary_file_is_refused(tmp_path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(babi.BabiError, match="not text in UTF-8"):
-        babi.read(path)
-    with pytest.raises(babi.BabiError, match="There is no file"):
-        babi.read(tmp_path / "missing.txt")
+    with pytest.raises(files.BabiError, match="not text in UTF-8"):
+        files.read(path)
+    with pytest.raises(files.BabiError, match="There is no file"):
+        files.read(tmp_path / "missing.txt")
 
 
 @pytest.mark.parametrize("name", ["qa1_single-supporting-fact_train.txt", "qa1_train.txt"])
 def test_layouts(tmp_path, name):
     path = written(tmp_path, TEXT, name)
-    assert babi.find(tmp_path, "qa1", "train") == path
-    with pytest.raises(babi.BabiError, match="no test file of qa1"):
-        babi.find(tmp_path, "qa1", "test")
-    with pytest.raises(babi.BabiError, match="no folder.*download"):
-        babi.find(tmp_path / "nowhere", "qa1", "train")
+    assert files.find(tmp_path, "qa1", "train") == path
+    with pytest.raises(files.BabiError, match="no test file of qa1"):
+        files.find(tmp_path, "qa1", "test")
+    with pytest.raises(files.BabiError, match="no folder.*download"):
+        files.find(tmp_path / "nowhere", "qa1", "train")
 
 
 def test_train_and_validation_share_no_story(tmp_path):
@@ -132,7 +132,7 @@ def test_official_stories_can_bear_new_names(tmp_path):
 
 
 def test_official_facts_need_a_folder():
-    with pytest.raises(babi.BabiError, match="babi_dir"):
+    with pytest.raises(files.BabiError, match="babi_dir"):
         official.Official("", "train")
 
 
@@ -145,7 +145,7 @@ def test_evaluation_rows_are_the_test_files_in_order(tmp_path):
 @needs_files
 def test_the_official_files_are_whole():
     for number in range(1, 21):
-        items = babi.read(babi.find(BABI, f"qa{number}", "train"))
+        items = files.read(files.find(BABI, f"qa{number}", "train"))
         assert len(items) == (1925 if number == 3 else 10_000)
 
 
@@ -161,14 +161,14 @@ def _archive(folder="tasks_1-20_v1-2/en-10k"):
 def test_download_checks_and_unpacks(tmp_path):
     source = tmp_path / "babi.tar.gz"
     source.write_bytes(_archive())
-    with pytest.raises(babi.BabiError, match="expected 00"):
-        babi.download(tmp_path / "a", sha256="00", address=source.as_uri())
-    folder = babi.download(tmp_path / "a", address=source.as_uri())
-    assert len(babi.read(folder / "qa1_train.txt")) == 3
+    with pytest.raises(files.BabiError, match="expected 00"):
+        files.download(tmp_path / "a", sha256="00", address=source.as_uri())
+    folder = files.download(tmp_path / "a", address=source.as_uri())
+    assert len(files.read(folder / "qa1_train.txt")) == 3
     source.write_bytes(b"not an archive")
-    with pytest.raises(babi.BabiError, match="cannot be unpacked"):
-        babi.download(tmp_path / "b", address=source.as_uri())
+    with pytest.raises(files.BabiError, match="cannot be unpacked"):
+        files.download(tmp_path / "b", address=source.as_uri())
     assert not list((tmp_path / "b").iterdir())  # nothing half done
     source.unlink()
-    with pytest.raises(babi.BabiError, match="No address answers.*copy the folder"):
-        babi.download(tmp_path / "b", address=source.as_uri())
+    with pytest.raises(files.BabiError, match="No address answers.*copy the folder"):
+        files.download(tmp_path / "b", address=source.as_uri())

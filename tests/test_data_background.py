@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmt_jax.config import Data
-from rmt_jax.data import background, lookalikes, sources, tokenizer, words
+from rmt_jax.data import tokenizer, words
 from rmt_jax.data.compose import Composer
-from rmt_jax.data.dice import Dice
+from rmt_jax.data.corpus import background, documents, hard_negatives
+from rmt_jax.data.rng import Dice
 
 TOKENS = tokenizer.load()
 
@@ -70,7 +71,7 @@ def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
 )
 def test_a_sentence_is_made_to_look_like_a_fact(sentence, form):
     known = {*words.OFFICIAL.places, *words.OFFICIAL.objects}
-    made = {lookalikes.lookalike(sentence, Dice(0, k)) for k in range(30)}
+    made = {hard_negatives.lookalike(sentence, Dice(0, k)) for k in range(30)}
     names = {re.fullmatch(form, one)[1] for one in made}
     assert len(names) > 1 and names <= known
 
@@ -81,8 +82,8 @@ def test_what_is_not_made_to_look_like_a_fact():
         "It was late.",
         "He went to the window" + " and waited" * 50,
     ):
-        assert all(lookalikes.lookalike(sentence, Dice(0, k)) is None for k in range(20))
-    rare = [lookalikes.lookalike("The evening was fine.", Dice(0, k)) for k in range(200)]
+        assert all(hard_negatives.lookalike(sentence, Dice(0, k)) is None for k in range(20))
+    rare = [hard_negatives.lookalike("The evening was fine.", Dice(0, k)) for k in range(200)]
     assert 0 < sum(one is not None for one in rare) < 100
 
 
@@ -117,7 +118,7 @@ def test_a_folder_of_books_is_split_by_author(tmp_path, monkeypatch):
     rows = [{"file": f"b{i}.txt", "author": f"author {i // 2}"} for i in range(30)]
     (folder / "manifest.json").write_text(json.dumps(rows))
     found = {}
-    for split in sources.SPLITS:
+    for split in documents.SPLITS:
         hay = background.load(str(folder), TOKENS, split)
         text = TOKENS.decode(hay.tokens)
         found[split] = {i // 2 for i in range(30) if f"of book {i}." in text}
@@ -165,7 +166,7 @@ def test_sentences():
         'Mr. Smith met Dr. J. Brown at 3.5 miles. "Stop!" he cried. Why? No one knew... But\n'
         "on it went.\n\nA new paragraph without an end\n\nThe last one!"
     )
-    assert sources.sentences(text) == [
+    assert documents.sentences(text) == [
         "Mr. Smith met Dr. J. Brown at 3.5 miles.",
         '"Stop!" he cried.',
         "Why?",
@@ -177,6 +178,6 @@ def test_sentences():
 
 
 def test_builtin_text_is_english():
-    text = " ".join(text for _, text in sources.builtin())
+    text = " ".join(text for _, text in documents.builtin())
     assert len(text) > 200_000
     assert "::=" not in text and ">>>" not in text

@@ -8,13 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmt_jax.config import Data
-from rmt_jax.data import background, compose, perturb, sources, tokenizer
-from rmt_jax.data.babi import BabiError
+from rmt_jax.data import compose, perturb, tokenizer
+from rmt_jax.data.babi.files import BabiError
 from rmt_jax.data.compose import Composer
-from rmt_jax.data.dice import Dice
+from rmt_jax.data.corpus import background, documents
 from rmt_jax.data.lengths import Length
+from rmt_jax.data.rng import Dice
+from rmt_jax.data.simulator import Manner
 from rmt_jax.data.story import NoStory, Story
-from rmt_jax.data.worlds import Manner
 
 TOKENS = tokenizer.load()
 SHARED = os.environ.get("RMT_JAX_SHARED")
@@ -108,14 +109,14 @@ def test_samples_are_pure_in_their_address(composer):
 
 def test_splits_share_no_story():
     seen: dict[str, set] = {}
-    for split in sources.SPLITS:
+    for split in documents.SPLITS:
         composer = Composer(Data(background="none"), TOKENS, split)
         seen[split] = set()
         for task in ("qa1", "qa4"):  # the tasks with the fewest different stories
             for seed in (0, 1):
                 for index in range(100):
                     s = composer.sample(task, "0k", seed, index, Manner(facts=(2, 4)))
-                    assert sources.split_of_story(s.story.facts) == split
+                    assert documents.split_of_story(s.story.facts) == split
                     seen[split].add(s.story.facts)
     assert not seen["train"] & seen["validation"]
     assert not seen["train"] & seen["test"]
@@ -123,7 +124,7 @@ def test_splits_share_no_story():
 
 
 def test_splits_share_no_background():
-    parts = [background.load("builtin", TOKENS, split) for split in sources.SPLITS]
+    parts = [background.load("builtin", TOKENS, split) for split in documents.SPLITS]
     assert [len(b.tokens) > 4000 for b in parts] == [True] * 3
     sentences = [
         {b.tokens[i:j].tobytes() for i, j in zip(b.starts[:-1], b.starts[1:], strict=True)}

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from test_data_worlds import Oracle
 
 from rmt_jax.config import Config, ConfigError, Curriculum, Data, Model, Prompt
-from rmt_jax.data import cuts, tokenizer
+from rmt_jax.data import segmentation, tokenizer
+from rmt_jax.data.collate import fold
 from rmt_jax.data.compose import Composer
-from rmt_jax.data.cuts import ends, layout, whole
-from rmt_jax.data.fold import fold
 from rmt_jax.data.loader import Loader, buckets
-from rmt_jax.data.worlds import Manner
+from rmt_jax.data.segmentation import ends, layout, whole
+from rmt_jax.data.simulator import Manner
 
 TOKENS = tokenizer.load()
 FACT = re.compile(
@@ -132,7 +132,7 @@ def test_a_length_in_segments_is_read_in_as_many(align, length):
     for index in range(8):
         s = composer.sample("qa2", length, 0, index)
         question = len(s.question_ids)
-        bounds = cuts.bounds(s.context, question, composer.room, 64, align, TOKENS)
+        bounds = segmentation.bounds(s.context, question, composer.room, 64, align, TOKENS)
         most = int(length[:-1])
         assert len(bounds) - 1 <= most
         if align == "sentence":  # an eighth of a segment less is taken as often as it must be
@@ -155,7 +155,10 @@ def test_folded_text_is_the_text(align):
         composer.sample("qa5", "3s", 0, 3),
     ]
     room = composer.room
-    cut = [cuts.bounds(s.context, len(s.question_ids), room, 64, align, TOKENS) for s in samples]
+    cut = [
+        segmentation.bounds(s.context, len(s.question_ids), room, 64, align, TOKENS)
+        for s in samples
+    ]
     segments = max(len(bounds) - 1 for bounds in cut)
     batch = fold(
         samples,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmt_jax.config import Prompt
-from rmt_jax.data import prompts, tasks, tokenizer, words, worlds
+from rmt_jax.data import prompts, simulator, tokenizer, words
+from rmt_jax.data.tasks import babi
 
 TOKENS = tokenizer.load()
 SHARED = os.environ.get("RMT_JAX_SHARED")
@@ -24,11 +25,11 @@ def test_the_builtin_one_is_small_and_has_its_three():
 
 def test_every_word_of_the_tasks_is_one_token():
     told = set()
-    for task in tasks.SIMULATED:
+    for task in babi.SIMULATED:
         for index in range(60):
-            story = worlds.tell(task, (0, index))
+            story = simulator.tell(task, (0, index))
             told |= set(re.findall(r"\w+", " ".join((*story.facts, story.question))))
-    for row in tasks.TASKS.values():
+    for row in babi.TASKS.values():
         told |= {part for label in row.labels for part in label.split(",")}
     assert [word for word in told if len(TOKENS.encode(" " + word)) != 1] == []
     assert len(TOKENS.sentence("Mary moved to the garden.")) == 6
@@ -86,7 +87,7 @@ def test_prompts():
     assert told["none"] == "" and told["learned"]
     assert told["question"] == " Where is Mary?"
     assert told["both"] == told["description"] + told["question"]
-    for task, row in tasks.TASKS.items():
+    for task, row in babi.TASKS.items():
         for words_ in (row.description, *row.paraphrases):
             prompts.ids(Prompt(source="both", tokens=48), TOKENS, task, "Where is Mary?", words_)
     with pytest.raises(ValueError, match="has 9 tokens.*raise it to 9"):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax.data import babi, tasks, words, worlds
-from rmt_jax.data.dice import Dice
-from rmt_jax.data.worlds import Manner
+from rmt_jax.data import simulator, words
+from rmt_jax.data.babi import files
+from rmt_jax.data.rng import Dice
+from rmt_jax.data.simulator import Manner
+from rmt_jax.data.tasks import babi as tasks
 
 SHARED = os.environ.get("RMT_JAX_SHARED")
 BABI = Path(SHARED or "/", "data", "babi", "en-10k")
@@ -117,7 +119,7 @@ def test_answers_are_right_also_on_the_way(task):
     for index in range(150):
         facts = (2, 20) if index % 2 else None
         manner = Manner(facts=facts, asks=1.0, same=index % 3 == 0)
-        story = worlds.tell(task, (5, index), manner)
+        story = simulator.tell(task, (5, index), manner)
         assert not manner.same or {ask.question for ask in story.asks} <= {story.question}
         oracle = Oracle()
         asks = {ask.after: ask for ask in story.asks}
@@ -132,9 +134,9 @@ def test_answers_are_right_also_on_the_way(task):
 @pytest.mark.parametrize("task", MOVING)
 def test_supporting_facts_name_the_asked(task):
     for index in range(100):
-        story = worlds.tell(task, (6, index))
+        story = simulator.tell(task, (6, index))
         told = " ".join(story.facts[i] for i in story.supporting)
-        assert max(story.supporting) >= len(story.facts) - worlds.RECENT
+        assert max(story.supporting) >= len(story.facts) - simulator.RECENT
         names = set(re.findall(r"[A-Z]\w+", story.question)) - {"Where", "Who", "What", "Is", "How"}
         assert all(name in told for name in names)
 
@@ -142,7 +144,7 @@ def test_supporting_facts_name_the_asked(task):
 def test_relations_lie_on_a_map():
     step = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
     for index in range(300):
-        story = worlds.tell("qa4", (1, index), Manner(asks=1.0))
+        story = simulator.tell("qa4", (1, index), Manner(asks=1.0))
         place: dict[str, tuple[int, int]] = {}
         links = [re.match(r"The (\w+) is (\w+) of the (\w+)\.", f).groups() for f in story.facts]
         shared = (set(links[0][::2]) & set(links[1][::2])).pop()
@@ -167,22 +169,24 @@ def test_relations_lie_on_a_map():
 @pytest.mark.parametrize("task", tasks.SIMULATED)
 def test_a_story_is_a_function_of_its_address(task):
     addresses = [(3, 7), (3, 8), (4, 7), (0, 10**9)]
-    first = [worlds.tell(task, address) for address in addresses]
-    again = [worlds.tell(task, address) for address in reversed(addresses)][::-1]
+    first = [simulator.tell(task, address) for address in addresses]
+    again = [simulator.tell(task, address) for address in reversed(addresses)][::-1]
     assert first == again
     assert len({story.facts for story in first}) == len(first)
 
 
 def test_questions_on_the_way_do_not_change_the_story():
     for task in tasks.SIMULATED:
-        bare = worlds.tell(task, (2, 5), Manner(facts=(4, 9)))
+        bare = simulator.tell(task, (2, 5), Manner(facts=(4, 9)))
         for same in (False, True):
-            dense = worlds.tell(task, (2, 5), Manner(facts=(4, 9), asks=1.0, same=same))
+            dense = simulator.tell(task, (2, 5), Manner(facts=(4, 9), asks=1.0, same=same))
             assert dense._replace(asks=()) == bare
 
 
 def test_a_question_that_the_reader_knows_is_asked_again_and_again():
-    stories = [worlds.tell("qa2", (8, i), Manner((12, 20), asks=1.0, same=True)) for i in range(40)]
+    stories = [
+        simulator.tell("qa2", (8, i), Manner((12, 20), asks=1.0, same=True)) for i in range(40)
+    ]
     asks = [ask for story in stories for ask in story.asks]
     assert len(asks) > 4 * len(stories)
     # Its answer changes on the way, or there would be nothing to keep track of.
@@ -192,7 +196,7 @@ def test_a_question_that_the_reader_knows_is_asked_again_and_again():
 
 @pytest.mark.parametrize("task", FIGURES)
 def test_statistics_are_those_of_the_official_files(task):
-    stories = [worlds.tell(task, (9, index)) for index in range(1200)]
+    stories = [simulator.tell(task, (9, index)) for index in range(1200)]
     median, ninth, walks, commonest = FIGURES[task]
     counts = sorted(len(story.facts) for story in stories)
     assert counts[0] >= 2
@@ -209,8 +213,8 @@ def test_statistics_are_those_of_the_official_files(task):
 @needs_files
 @pytest.mark.parametrize("task", FIGURES)
 def test_vocabulary_and_forms_are_the_official_ones(task):
-    official = babi.read(babi.find(BABI, task, "train"))
-    stories = [worlds.tell(task, (9, index)) for index in range(1500)]
+    official = files.read(files.find(BABI, task, "train"))
+    stories = [simulator.tell(task, (9, index)) for index in range(1500)]
 
     def forms(facts):
         return {_form(fact) for fact in facts}
@@ -227,7 +231,7 @@ def test_vocabulary_and_forms_are_the_official_ones(task):
 @needs_files
 @pytest.mark.parametrize("task", ["qa1", "qa2", "qa3", "qa5", "qa6", "qa7", "qa8"])
 def test_the_oracle_agrees_with_the_official_answers(task):
-    items = babi.read(babi.find(BABI, task, "train"))[:1000]
+    items = files.read(files.find(BABI, task, "train"))[:1000]
     wrong = 0
     for item in items:
         oracle = Oracle()
@@ -266,26 +270,26 @@ def test_held_out_names_are_kept_apart():
 def test_new_names_are_those_of_a_story_throughout():
     seen = set()
     for index in range(200):
-        story = worlds.tell("qa1", (0, index), Manner(names=("people", "places")))
+        story = simulator.tell("qa1", (0, index), Manner(names=("people", "places")))
         text = " ".join(story.facts)
         assert story.answer in text and story.question.split()[-1].rstrip("?") in text
         seen |= {fact.split()[0] for fact in story.facts}
     assert len(seen) > 400 and not seen & set(words.OFFICIAL.people)
-    held = worlds.tell("qa1", (0, 1), Manner(names=("places",), held_out=True))
+    held = simulator.tell("qa1", (0, 1), Manner(names=("places",), held_out=True))
     assert held.answer in words.words("places", held_out=True)
 
 
 def test_facts_can_be_counted():
     for task in ("qa1", "qa2", "qa3", "qa5"):
-        counts = [len(worlds.tell(task, (0, i), Manner(facts=(3, 6))).facts) for i in range(60)]
+        counts = [len(simulator.tell(task, (0, i), Manner(facts=(3, 6))).facts) for i in range(60)]
         assert min(counts) >= 3 and max(counts) == 6
-    assert all(len(worlds.tell("qa3", (0, i), most=12).facts) <= 12 for i in range(20))
+    assert all(len(simulator.tell("qa3", (0, i), most=12).facts) <= 12 for i in range(20))
 
 
 def test_tasks_without_a_simulator_say_so():
     with pytest.raises(ValueError, match="qa15 has no simulator.*official"):
-        worlds.tell("qa15", (0, 0))
+        simulator.tell("qa15", (0, 0))
     with pytest.raises(ValueError, match="Unknown task 'qa21'"):
-        worlds.tell("qa21", (0, 0))
+        simulator.tell("qa21", (0, 0))
     with pytest.raises(ValueError, match="allow more facts"):
-        worlds.tell("qa3", (0, 0), Manner(facts=(2, 2)))
+        simulator.tell("qa3", (0, 0), Manner(facts=(2, 2)))

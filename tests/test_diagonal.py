@@ -7,8 +7,10 @@ import pytest
 import tiny
 from test_recurrence import ASKED, loss_of
 
-from rmt_jax import api, config, models, steps
-from rmt_jax.models import attention, diagonal, recurrence, schedule
+from rmt_jax import api, config, models
+from rmt_jax.models import diagonal, recurrence, schedule
+from rmt_jax.models.ops import attention
+from rmt_jax.training import step as steps
 
 
 @pytest.mark.parametrize("cell", ("prmt", "armt", "delta"))

@@ -4,8 +4,10 @@ import urllib.request
 
 import pytest
 
-from rmt_jax import costs, doctor, hardware, startup
+from rmt_jax import doctor
 from rmt_jax.config import Config, ConfigError, Model, Prompt
+from rmt_jax.models import costs
+from rmt_jax.runtime import hardware, startup
 
 
 def test_a_machine_that_can_train(capsys, monkeypatch):

@@ -15,10 +15,10 @@ import tiny_run
 
 from rmt_jax import api, report
 from rmt_jax import evaluate as command
-from rmt_jax.data import cuts
-from rmt_jax.evaluation import answering, cells, evaluate, inspection, questions, suite
+from rmt_jax.data import segmentation
+from rmt_jax.evaluation import answering, evaluate, inspection, runner, sources, suite
 from rmt_jax.evaluation.answering import Asked
-from rmt_jax.stopping import REQUEUE
+from rmt_jax.runtime.preemption import REQUEUE
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_layout_is_that_of_training(align):
     size, tail, room, stops = 16, 5, 3, np.arange(3, 70, 7)
     for context in range(70):
         x = answering.layout(context, tail, room, size, align, stops)
-        bounds = cuts.layout(context, tail + room, size, align, stops)
+        bounds = segmentation.layout(context, tail + room, size, align, stops)
         assert x.bounds.tolist() == bounds.tolist()
         tokens, mask = np.zeros((x.segments, size), int), np.zeros((x.segments, size), bool)
         answering.cut(np.arange(context), x, 0, tokens, mask)
@@ -102,7 +102,7 @@ def test_every_prompt_source(tmp_path, source):
     found = evaluate(model, tasks=["qa5"], lengths=["2s"], samples=2, progress=False)
     assert found[0].samples == 2
     if source == "learned":
-        with pytest.raises(questions.QuestionError, match="learned prompts for qa1, qa5"):
+        with pytest.raises(sources.QuestionError, match="learned prompts for qa1, qa5"):
             evaluate(model, tasks=["qa2"], lengths=["2s"], samples=1, progress=False)
 
 
@@ -181,27 +181,27 @@ def test_perturbed_worlds_are_scored_by_rules_that_know_their_words(model):
         model, tasks=["qa1"], lengths=["1s"], samples=3, perturb=["new_places"], progress=False
     )
     assert set(found[0].right) == {"exact", "lm_eval"} and not found[0].trained
-    with pytest.raises(questions.QuestionError, match="no perturbation 'rain'"):
+    with pytest.raises(sources.QuestionError, match="no perturbation 'rain'"):
         evaluate(model, perturb=["rain"], progress=False)
 
 
 def test_batches_shrink_with_length():
-    assert cells.batch_size(50, 100, 30_000) == 50
-    assert cells.batch_size(50, 3, 30_000) == 3
-    assert cells.batch_size(50, 100, 1_000_000) == 4
-    assert cells.batch_size(50, 100, 10_000_000) == 1
+    assert runner.batch_size(50, 100, 30_000) == 50
+    assert runner.batch_size(50, 3, 30_000) == 3
+    assert runner.batch_size(50, 100, 1_000_000) == 4
+    assert runner.batch_size(50, 100, 10_000_000) == 1
 
 
 def test_an_accelerator_reads_more_texts_side_by_side(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    assert cells.batch_size(100, 100, 1_000_000) == 100
-    assert cells.batch_size(100, 100, 10_000_000) == 8
+    assert runner.batch_size(100, 100, 1_000_000) == 100
+    assert runner.batch_size(100, 100, 10_000_000) == 8
 
 
 def test_the_shipped_checkpoint_remembers():
     """Stories scattered over sixteen segments of background, twelve questions a task."""
     model = api.load("multitask")
-    source = questions.Generated(model)
+    source = sources.Generated(model)
     asked = [q for task in ("qa1", "qa2", "qa4") for q in source.ask(task, "16s", range(12))]
     room = max(source.room(task) for task in ("qa1", "qa2", "qa4"))
     said = answering.answer(model, [q.asked for q in asked], room=room, batch=12)[0]
@@ -213,7 +213,7 @@ def test_the_shipped_checkpoint_remembers():
 def test_the_shipped_checkpoint_that_copies_names(how, least):
     """Names held out of training, one segment, twenty questions of QA1 and of QA4 each."""
     model = api.load("multitask-wide")
-    source = questions.Generated(model)
+    source = sources.Generated(model)
     asked = [q for task in ("qa1", "qa4") for q in source.ask(task, "1s", range(20), how)]
     room = max(source.room(task, how) for task in ("qa1", "qa4"))
     said = answering.answer(model, [q.asked for q in asked], room=room, batch=20)[0]
@@ -222,7 +222,7 @@ def test_the_shipped_checkpoint_that_copies_names(how, least):
 
 
 def test_inspection_sees_every_segment(model, tmp_path):
-    source = questions.Generated(model)
+    source = sources.Generated(model)
     q = source.ask("qa1", "3s", range(1))[0]
     seen = inspection.trace(model, q.asked)
     assert seen.change.shape == (3, 2) and seen.looks.shape == (3, 2, 48)
@@ -237,7 +237,7 @@ def test_inspection_marks_facts_where_they_were_read(tmp_path):
     config = tiny_run.config()
     config = config.replace(data=dataclasses.replace(config.data, align="sentence"))
     model = api.load(tiny_run.save(tmp_path, config))
-    asked = questions.Generated(model).ask("qa1", "3s", range(1))[0]
+    asked = sources.Generated(model).ask("qa1", "3s", range(1))[0]
     seen = inspection.trace(model, asked.asked)
     assert (np.diff(seen.bounds) < seen.mask.shape[1]).any()  # ragged
     flat, facts = seen.tokens.reshape(-1), asked.facts
@@ -248,7 +248,7 @@ def test_inspection_marks_facts_where_they_were_read(tmp_path):
 @pytest.mark.parametrize("cell", ["none", "prmt", "armt", "delta"])
 def test_other_cells_can_be_inspected(tmp_path, cell):
     model = tiny_run.model(tmp_path, cell)
-    source = questions.Generated(model)
+    source = sources.Generated(model)
     seen = inspection.trace(model, source.ask("qa1", "3s", range(1))[0].asked)
     assert len(seen.change) == 3 and np.isfinite(seen.change).all()
     if seen.gated:  # the gate of every token of the text, layer by layer; padding has none
@@ -261,8 +261,8 @@ def test_other_cells_can_be_inspected(tmp_path, cell):
 
 def test_progress_counts_what_texts_really_hold(capsys):
     """1,000 of another tokenizer's tokens may be 1,200 of ours: the bar ends at 100 %."""
-    job = cells.Job("qa1", "1k", 4)
-    with cells.Bar(Counter({"1k": 4000, "2k": 2000}), shown=True) as bar:
+    job = runner.Job("qa1", "1k", 4)
+    with runner.Bar(Counter({"1k": 4000, "2k": 2000}), shown=True) as bar:
         for _ in range(4):
             bar.tick(1200)
             bar.show(job, [], asked=1000)

@@ -16,12 +16,13 @@ import pytest
 from faulty_run import STEPS, at_call, config, kill, quick
 from safetensors.numpy import load_file
 
-from rmt_jax import checkpoint, loop, progress, rescue, training
-from rmt_jax.checkpoint import CheckpointError, Checkpoints
 from rmt_jax.config import Config, ConfigError
-from rmt_jax.steps import TrainState
-from rmt_jax.stopping import REQUEUE
-from rmt_jax.workdir import Workdir
+from rmt_jax.runtime.preemption import REQUEUE
+from rmt_jax.runtime.workdir import Workdir
+from rmt_jax.training import checkpoint, divergence, loop, progress
+from rmt_jax.training import run as training
+from rmt_jax.training.checkpoint import CheckpointError, Checkpoints
+from rmt_jax.training.step import TrainState
 
 
 @pytest.fixture(autouse=True)
@@ -138,13 +139,13 @@ def test_a_nan_goes_back_and_lowers_the_rate(whole, tmp_path, monkeypatch, capfd
     for line in lines:
         rates.setdefault(line["step"], []).append(line.get("learning_rate"))
     assert rates[5][1] == pytest.approx(rates[5][0] / 2, rel=1e-5)
-    assert rescue.Rescues(path).scale == 0.5  # a continued run keeps it
+    assert divergence.Rescues(path).scale == 0.5  # a continued run keeps it
 
 
 def test_a_collapse_goes_back_although_much_was_to_be_saved(whole, tmp_path, monkeypatch, capfd):
     close, losses = loop.Window.close, [0.1, 0.1, 0.1, 3.0, 3.0, 3.0]
-    monkeypatch.setattr(rescue, "EARLY", 0)
-    monkeypatch.setattr(rescue, "LINES", 3)
+    monkeypatch.setattr(divergence, "EARLY", 0)
+    monkeypatch.setattr(divergence, "LINES", 3)
     monkeypatch.setattr(
         loop.Window, "close",
         lambda self: close(self) | {"loss": losses.pop(0) if losses else 0.1},
@@ -177,27 +178,29 @@ def test_weights_spoiled_by_the_step_that_is_saved(whole, tmp_path, monkeypatch,
 
 
 def test_rescues_are_bounded(tmp_path):
-    rescues = rescue.Rescues(tmp_path)
-    for _ in range(rescue.TRIES):
-        rescues.add(rescue.Diverged(9, 8, "the loss is nan"))
+    rescues = divergence.Rescues(tmp_path)
+    for _ in range(divergence.TRIES):
+        rescues.add(divergence.Diverged(9, 8, "the loss is nan"))
     with pytest.raises(ConfigError, match="diverged at step 9: the loss is nan, for the 4th time"):
-        rescues.add(rescue.Diverged(9, 8, "the loss is nan"))
+        rescues.add(divergence.Diverged(9, 8, "the loss is nan"))
     (tmp_path / "rescues.json").write_text("[")
     with pytest.raises(ConfigError, match="is not JSON"):
-        rescue.Rescues(tmp_path)
+        divergence.Rescues(tmp_path)
 
 
 def test_a_collapse_is_noticed_and_noise_is_not():
-    watch = rescue.Watch(0)
+    watch = divergence.Watch(0)
     for step, loss in enumerate([4.0, 0.1, 2, 2, 2, 2, 2, 2, 2, 2]):
         watch.see(step, 0, loss)  # too early to judge
-    watch = rescue.Watch(0)
+    watch = divergence.Watch(0)
     for step in range(40):  # never five bad lines on end
         watch.see(step, 0, 0.4 if step % 5 == 0 else 1.9)
     watch.see(40, 1, 5.0)  # a new stage may start high
     for step in range(41, 100):
         watch.see(step, 1, 0.3)
-    with pytest.raises(rescue.Diverged, match=r"stage 2 collapsed \(loss 1.80, was 0.30\)") as told:
+    with pytest.raises(
+        divergence.Diverged, match=r"stage 2 collapsed \(loss 1.80, was 0.30\)"
+    ) as told:
         for step in range(100, 110):
             watch.see(step, 1, 1.8)
     assert (told.value.step, told.value.good) == (104, 99)
@@ -351,7 +354,7 @@ def test_dead_data_workers_are_started_again():
             yield step + i
         raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
 
-    feed = rescue.batches(stream, 10, said.append, tries=2)
+    feed = divergence.batches(stream, 10, said.append, tries=2)
     assert [next(feed) for _ in range(5)] == [10, 11, 12, 13, 14]
     assert said[0].startswith("a data worker died before step 13") and len(said) == 2
     with pytest.raises(ConfigError, match="died 3 times, the last before step 16"):
@@ -367,7 +370,7 @@ def test_a_worker_process_killed_costs_no_batch(monkeypatch):
     # More batches than are prefetched: the death is noticed.
     monkeypatch.setattr(loader, "_ends", np.array([200]))
     said: list[str] = []
-    feed = rescue.batches(loader.stream, 0, said.append)
+    feed = divergence.batches(loader.stream, 0, said.append)
     next(feed)
     children = subprocess.run(
         ["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True

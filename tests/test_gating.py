@@ -11,12 +11,13 @@ import pytest
 import tiny_run
 
 import rmt_jax
-from rmt_jax import command, gating, models
+from rmt_jax import cli, gating, models
 from rmt_jax.config import Data
 from rmt_jax.data.compose import Composer
 from rmt_jax.evaluation.inspection import opened
-from rmt_jax.models import layerwise, weights
-from rmt_jax.shapes import Prompt, Segment
+from rmt_jax.models.cells import layerwise
+from rmt_jax.models.io import weights
+from rmt_jax.types import Prompt, Segment
 
 DATA = Data(tasks=("qa1", "qa5"), align="sentence", new_names=0.5)
 LENGTH = 48
@@ -134,6 +135,6 @@ def test_what_is_shut_already_needs_no_teaching(model, tmp_path, capsys, monkeyp
     (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(model.config)))
     argv = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--steps", "2"]
     with pytest.raises(SystemExit) as stop:
-        command.run(gating.main, argv)
+        cli.run(gating.main, argv)
     assert stop.value.code == 2 and "there is nothing to teach" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

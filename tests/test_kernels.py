@@ -18,8 +18,10 @@ import tiny
 from jax.sharding import PartitionSpec
 from test_recurrence import ASKED, loss_of
 
-from rmt_jax import config, models, sharding
-from rmt_jax.models import diagonal, gradients, kernels, recurrence
+from rmt_jax import config, models
+from rmt_jax.models import diagonal, recurrence
+from rmt_jax.models.ops import fused, kernels
+from rmt_jax.runtime import mesh as sharding
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def interpreted(monkeypatch):
     pytest.importorskip("triton", reason="the kernels need Triton, which is for Linux alone")
     import torch
 
-    code = importlib.import_module("rmt_jax.models.triton_code")
+    code = importlib.import_module("rmt_jax.models.ops.triton_kernels")
     ran, alone = set(), threading.Lock()
 
     def torched(x):
@@ -64,12 +66,12 @@ def interpreted(monkeypatch):
 
 
 PIECES = {
-    "beside": (gradients.beside, (3, 11, 12), (12,), (12,)),
-    "after": (gradients.after, (3, 11, 12), (3, 11, 12), (12,), (12,), (12,)),
-    "shifted_gelu": (gradients.shifted_gelu, (3, 11, 40), (40,)),
-    "shifted_gelu, wide": (gradients.shifted_gelu, (2, 3, 600), (600,)),
-    "thirds": (gradients.thirds, (3, 11, 36), (36,)),
-    "one row": (gradients.after, (1, 1, 16), (1, 1, 16), (16,), (16,), (16,)),
+    "beside": (fused.beside, (3, 11, 12), (12,), (12,)),
+    "after": (fused.after, (3, 11, 12), (3, 11, 12), (12,), (12,), (12,)),
+    "shifted_gelu": (fused.shifted_gelu, (3, 11, 40), (40,)),
+    "shifted_gelu, wide": (fused.shifted_gelu, (2, 3, 600), (600,)),
+    "thirds": (fused.thirds, (3, 11, 36), (36,)),
+    "one row": (fused.after, (1, 1, 16), (1, 1, 16), (16,), (16,), (16,)),
 }
 
 
@@ -186,11 +188,11 @@ def test_weights_cast_before_a_loop_learn_in_their_own_dtype():
     cast = weight.astype(jnp.bfloat16)
 
     def loss(weight):
-        steps = jax.lax.scan(lambda s, x: (s + gradients.stored(weight, cast) * x, None), 0.0, xs)
+        steps = jax.lax.scan(lambda s, x: (s + fused.stored(weight, cast) * x, None), 0.0, xs)
         return steps[0]
 
     xs = jnp.full(1000, 1 + 2**-7, jnp.bfloat16)  # a sum in bfloat16 would stop at 256
-    assert gradients.stored(weight, cast) == cast
+    assert fused.stored(weight, cast) == cast
     np.testing.assert_allclose(jax.grad(loss)(weight), 1000 * (1 + 2**-7), rtol=1e-6)
 
 
@@ -198,7 +200,7 @@ def test_a_table_that_all_look_at_learns_the_same_on_a_gpu(monkeypatch):
     table, index = jax.random.normal(jax.random.key(0), (7, 4)), jnp.array([[0, 3, 3], [6, 0, 3]])
 
     def results():
-        return jax.value_and_grad(lambda x: jnp.sin(gradients.lookup(x, index)).sum())(table)
+        return jax.value_and_grad(lambda x: jnp.sin(fused.lookup(x, index)).sum())(table)
 
     plain = results()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

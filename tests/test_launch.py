@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launch_schema import JOBSET, SKY, misfits
 
-from rmt_jax.stopping import REQUEUE
+from rmt_jax.runtime.preemption import REQUEUE
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

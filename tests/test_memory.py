@@ -4,9 +4,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rmt_jax import costs, hardware, models, optimizer, sharding, steps
+from rmt_jax import models
 from rmt_jax.config import Config, Curriculum, Data, Mesh, Model, Prompt
-from rmt_jax.shapes import Batch
+from rmt_jax.models import costs
+from rmt_jax.runtime import hardware
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.training import optimizer
+from rmt_jax.training import step as steps
+from rmt_jax.types import Batch
 
 CONFIG = Config(
     data=Data(tasks=("qa1",)),

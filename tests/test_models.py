@@ -8,9 +8,12 @@ import tiny
 from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.models import gradients, layerwise, recurrence, weights
-from rmt_jax.models.gpt2 import View
-from rmt_jax.shapes import Segment
+from rmt_jax.models import recurrence
+from rmt_jax.models.backbones.gpt2 import View
+from rmt_jax.models.cells import layerwise
+from rmt_jax.models.io import weights
+from rmt_jax.models.ops import fused
+from rmt_jax.types import Segment
 
 FORMS = [
     {"cell": "none"},
@@ -329,21 +332,21 @@ def plain_norm(x, scale, bias):
 
 ORDER = jnp.array([[2, 0, 1, 3], [3, 1, 2, 0]])
 BY_HAND = {
-    "product": (gradients.product, jnp.matmul, (2, 16, 6), (6, 4)),
-    "gelu": (gradients.gelu, lambda x: jax.nn.gelu(x, approximate=True), (2, 16, 6)),
-    "normalise": (gradients.normalise, plain_norm, (2, 16, 6), (6,), (6,)),
+    "product": (fused.product, jnp.matmul, (2, 16, 6), (6, 4)),
+    "gelu": (fused.gelu, lambda x: jax.nn.gelu(x, approximate=True), (2, 16, 6)),
+    "normalise": (fused.normalise, plain_norm, (2, 16, 6), (6,), (6,)),
     "spread": (
-        lambda x: gradients.spread(x, (2, 16, 6)),
+        lambda x: fused.spread(x, (2, 16, 6)),
         lambda x: x + jnp.zeros((2, 16, 6)),
         (6,),
     ),
     "spread, odd": (
-        lambda x: gradients.spread(x, (3, 5, 6)),
+        lambda x: fused.spread(x, (3, 5, 6)),
         lambda x: x + jnp.zeros((3, 5, 6)),
         (6,),
     ),
     "permuted": (
-        lambda x: gradients.permuted(x, ORDER, jnp.argsort(ORDER, axis=1)),
+        lambda x: fused.permuted(x, ORDER, jnp.argsort(ORDER, axis=1)),
         lambda x: jnp.take_along_axis(x, ORDER[:, :, None], axis=1),
         (2, 4, 6),
     ),

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 import rmt_jax
 from rmt_jax import models
-from rmt_jax.models import names, pretrained, recurrence, torch_file, weights
+from rmt_jax.models import recurrence
+from rmt_jax.models.io import hub, names, torch_pickle, weights
 
 GOLDEN = Path(__file__).parent / "golden"
 LENGTH = 12
@@ -76,20 +77,20 @@ def test_the_old_save_in_bfloat16_with_buffers(tmp_path):
     file = GOLDEN / "rmt" / "pytorch_model_bf16_with_buffers.bin"
     (tmp_path / "pytorch_model.bin").write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_bytes((GOLDEN / "rmt" / "config.json").read_bytes())
-    opened = pretrained.open_source(tmp_path)
+    opened = hub.open_source(tmp_path)
     assert opened.config.model.tied_head  # stored apart, but the same numbers
     found = weights.flatten(opened.params)
     assert {str(v.dtype) for v in found.values()} == {"bfloat16"}
-    exact = pretrained.open_source(GOLDEN / "rmt").params
+    exact = hub.open_source(GOLDEN / "rmt").params
     for name, value in weights.flatten(exact).items():
         assert np.array_equal(found[name], value.astype(found[name].dtype)), name
 
 
 def test_a_head_of_its_own_is_kept():
-    theirs = torch_file.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
     head = theirs["memory_cell.model.lm_head.weight"] + 1
     flat = names.to_ours(theirs | {"memory_cell.model.lm_head.weight": head}, "rmt")
     assert np.array_equal(flat["backbone/head"], head)
-    config, _ = pretrained.infer(flat, {"n_head": 4, "segment_size": 12}, "rmt")
+    config, _ = hub.infer(flat, {"n_head": 4, "segment_size": 12}, "rmt")
     assert not config.model.tied_head
-    pretrained.fit(config, weights.unflatten(flat), "rmt")
+    hub.fit(config, weights.unflatten(flat), "rmt")

@@ -11,7 +11,8 @@ import tiny
 
 import rmt_jax
 from rmt_jax import convert, models
-from rmt_jax.models import names, recurrence, weights
+from rmt_jax.models import recurrence
+from rmt_jax.models.io import names, weights
 
 torch = pytest.importorskip("torch", reason="pip install -e '.[test]' brings torch")
 pytestmark = pytest.mark.torch

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax import command, costs, doctor, hardware, plan
+from rmt_jax import cli, doctor
 from rmt_jax.config import ConfigError
 from rmt_jax.data import tokenizer
 from rmt_jax.data.loader import Loader
+from rmt_jax.models import costs
+from rmt_jax.runtime import hardware
+from rmt_jax.training import plan
 
 MULTITASK = str(Path(__file__).parents[1] / "configs" / "multitask.py")
 
@@ -52,13 +55,13 @@ def test_sentences(words, sentence):
 
 
 def test_unknown_words_are_refused_without_a_plan():
-    with pytest.raises(command.Usage, match="--config.model.layers=1"):
+    with pytest.raises(cli.Usage, match="--config.model.layers=1"):
         doctor.main(["--config.model.layers=1"])
 
 
 def test_the_loaders_batches():
     """Sizes of batches and numbers of tokens are those that the loader will make."""
-    config = command.load_config(f"{MULTITASK}:smoke")
+    config = cli.load_config(f"{MULTITASK}:smoke")
     curriculum = dataclasses.replace(config.curriculum, segments=(3, 6), steps=(2000, 3000))
     config = config.replace(curriculum=curriculum)
     words = tokenizer.load("builtin")

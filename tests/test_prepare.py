@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rmt_jax import prepare
-from rmt_jax.data import babi, samples
+from rmt_jax.data import records as samples
+from rmt_jax.data.babi import files
 
 SHARED = os.environ.get("RMT_JAX_SHARED")
 
@@ -116,7 +117,7 @@ def test_rows_of_a_length_leave_out_long_stories(tmp_path):
     folder = Path(SHARED, "data/babi/en-10k")
     recipe = samples.Recipe("1k", ("qa3",), 30, 0, "official", str(folder), "train")
     rows = list(samples.records(recipe, "qa3", range(30)))
-    kept = [i for i in babi.read(babi.find(folder, "qa3", "train")) if len(i.facts) <= 700 // 8]
+    kept = [i for i in files.read(files.find(folder, "qa3", "train")) if len(i.facts) <= 700 // 8]
     assert [(r["question"], r["target"]) for r in rows] == [
         (i.question, i.answer) for i in kept[:30]
     ]
@@ -169,7 +170,8 @@ def test_pg19_keeps_its_own_splits(tmp_path, capsys):
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from urllib.parse import parse_qs, unquote, urlparse
 
-    from rmt_jax.data import pg19, sources
+    from rmt_jax.data.corpus import documents as sources
+    from rmt_jax.data.corpus import pg19
 
     books = {f"{split}/{i}.txt": f"Book {i} of {split}." for split in pg19.SPLITS for i in (1, 2)}
 

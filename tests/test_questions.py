@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
-from rmt_jax.evaluation import evaluate, questions, rows
+from rmt_jax.evaluation import answer_log, evaluate, sources
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_babilong_files(model, tmp_path):
     (tmp_path / "qa1" / "0k.json").write_text(json.dumps(rows))
     (tmp_path / "data" / "qa1").mkdir(parents=True)
     (tmp_path / "data" / "qa1" / "1k.json").write_text("\n".join(map(json.dumps, rows)))
-    source = questions.open_source(str(tmp_path), model)
+    source = sources.open_source(str(tmp_path), model)
     assert source.count("qa1", "0k", 100) == 3 and source.count("qa1", "1k", 2) == 2
     assert [q.target for q in source.ask("qa1", "1k", range(0, 2))] == ["garden", "office"]
     assert [q.target for q in source.ask("qa1", "1k", range(2, 3))] == ["kitchen"]
@@ -33,10 +33,10 @@ def test_babilong_files(model, tmp_path):
     )
     found = evaluate(model, source=source, tasks=["qa1"], lengths=["0k"], samples=9, progress=False)
     assert found[0].samples == 3
-    with pytest.raises(questions.QuestionError, match="holds neither qa2/4k.json"):
+    with pytest.raises(sources.QuestionError, match="holds neither qa2/4k.json"):
         source.count("qa2", "4k", 1)
     (tmp_path / "qa1" / "2k.json").write_text('[{"input": "x"}]')
-    with pytest.raises(questions.QuestionError, match="record 0: no question"):
+    with pytest.raises(sources.QuestionError, match="record 0: no question"):
         source.ask("qa1", "2k", range(1))
 
 
@@ -53,7 +53,7 @@ def test_lengths_counted_by_another_tokenizer_read_the_same_text(model):
             return "".join(map(chr, ids))
 
     data = dataclasses.replace(model.config.data, background="none")
-    source = questions.Generated(model, data=data, lengths_by=Letters())
+    source = sources.Generated(model, data=data, lengths_by=Letters())
     q = source.ask("qa1", "0k", range(1))[0]
     text = tiny_run.words().decode(q.asked.context)
     assert len(text) + len(q.question) + 1 == q.characters and text.startswith(" ")
@@ -61,8 +61,8 @@ def test_lengths_counted_by_another_tokenizer_read_the_same_text(model):
 
 def test_lengths_in_segments_are_of_the_models_whoever_counts(model):
     coarse = SimpleNamespace(name="other")  # never asked
-    one = questions.Generated(model)
-    other = questions.Generated(model, data=one.data)
+    one = sources.Generated(model)
+    other = sources.Generated(model, data=one.data)
     other.counter = coarse
     first, second = (s.ask("qa1", "3s", range(1))[0] for s in (one, other))
     assert first.asked.context.tolist() == second.asked.context.tolist()
@@ -75,7 +75,7 @@ def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, 
         (folder / "qa1").mkdir(parents=True, exist_ok=True)
         row = {"input": f"Mary went to the {place}.", "question": "Where is Mary?"}
         (folder / "qa1" / "0k.json").write_text(json.dumps([row | {"target": place}]))
-        source = questions.open_source(str(folder), model)
+        source = sources.open_source(str(folder), model)
         asked = source.ask
         monkeypatch.setattr(source, "ask", lambda *a, **k: read.append(place) or asked(*a, **k))
         what = dict(source=source, tasks=["qa1"], lengths=["0k"], out=out, progress=False)
@@ -97,20 +97,20 @@ def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, 
 
 def test_rows_of_others_step_aside_and_come_back(tmp_path):
     def row(answer):
-        return rows.Row("Where?", answer, answer, None, None, 1, 1, 1.0, 1.0)
+        return answer_log.Row("Where?", answer, answer, None, None, 1, 1, 1.0, 1.0)
 
     def found():
         return {file.name: len(file.read_text().splitlines()) - 1 for file in tmp_path.iterdir()}
 
-    rows.Kept(tmp_path, "qa1_1s", "aa").add([row("office"), row("garden")])
-    rows.Kept(tmp_path, "qa1_1s", "bb").add([row("kitchen")])
+    answer_log.Kept(tmp_path, "qa1_1s", "aa").add([row("office"), row("garden")])
+    answer_log.Kept(tmp_path, "qa1_1s", "bb").add([row("kitchen")])
     assert found() == {"qa1_1s.jsonl": 1, "qa1_1s.aa.jsonl": 2}
-    again = rows.Kept(tmp_path, "qa1_1s", "aa")
+    again = answer_log.Kept(tmp_path, "qa1_1s", "aa")
     assert [one.target for one in again.rows] == ["office", "garden"]
     again.add([row("hallway")])
     assert found() == {"qa1_1s.jsonl": 3, "qa1_1s.bb.jsonl": 1}
     (tmp_path / "qa1_1s.jsonl").write_text("not ours")
-    assert rows.Kept(tmp_path, "qa1_1s", "aa").rows == []
+    assert answer_log.Kept(tmp_path, "qa1_1s", "aa").rows == []
 
 
 def test_copied_facts_and_books_are_the_same(model, tmp_path):
@@ -126,7 +126,7 @@ def test_copied_facts_and_books_are_the_same(model, tmp_path):
         found = {"facts": "official", "babi_dir": str(folder)}
         found |= {"background": str(folder / "books"), "tasks": ("qa1",)}
         data = dataclasses.replace(model.config.data, **found)
-        return questions.Generated(model, data=data, split="train").describe()
+        return sources.Generated(model, data=data, split="train").describe()
 
     first = seen(tmp_path / "one")
     assert seen(tmp_path / "two") == first
@@ -135,5 +135,5 @@ def test_copied_facts_and_books_are_the_same(model, tmp_path):
 
 
 def test_what_files_cannot_be_told(model, tmp_path):
-    with pytest.raises(questions.QuestionError, match="which --split and --lengths_by cannot"):
-        questions.open_source(str(tmp_path), model, split="test", lengths_by="nobody/has-it")
+    with pytest.raises(sources.QuestionError, match="which --split and --lengths_by cannot"):
+        sources.open_source(str(tmp_path), model, split="test", lengths_by="nobody/has-it")

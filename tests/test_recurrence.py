@@ -9,8 +9,10 @@ import tiny
 from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.models import attention, recurrence, weights
-from rmt_jax.shapes import Prompt, Segment
+from rmt_jax.models import recurrence
+from rmt_jax.models.io import weights
+from rmt_jax.models.ops import attention
+from rmt_jax.types import Prompt, Segment
 
 ASKED = config.Prompt("question", "start", tiny.WORDS)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax.data import babi, published, tokenizer
-from rmt_jax.evaluation import questions
-from rmt_jax.models import pretrained
+from rmt_jax.data import published, tokenizer
+from rmt_jax.data.babi import files
+from rmt_jax.evaluation import sources
+from rmt_jax.models.io import hub
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,8 +57,8 @@ def test_an_archive_writes_nowhere_but_in_its_folder(tmp_path, hostile):
     folder = outside / "data"
     before = sorted(tmp_path.rglob("*"))
     try:
-        babi.download(folder, address=address)
-    except babi.BabiError as error:
+        files.download(folder, address=address)
+    except files.BabiError as error:
         assert "cannot be unpacked" in str(error)
         made = set()
     else:  # a leading slash is dropped: then the file lies in the folder
@@ -118,9 +119,9 @@ def test_hub_names_can_be_pinned(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", file)
     monkeypatch.setattr(tokenizers, "Tokenizer", Inner)
-    pretrained.resolve("us/model@v1")
-    pretrained.resolve("us/model", "0abc")
-    pretrained.resolve("us/model")
+    hub.resolve("us/model@v1")
+    hub.resolve("us/model", "0abc")
+    hub.resolve("us/model")
     assert set(asked) == {("us/model", "v1"), ("us/model", "0abc"), ("us/model", None)}
     asked.clear()
     for name in ("us/words@v2", "us/words"):
@@ -130,7 +131,7 @@ def test_hub_names_can_be_pinned(monkeypatch, tmp_path):
     asked.clear()
     assert published.locate("us/data@v3", "qa1", "4k") == tmp_path / "4k.json"
     assert asked == [("us/data", "v3")] * 2
-    assert isinstance(questions.open_source("us/data@v3", FakeModel()), questions.Files)
+    assert isinstance(sources.open_source("us/data@v3", FakeModel()), sources.Files)
 
 
 class FakeModel:

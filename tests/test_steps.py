@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rmt_jax import metrics, models, optimizer, sharding, steps
+from rmt_jax import models
 from rmt_jax.config import Config, ConfigError, Curriculum, Mesh, Model, Optimizer, Prompt
-from rmt_jax.losses import answer_sums
 from rmt_jax.models import recurrence
-from rmt_jax.shapes import Batch
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.training import metrics, optimizer
+from rmt_jax.training import step as steps
+from rmt_jax.training.losses import answer_sums
+from rmt_jax.types import Batch
 
 VOCAB, TASKS = 32, 2
 

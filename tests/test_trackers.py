@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 from faulty_run import config, quick
 
-from rmt_jax import hardware, loop, trackers, training
 from rmt_jax.config import Config, ConfigError, Model
+from rmt_jax.runtime import hardware
+from rmt_jax.training import loop, trackers
+from rmt_jax.training import run as training
 
 
 def test_records_become_names_and_numbers():

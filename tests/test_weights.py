@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tiny
 
-from rmt_jax import command, convert
+from rmt_jax import cli, convert
 from rmt_jax.config import Config, Prompt
-from rmt_jax.models import names, pretrained, torch_file, weights
-from rmt_jax.models.weights import WeightsError
+from rmt_jax.models.io import hub, names, torch_pickle, weights
+from rmt_jax.models.io.weights import WeightsError
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -62,7 +62,7 @@ def test_export_and_import_give_the_same_bits(tmp_path, changes):
         (run / "config.json").read_text()
     )
     assert (tmp_path / "back" / "tokenizer" / "tokenizer.json").is_file()
-    assert pretrained.open_source(tmp_path / "back").end == 5
+    assert hub.open_source(tmp_path / "back").end == 5
 
 
 @pytest.mark.parametrize("kind", ("rmt", "armt"))
@@ -71,7 +71,7 @@ def test_the_authors_checkpoint_survives_the_round_trip(tmp_path, kind, capsys):
     own = ", d_mem 8, nu 3" if kind == "armt" else ""
     assert f"4 memory tokens{own}, segments of 12" in capsys.readouterr().out
     convert.main(["export", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    wanted = torch_file.read(GOLDEN / kind / "pytorch_model.bin")
+    wanted = torch_pickle.read(GOLDEN / kind / "pytorch_model.bin")
     found = weights.read_safetensors(tmp_path / "out" / "model.safetensors")
     assert wanted.keys() == found.keys()
     assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
@@ -87,19 +87,19 @@ def test_the_authors_checkpoint_survives_the_round_trip(tmp_path, kind, capsys):
     ],
 )
 def test_sizes_without_a_config(kind, rows, layout, base):
-    theirs = torch_file.read(GOLDEN / kind / "pytorch_model.bin")
+    theirs = torch_pickle.read(GOLDEN / kind / "pytorch_model.bin")
     flat = names.to_ours(theirs, kind)
     wide = {name: np.zeros(1) for name in ()} | flat
     wide["backbone/wpe"] = np.zeros((rows, 64), np.float32)
     wide["backbone/wte"] = np.zeros((211, 64), np.float32)
-    config, guessed = pretrained.infer(wide, {}, kind)
+    config, guessed = hub.infer(wide, {}, kind)
     m = config.model
     assert (m.position_layout, m.max_positions) == (layout, base)
     assert (m.cell, m.layers, m.heads, m.memory_tokens, m.segment_tokens) == (kind, 3, 1, 4, 512)
     assert m.d_mem == (8 if kind == "armt" else 64)
     assert any("segment_size 512" in guess for guess in guessed)
     with pytest.raises(WeightsError, match='"n_head"'):
-        pretrained.infer(flat, {}, kind)  # width 48 is no multiple of 64
+        hub.infer(flat, {}, kind)  # width 48 is no multiple of 64
 
 
 class Evil:
@@ -137,7 +137,7 @@ def test_hostile_and_broken_torch_files(tmp_path, monkeypatch, content, sentence
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(WeightsError, match=sentence):
-        pretrained.open_source(tmp_path)
+        hub.open_source(tmp_path)
     assert not (tmp_path / "HOSTILE").exists()
 
 
@@ -145,17 +145,17 @@ def test_truncated_and_damaged_torch_files(tmp_path):
     file = tmp_path / "pytorch_model.bin"
     file.write_bytes(golden_bytes()[:-2000])
     with pytest.raises(WeightsError, match="is not a zip"):
-        torch_file.read(file)
+        torch_pickle.read(file)
     data = bytearray(golden_bytes())
     data[len(data) // 2] ^= 255
     file.write_bytes(data)
     with pytest.raises(WeightsError, match="is damaged at"):
-        torch_file.read(file)
+        torch_pickle.read(file)
 
 
 def test_a_tensor_may_not_reach_beyond_its_storage():
     storage = np.arange(6, dtype=np.float32)
-    window = torch_file._tensor(storage, 1, (2, 2), (1, 2))
+    window = torch_pickle._tensor(storage, 1, (2, 2), (1, 2))
     assert window.tolist() == [[1, 3], [2, 4]]
     for offset, shape, strides in [
         (5, (2,), (1,)),
@@ -164,7 +164,7 @@ def test_a_tensor_may_not_reach_beyond_its_storage():
         (0, (2,), (-1,)),
     ]:
         with pytest.raises(WeightsError, match="beyond its storage"):
-            torch_file._tensor(storage, offset, shape, strides)
+            torch_pickle._tensor(storage, offset, shape, strides)
 
 
 def write(folder: Path, tensors: dict, config: dict | None = None) -> Path:
@@ -180,7 +180,7 @@ def write(folder: Path, tensors: dict, config: dict | None = None) -> Path:
 
 
 def test_wrong_folders_and_architectures(tmp_path):
-    good = torch_file.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    good = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
     said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
     llama = {"model.embed_tokens.weight": np.zeros((4, 4)), "model.norm.weight": np.zeros(4)}
     less = {n: v for n, v in good.items() if "h.1.mlp.c_fc.bias" not in n}
@@ -200,34 +200,34 @@ def test_wrong_folders_and_architectures(tmp_path):
     ]
     for folder, sentence in cases:
         with pytest.raises(WeightsError, match=sentence):
-            pretrained.open_source(folder)
+            hub.open_source(folder)
     (tmp_path / "relu" / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="is not JSON"):
-        pretrained.open_source(tmp_path / "relu")
+        hub.open_source(tmp_path / "relu")
 
 
 def test_an_index_may_not_lead_outside(tmp_path):
     index = {"weight_map": {"wte.weight": "../secret.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match="outside its own folder"):
-        pretrained.open_source(tmp_path)
+        hub.open_source(tmp_path)
 
 
 def test_segments_that_do_not_fit_the_positions(tmp_path):
     said = json.loads((GOLDEN / "rmt" / "config.json").read_text()) | {"segment_size": 60}
-    folder = write(tmp_path / "long", torch_file.read(GOLDEN / "rmt" / "pytorch_model.bin"), said)
-    opened = pretrained.open_source(folder)
+    folder = write(tmp_path / "long", torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin"), said)
+    opened = hub.open_source(folder)
     with pytest.raises(ValueError, match="= 68 positions, but the backbone has 64"):
-        pretrained.fit(opened.config, opened.params, "long")
+        hub.fit(opened.config, opened.params, "long")
 
 
 def test_a_run_with_another_config_is_refused(tmp_path):
     run, _ = workdir(tmp_path / "run")
     other = Config(model=tiny.settings(cell="armt"), prompt=Prompt("none"))
     (run / "config.json").write_text(json.dumps(convert.to_dict(other)))
-    opened = pretrained.open_source(run)
+    opened = hub.open_source(run)
     with pytest.raises(WeightsError, match="Missing: associative/beta"):
-        pretrained.fit(opened.config, opened.params, str(run))
+        hub.fit(opened.config, opened.params, str(run))
 
 
 def test_a_mean_of_runs(tmp_path, capsys):
@@ -268,7 +268,7 @@ def test_memory_tokens_of_a_memory_without_any_do_not_tell_models_apart(tmp_path
     assert all(np.array_equal(before[name], after[name]) for name in before)
     three, _ = workdir(tmp_path / "three", cell="rmt", memory_tokens=3)
     four, _ = workdir(tmp_path / "four", cell="rmt", memory_tokens=5)
-    with pytest.raises(command.Usage, match="model.memory_tokens is 3 and 5"):
+    with pytest.raises(cli.Usage, match="model.memory_tokens is 3 and 5"):
         convert.mean_weights({str(three): 0.5, str(four): 0.5}, tmp_path / "other")
 
 
@@ -305,7 +305,7 @@ def test_a_mean_of_what_has_none(tmp_path, capsys, monkeypatch, of, sentence):
             config = Config(model=tiny.settings(), prompt=Prompt("none", "every", tiny.WORDS))
             weights.save(folder, weights.unflatten(flat), config)
     with pytest.raises(SystemExit) as stop:
-        command.run(convert.main, ["mean", "--of", *of, "--out", "out"])
+        cli.run(convert.main, ["mean", "--of", *of, "--out", "out"])
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err and not Path("out").exists()
 
@@ -315,7 +315,7 @@ def test_convert_does_not_write_over_anything(tmp_path, capsys):
     (tmp_path / "run" / "mine.txt").write_text("keep")
     argv = ["import", "--from", str(GOLDEN / "rmt"), "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stop:
-        command.run(convert.main, argv)
+        cli.run(convert.main, argv)
     assert stop.value.code == 2
     assert "is not an empty folder" in capsys.readouterr().err
 
@@ -357,7 +357,7 @@ def test_a_training_starts_from_a_backbone(tmp_path):
     run, source = workdir(tmp_path / "run", cell="none", max_positions=40)
     config = Config(model=tiny.settings(), prompt=Prompt("learned", "every", tiny.WORDS))
     _, fresh = tiny.model(config.prompt)
-    started = weights.flatten(pretrained.initialise(fresh, config, str(run)))
+    started = weights.flatten(hub.initialise(fresh, config, str(run)))
     assert np.array_equal(started["backbone/wte"], source["backbone/wte"])
     assert np.array_equal(started["backbone/wpe"], source["backbone/wpe"][:32])
     assert np.array_equal(started["prompt/table"], fresh["prompt"]["table"])
@@ -366,7 +366,7 @@ def test_a_training_starts_from_a_backbone(tmp_path):
 
     alibi = Config(model=tiny.settings(positions="alibi"), prompt=Prompt("none"))
     with pytest.raises(WeightsError, match="has backbone/wpe too many"):
-        pretrained.initialise(tiny.model(positions="alibi")[1], alibi, str(run))
+        hub.initialise(tiny.model(positions="alibi")[1], alibi, str(run))
     wide = Config(model=tiny.settings(layers=1), prompt=Prompt("none"))
     with pytest.raises(WeightsError, match="this config"):
-        pretrained.initialise(tiny.model(layers=1)[1], wide, str(run))
+        hub.initialise(tiny.model(layers=1)[1], wide, str(run))

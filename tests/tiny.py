@@ -4,7 +4,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.shapes import Batch, Prompt
+from rmt_jax.types import Batch, Prompt
 
 VOCAB, LENGTH, WORDS = 37, 8, 3
 CELLS = ("none", "rmt", "prmt", "armt", "delta")

@@ -12,7 +12,7 @@ from flax import nnx
 from rmt_jax import api, models
 from rmt_jax import config as settings
 from rmt_jax.data import tokenizer
-from rmt_jax.models import weights
+from rmt_jax.models.io import weights
 
 LENGTH = 48
 

@@ -13,12 +13,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rmt_jax import config
-from rmt_jax.data import background, cuts, lookalikes, perturb, sources, tasks, words, worlds
-from rmt_jax.data.dice import Dice
+from rmt_jax.data import perturb, segmentation, simulator, words
+from rmt_jax.data.corpus import background, documents, hard_negatives
 from rmt_jax.data.lengths import Length
+from rmt_jax.data.rng import Dice
+from rmt_jax.data.simulator import Manner
 from rmt_jax.data.story import NoStory, Story
+from rmt_jax.data.tasks import babi
 from rmt_jax.data.tokenizer import Tokenizer
-from rmt_jax.data.worlds import Manner
 
 TOKENS_PER_FACT = 8  # a story may have budget // 8 facts
 ATTEMPTS = 5000  # stories tried for one sample before giving up
@@ -68,8 +70,8 @@ class Simulated:
         if most < 2:
             raise ValueError(f"There is room for {most} facts, but a story has 2 or more.")
         for attempt in range(ATTEMPTS):
-            story = worlds.tell(task, (seed, index, attempt), manner, most)
-            if story is not None and sources.split_of_story(story.facts) == self.split:
+            story = simulator.tell(task, (seed, index, attempt), manner, most)
+            if story is not None and documents.split_of_story(story.facts) == self.split:
                 return story
         raise ValueError(
             f"{task}: no story of {most} facts or fewer in {ATTEMPTS:,} attempts. A longer "
@@ -86,7 +88,7 @@ class Mixed:
         self.simulated, self.official = simulated, official
 
     def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
-        known = tasks.task(task).simulated
+        known = babi.task(task).simulated
         if not known or (manner.facts is None and Dice(seed, index, 9).uniform() < 0.5):
             with contextlib.suppress(NoStory):
                 return self.official.story(task, seed, index, most, manner)
@@ -98,7 +100,7 @@ def answer_room(names: tuple[str, ...], tokenizer: Tokenizer, renamed: bool = Fa
     objects may bear any name of the word lists. (Of invented names longer ones are drawn again.)"""
     longest = 1
     for name in names:
-        labels = [tokenizer.sentence(label) for label in tasks.task(name).labels]
+        labels = [tokenizer.sentence(label) for label in babi.task(name).labels]
         most = max(len(ids) for ids in labels)
         if name == "qa8":
             most = 3 * most + 2  # a list of three and its commas
@@ -149,7 +151,7 @@ class Composer:
         length: Length | str,
         seed: int,
         index: int,
-        manner: Manner = worlds.OFFICIAL,
+        manner: Manner = simulator.OFFICIAL,
         hidden: bool = True,
         plant: float = 1.0,
         decoys: str = "",
@@ -171,7 +173,9 @@ class Composer:
         for tokens in range(length.tokens, 0, -max(1, size // 8)):
             made = self._sample(task, length._replace(tokens=tokens), *story)
             question = len(made.question_ids)
-            cut = cuts.bounds(made.context, question, self.room, size, self.align, self.tokenizer)
+            cut = segmentation.bounds(
+                made.context, question, self.room, size, self.align, self.tokenizer
+            )
             if (len(cut) - 1) * size <= length.tokens:
                 return made
         raise ValueError(f"{task}: no text fits in {length.name} of {size} tokens a segment.")
@@ -198,7 +202,7 @@ class Composer:
             # and are asked all the same.
             if manner.names and len(self.tokenizer.sentence(story.answer)) >= self.room:
                 continue
-            dice = Dice(seed, address, tasks.number(task), length.tokens, 1)
+            dice = Dice(seed, address, babi.number(task), length.tokens, 1)
             if self.change:
                 story = perturb.story(self.change, story, Dice(seed, address, 7))
             made = self._compose(story, length, dice, hidden, plant, decoys)
@@ -298,7 +302,7 @@ class Composer:
     def _decoys(self, kind: str) -> background.Background:
         assert self.background is not None
         if kind == "lookalikes":
-            return lookalikes.background(self.background.name, self.tokenizer, self.split)
+            return hard_negatives.background(self.background.name, self.tokenizer, self.split)
         return self.background.holding(_names(self.tokenizer))
 
     def _gaps(self, starts: np.ndarray, fill: int, count: int, dice: Dice) -> np.ndarray:
@@ -325,7 +329,7 @@ def _names(tokenizer: Tokenizer) -> tuple[int, ...]:
 def _facts(data: config.Data, split: str) -> Facts:
     if data.facts == "simulated":
         return Simulated(split)
-    from rmt_jax.data.official import Official
+    from rmt_jax.data.babi.official import Official
 
     if data.facts == "both":
         return Mixed(Simulated(split), Official(data.babi_dir, split))

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from rmt_jax.config import Config, ConfigError, stage_value
+from rmt_jax.data.collate import fold
 from rmt_jax.data.compose import Composer, Sample
-from rmt_jax.data.dice import Dice
-from rmt_jax.data.fold import fold
+from rmt_jax.data.rng import Dice
+from rmt_jax.data.simulator import Manner
 from rmt_jax.data.tokenizer import Tokenizer
-from rmt_jax.data.worlds import Manner
-from rmt_jax.shapes import Batch
+from rmt_jax.types import Batch
 
 NEW_NAMES = ("people", "places", "objects")
 SHORT = 7  # facts

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmt_jax.data import tasks, words
-from rmt_jax.data.background import Background, Slice
-from rmt_jax.data.dice import Dice
+from rmt_jax.data import words
+from rmt_jax.data.corpus.background import Background, Slice
+from rmt_jax.data.rng import Dice
 from rmt_jax.data.story import Story
+from rmt_jax.data.tasks import babi
 from rmt_jax.data.tokenizer import Tokenizer
 
 WINDOWS = {"facts_start": (0.0, 0.25), "facts_middle": (0.375, 0.625), "facts_end": (0.75, 1.0)}
@@ -51,10 +52,10 @@ def description(name: str, task: str, number: int) -> str | None:
     if name == "missing_description":
         return ""
     if name == "wrong_description":
-        others = [t for t in tasks.TASKS if tasks.TASKS[t].labels != tasks.task(task).labels]
-        return tasks.task(others[number % len(others)]).description
+        others = [t for t in babi.TASKS if babi.TASKS[t].labels != babi.task(task).labels]
+        return babi.task(others[number % len(others)]).description
     if name == "paraphrase":
-        others = tasks.task(task).paraphrases
+        others = babi.task(task).paraphrases
         return others[number % len(others)]
     return None
 
@@ -94,7 +95,7 @@ def renamed(told: Story, kind: str, dice: Dice, held_out: bool) -> Story:
 
 
 def _distracted(told: Story, dice: Dice) -> Story:
-    from rmt_jax.data.worlds.moving import MOVES
+    from rmt_jax.data.simulator.moving import MOVES
 
     # Persons who are in no official file walk between the same places.
     people = dice.sample(words.words("people", held_out=True), 4)

@@ -3,14 +3,14 @@
 import numpy as np
 
 from rmt_jax import config
-from rmt_jax.data import tasks
+from rmt_jax.data.tasks import babi
 from rmt_jax.data.tokenizer import Tokenizer
 
 
 def text(source: str, task: str, question: str, description: str | None = None) -> str:
     """The prompt as words; '' for the sources none and learned. `description` replaces the task
     table's (paraphrased, missing or wrong descriptions)."""
-    told = tasks.task(task).description if description is None else description
+    told = babi.task(task).description if description is None else description
     if source == "question":
         return question
     if source == "description":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rmt_jax.data import tasks
+from rmt_jax.data.tasks import babi
 
 FIELDS = ("input", "question", "target")
 _BLOCK = 1 << 20  # characters read at a time
@@ -37,7 +37,7 @@ def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]
 
 def locate(source: str | Path, task: str, length: str) -> Path:
     """The file of a task and length, fetched from the hub if `source` is no folder."""
-    tasks.task(task)
+    babi.task(task)
     folder = Path(source)
     if folder.is_dir():
         for base in (folder, folder / "data"):

@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow_datasets as tfds  # noqa: E402
 
-from rmt_jax.data.samples import Recipe, records  # noqa: E402
+from rmt_jax.data.records import Recipe, records  # noqa: E402
 
 LENGTHS = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k", "256k", "512k", "1M", "10M")
 
@@ -71,7 +71,7 @@ class Babilong(tfds.core.GeneratorBasedBuilder):
         self, task: str, parts: tuple[str, int] | None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         if parts:
-            from rmt_jax.data.samples import read_parts
+            from rmt_jax.data.records import read_parts
 
             found = read_parts(Path(parts[0]), task, self._recipe.length, parts[1])
         else:

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmt_jax.data import tasks, words, worlds
+from rmt_jax.data import simulator, words
+from rmt_jax.data.tasks import babi
 from rmt_jax.data.tokenizer import Tokenizer
 
 ENTRIES = 4096
@@ -34,12 +35,12 @@ one two three nothing nobody Who has Where was north south east west
 
 
 def stories() -> Iterator[str]:
-    for task in tasks.SIMULATED:
+    for task in babi.SIMULATED:
         for index in range(STORIES):
-            story = worlds.tell(task, (7, index))
+            story = simulator.tell(task, (7, index))
             yield from (" " + text for text in story.facts)
             yield f" {story.question} {story.answer}"
-    for row in tasks.TASKS.values():
+    for row in babi.TASKS.values():
         yield from (" " + text for text in (row.description, *row.paraphrases, *row.questions))
         yield from (" " + label for label in row.labels)
 
@@ -55,7 +56,7 @@ def corpus(books: Path | None, characters: int = 6_000_000) -> Iterator[str]:
     for kind in ("people", "places", "objects"):
         for _ in range(15):
             yield " " + " ".join(words.words(kind))
-    from rmt_jax.data.sources import builtin
+    from rmt_jax.data.corpus.documents import builtin
 
     for _, text in builtin():
         yield text

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from rmt_jax.data.dice import Dice
-from rmt_jax.data.tasks import PLACES
+from rmt_jax.data.rng import Dice
+from rmt_jax.data.tasks.babi import PLACES
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TRAINED = 0.75  # the part of each list that training may draw from

@@ -11,6 +11,6 @@
 | inspection | what memory does while a text is read                                             |
 """
 
-from rmt_jax.evaluation.cells import EvaluationError, evaluate
+from rmt_jax.evaluation.runner import EvaluationError, evaluate
 
 __all__ = ["EvaluationError", "evaluate"]

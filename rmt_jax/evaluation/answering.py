@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import cuts
-from rmt_jax.shapes import Prompt, Segment
+from rmt_jax.data import segmentation
+from rmt_jax.types import Prompt, Segment
 
 BLOCK = 64  # segments handed to the model at once: bounds the host's copies, not the result
 
@@ -66,7 +66,7 @@ def layout(
             f"The question with its answer takes {tail:,} + {room} tokens, but a segment of this "
             f"model holds {segment:,}: ask a shorter question."
         )
-    return Layout(cuts.layout(context, tail + room, segment, align, stops))
+    return Layout(segmentation.layout(context, tail + room, segment, align, stops))
 
 
 def mark(model: Any) -> str:
@@ -114,7 +114,12 @@ def aligned(model: Any, asked: Sequence[Asked], room: int) -> list[Layout]:
     size, align, tokenizer = model.segment_tokens, model.config.data.align, model.tokenizer
     return [
         layout(
-            len(a.context), len(a.tail), room, size, align, cuts.ends(a.context, tokenizer, align)
+            len(a.context),
+            len(a.tail),
+            room,
+            size,
+            align,
+            segmentation.ends(a.context, tokenizer, align),
         )
         for a in asked
     ]

@@ -18,9 +18,10 @@ import numpy as np
 
 from rmt_jax import models
 from rmt_jax.evaluation import answering
-from rmt_jax.models import attention, layerwise
+from rmt_jax.models.cells import layerwise
+from rmt_jax.models.ops import attention
 from rmt_jax.report import figures
-from rmt_jax.shapes import Prompt, Segment
+from rmt_jax.types import Prompt, Segment
 
 
 class Trace(NamedTuple):

@@ -15,16 +15,16 @@ from rmt_jax import report
 from rmt_jax.api import InputError, Model, load
 from rmt_jax.config import ConfigError
 from rmt_jax.data import perturb
-from rmt_jax.evaluation import cells as evaluation
-from rmt_jax.evaluation import inspection, questions
+from rmt_jax.evaluation import inspection, sources
+from rmt_jax.evaluation import runner as evaluation
 from rmt_jax.evaluation.answering import AnsweringError
-from rmt_jax.evaluation.cells import EvaluationError
-from rmt_jax.evaluation.questions import QuestionError
-from rmt_jax.evaluation.texts import TextError
-from rmt_jax.models.pretrained import WeightsError
+from rmt_jax.evaluation.runner import EvaluationError
+from rmt_jax.evaluation.sources import QuestionError
+from rmt_jax.evaluation.text_stream import TextError
+from rmt_jax.models.io.hub import WeightsError
 from rmt_jax.report import page
+from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 from rmt_jax.scores import Cell
-from rmt_jax.stopping import REQUEUE, Signals, Stopped
 
 SENTENCES = (
     WeightsError, InputError, QuestionError, AnsweringError, EvaluationError, ConfigError,
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     model = load(args.workdir)
     out = args.out or default_out(args.workdir)
-    source = questions.open_source(
+    source = sources.open_source(
         args.data,
         model,
         split=args.split,

@@ -13,8 +13,8 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax import validation
-from rmt_jax.models.cells import RMT, Memory, Plain
-from rmt_jax.models.layerwise import ARMT, PRMT, Delta
+from rmt_jax.models.cells.base import RMT, Memory, Plain
+from rmt_jax.models.cells.layerwise import ARMT, PRMT, Delta
 
 CELLS: dict[str, type[Plain]] = {
     "none": Plain,

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from rmt_jax.models import recurrence
-from rmt_jax.models.cells import Memory, Plain
-from rmt_jax.models.gradients import rows, stored
-from rmt_jax.shapes import Batch, Prompt, Segment
+from rmt_jax.models.cells.base import Memory, Plain
+from rmt_jax.models.ops.fused import rows, stored
+from rmt_jax.types import Batch, Prompt, Segment
 from rmt_jax.validation import check_diagonal
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax.models.gpt2 import STD, Backbone
-from rmt_jax.shapes import Prompt
+from rmt_jax.models.backbones.gpt2 import STD, Backbone
+from rmt_jax.types import Prompt
 
 
 class TaskPrompt(nnx.Module):

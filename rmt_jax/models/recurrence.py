@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rmt_jax.models.cells import Memory, Plain
-from rmt_jax.models.gradients import rows
-from rmt_jax.shapes import Batch, Prompt, Segment
+from rmt_jax.models.cells.base import Memory, Plain
+from rmt_jax.models.ops.fused import rows
+from rmt_jax.types import Batch, Prompt, Segment
 
 UNROLLED = 4  # segments on a GPU that are not worth a loop
 # What is computed in the model's dtype, by name, and what of it stays in float32.

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from rmt_jax.models import diagonal, recurrence
-from rmt_jax.models.cells import Memory, Plain
-from rmt_jax.shapes import Batch, Prompt
+from rmt_jax.models.cells.base import Memory, Plain
+from rmt_jax.types import Batch, Prompt
 
 
 def settled(schedule: str, cell: str, texts: int, platform: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmt_jax.report.figures import (
+from rmt_jax.report.figures import (  # fmt: skip
     COLOURS,
     GREY,
     INK,
@@ -20,7 +20,7 @@ from rmt_jax.report.figures import (
     task_order,
     titled,
     wrapped,
-)  # fmt: skip
+)
 from rmt_jax.scores import Cell, wilson
 
 FEW = 5  # questions at a depth, below which a point would be chance

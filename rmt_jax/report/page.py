@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmt_jax import report
-from rmt_jax.costs import memory_of
+from rmt_jax.models.costs import memory_of
 from rmt_jax.report import figures
 from rmt_jax.scores import Cell
 

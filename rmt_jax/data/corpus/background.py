@@ -1,0 +1,182 @@
+"""Background text, tokenised once and mapped from disk: the haystack.
+
+A split is two flat arrays in the cache folder: token ids, and where each sentence begins. Sentences
+under ten tokens are left out when the arrays are made (the authors skip them when they draw), so a
+haystack is one slice, however long. Nothing is held in memory.
+"""
+
+import os
+import tempfile
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rmt_jax.data.corpus import documents as sources
+from rmt_jax.data.tokenizer import Tokenizer
+
+MIN_TOKENS = 10  # shorter sentences are skipped (BABILong)
+VERSION = 3  # of the arrays and of the sentence splitter
+_BLOCK = 2000  # sentences tokenised at a time
+
+
+class Slice(NamedTuple):
+    """Consecutive sentences, the last one cut to fit."""
+
+    tokens: np.ndarray  # i32[n]
+    starts: np.ndarray  # i64[k] where each sentence begins
+
+
+class Background:
+    def __init__(self, tokens: np.ndarray, starts: np.ndarray, name: str, split: str):
+        self.tokens = tokens  # u16 or i32, mapped from disk
+        self.starts = starts  # i64[k + 1], mapped from disk
+        self.name, self.split = name, split
+        if len(starts) < 2:
+            raise ValueError(
+                f"Background {name!r} has no sentence of {MIN_TOKENS} tokens or more in its "
+                f"{split} split: give more text (documents go 8:1:1 to train, validation, test)."
+            )
+
+    @property
+    def sentences(self) -> int:
+        return len(self.starts) - 1
+
+    def take(self, first: int, tokens: int) -> Slice:
+        """`tokens` tokens from sentence `first` on; after the last sentence comes the first."""
+        total = len(self.tokens)
+        begin = int(self.starts[first])
+        if begin + tokens <= total:
+            last = int(np.searchsorted(self.starts, begin + tokens, "left"))
+            starts = self.starts[first:last] - begin
+            return Slice(np.asarray(self.tokens[begin : begin + tokens], np.int32), starts)
+        pieces, marks, done = [], [], 0
+        while done < tokens:
+            size = min(total - begin, tokens - done)
+            last = int(np.searchsorted(self.starts, begin + size, "left"))
+            marks.append(self.starts[first:last] - begin + done)
+            pieces.append(np.asarray(self.tokens[begin : begin + size], np.int32))
+            done, begin, first = done + size, 0, 0
+        return Slice(np.concatenate(pieces), np.concatenate(marks))
+
+    @lru_cache(maxsize=4)  # noqa: B019 (a background is kept as long as the process)
+    def holding(self, tokens: tuple[int, ...]) -> "Background":
+        """The sentences in which one of these tokens stands, as a background of their own."""
+        wanted, size = np.array(tokens, self.tokens.dtype), 10_000_000  # of what is mapped, a part
+        parts = range(0, len(self.tokens), size)
+        found = [np.flatnonzero(np.isin(self.tokens[i : i + size], wanted)) + i for i in parts]
+        found = np.concatenate(found)
+        kept = np.unique(np.searchsorted(self.starts, found, "right") - 1)
+        spans = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in kept]
+        if not spans:
+            raise ValueError(
+                f"No sentence of the background {self.name!r} ({self.split} split) holds a name of "
+                "the tasks: give more text, or set config.data.decoys to 0."
+            )
+        starts = np.concatenate([[0], np.cumsum([len(span) for span in spans])])
+        return Background(np.concatenate(spans), starts, self.name, self.split)
+
+
+def cache_folder() -> Path:
+    """RMT_JAX_CACHE, or rmt_jax under the user's cache folder."""
+    given = os.environ.get("RMT_JAX_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmt_jax"
+
+
+def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
+    """The background of a split ('train', 'validation', 'test'), made on first use.
+
+    `source` is 'builtin' or a folder of .txt files. Raises ValueError for a missing or empty
+    folder and for files that are not text.
+    """
+    if split not in sources.SPLITS:
+        raise ValueError(f"Unknown split {split!r}: one of {', '.join(sources.SPLITS)}.")
+    folder = cache_folder() / "background" / key(source, tokenizer)
+    return _open(str(folder), source, tokenizer, split)
+
+
+def key(source: str, tokenizer: Tokenizer) -> str:
+    """A hash of what decides the arrays: the text, by content or by name, size and time. Raises
+    ValueError as `load` does."""
+    digest = sha256(f"{VERSION} {MIN_TOKENS} {tokenizer.fingerprint()}".encode())
+    for name, owner, content in sources.documents(source):
+        digest.update(f"{name}\0{owner}\0".encode())
+        if source == "builtin":
+            digest.update(content.encode())
+        else:
+            stat = Path(content).stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:20]
+
+
+@lru_cache(maxsize=16)
+def _open(folder_name: str, source: str, tokenizer: Tokenizer, split: str) -> Background:
+    folder = Path(folder_name)
+    if not folder.is_dir():
+        _make(folder, source, tokenizer)
+    kind = _kind(tokenizer)
+    tokens, starts = folder / f"{split}.tokens", folder / f"{split}.starts"
+    return Background(_map(tokens, kind), _map(starts, np.dtype(np.int64)), source, split)
+
+
+def _kind(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.int32)
+
+
+def _map(path: Path, kind: np.dtype) -> np.ndarray:
+    if not path.stat().st_size:
+        return np.zeros(0, kind)
+    return np.memmap(path, kind, mode="r")
+
+
+def _make(folder: Path, source: str, tokenizer: Tokenizer) -> None:
+    """Writes all splits into a folder beside, then renames it: a killed run leaves nothing half
+    done, and of two runs at once the first to finish wins."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The tokenised background cannot be kept in {folder.parent} ({error.strerror}): set "
+            "the environment variable RMT_JAX_CACHE to a folder that can be written."
+        ) from None
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        made = Path(name) / "made"
+        made.mkdir()
+        files = {s: (open(made / f"{s}.tokens", "wb"), open(made / f"{s}.starts", "wb"))
+                 for s in sources.SPLITS}  # fmt: skip
+        at = dict.fromkeys(sources.SPLITS, 0)
+        try:
+            for _, key, content in sources.documents(source):
+                text = content if source == "builtin" else sources.read(content)
+                split = sources.split_of(key)
+                at[split] = _append(files[split], at[split], text, tokenizer)
+            for split, (_, starts) in files.items():
+                starts.write(np.int64(at[split]).tobytes())
+        finally:
+            for tokens, starts in files.values():
+                tokens.close()
+                starts.close()
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+
+def _append(files, at: int, text: str, tokenizer: Tokenizer) -> int:
+    kind = _kind(tokenizer)
+    found = [" " + sentence for sentence in sources.sentences(text)]
+    for block in range(0, len(found), _BLOCK):
+        kept = [i for i in tokenizer.encode_many(found[block : block + _BLOCK])
+                if len(i) >= MIN_TOKENS]  # fmt: skip
+        lengths = np.array([len(ids) for ids in kept], np.int64)
+        if not len(kept):
+            continue
+        files[0].write(np.concatenate([np.asarray(ids, kind) for ids in kept]).tobytes())
+        files[1].write((at + np.concatenate([[0], np.cumsum(lengths)[:-1]])).tobytes())
+        at += int(lengths.sum())
+    return at

@@ -1,0 +1,246 @@
+"""One text in memory, to be asked: read in a stream, kept in a small file, asked again at once."""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmt_jax import models
+from rmt_jax.data import segmentation
+from rmt_jax.data.tasks.babi import TASKS
+from rmt_jax.evaluation import answering, sources
+from rmt_jax.evaluation.answering import Asked
+from rmt_jax.evaluation.text_stream import tokens as encoded
+
+TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
+
+
+class RecallError(ValueError):
+    """A memory or question that does not fit; the message is a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A task prompt that a text is read with; all of it that decides what memory becomes."""
+
+    name: str  # 'qa1', or the user's description
+    row: int  # of the learned prompts
+    ids: tuple[int, ...]
+
+
+class Session:
+    """A text's memory, once for each task prompt that it was read with.
+
+    tokens, characters: read so far. rest: the tokens of the last, unfinished segment: they are read
+    together with a question, as in training.
+    """
+
+    def __init__(self, model: Any, room: int = 0):
+        """`room`: tokens for an answer; 0: as in training."""
+        self.model, self.room = model, room or sources.room(model)
+        self.tokens = self.characters = 0
+        self.rest = np.zeros(0, np.int32)
+        self.prompts: list[Told] = []
+        self.memory: Any = None
+
+    def told(self, question: str, task: str = "") -> Told:
+        """What the model is told when this question is asked. Raises RecallError where the task is
+        needed and neither given nor to be guessed."""
+        config = self.model.config
+        source = config.prompt.source
+        if source == "none":
+            return Told("", 0, ())
+        if source in ("question", "both") and not question:
+            raise RecallError(
+                "This model was trained with the question before the text: give --question, then "
+                "the text is read with it."
+            )
+        name = task or (guess(question, config.data.tasks) if source != "question" else "")
+        if not name and source != "question":
+            raise RecallError(
+                f"Of which task is '{question}'? This model is told its task, and the question has"
+                " none of the forms that it knows. Give --task, one of "
+                f"{', '.join(config.data.tasks)}, or describe it: --task 'Say who carries what.'"
+            )
+        if re.fullmatch(r"qa\d+", name) and name not in TASKS:
+            raise RecallError(f"There is no task {name}: the tasks are qa1 to qa20.")
+        if source == "learned":
+            if name not in config.data.tasks:
+                raise RecallError(
+                    f"This model has learned prompts for {', '.join(config.data.tasks)} only, not "
+                    f"for '{name}'."
+                )
+            return Told(name, config.data.tasks.index(name), ())
+        ids = sources.prompt_ids(config.prompt, self.model.tokenizer, name, question).tolist()
+        return Told(
+            name if source == "description" else f"{name} {question}".strip(), 0, tuple(ids)
+        )
+
+    def prompts_for(self, asked: Sequence[str], task: str = "") -> list[Told]:
+        """The distinct prompts that these questions need; for no question yet, those of `task` or
+        of each task of the model."""
+        config = self.model.config
+        if asked:
+            found = [self.told(q, task) for q in asked]
+        elif config.prompt.source in ("description", "learned") and not task:
+            found = [self.told("", name) for name in config.data.tasks]
+        else:
+            found = [self.told("", task)]
+        return list(dict.fromkeys(found))
+
+    @property
+    def ends_aligned(self) -> bool:
+        """Was the model trained on texts that end where their last segment ends (`align=right`)?
+        Then where the first segment ends depends on the length of the text: `head` needs it."""
+        return self.model.config.data.align == "right"
+
+    def head(self, pieces: Iterable[str], asked: Sequence[str]) -> int:
+        """Tokens of the first, ragged segment of a text that is read through to its end for this.
+        Exact for the longest of the questions `asked`, or one of TYPICAL tokens."""
+        total = sum(len(some) for some in self._encoded(pieces))
+        tails = [len(sources.tail_ids(self.model.tokenizer, q)) for q in asked] or [TYPICAL]
+        size = self.model.segment_tokens
+        place = answering.layout(total, max(tails), self.room, size, "right")
+        return int(place.bounds[1]) % size if place.segments else 0
+
+    def read(self, pieces: Iterable[str], prompts: Sequence[Told], head: int = 0) -> None:
+        """Reads a text, given in pieces, once for all prompts side by side; its first `head` tokens
+        as a segment of their own."""
+        self.prompts = list(prompts)
+        size, many = self.model.segment_tokens, len(self.prompts)
+        batch = answering.prompts(self.model, [self._asked(self.rest, t) for t in prompts])
+        self.memory = self.model.initial_memory(many)
+
+        def counted() -> Iterable[str]:
+            for piece in pieces:
+                self.characters += len(piece)
+                yield piece
+
+        for some in self._encoded(counted()):
+            self.tokens += len(some)
+            held = np.concatenate([self.rest, some])
+            if head and len(held) >= head:
+                ragged = np.zeros((many, size), np.int32)
+                ragged[:, :head] = held[:head]
+                known = np.broadcast_to(np.arange(size) < head, ragged.shape)
+                self.memory = self.model.read(self.memory, ragged, known, batch)
+                held, head = held[head:], 0
+            bounds = np.zeros(1, int) if head else self._whole(held)
+            place = answering.Layout(np.append(bounds, len(held)))
+            asked = [self._asked(held, told) for told in prompts]
+            self.memory = answering.read(self.model, asked, [place] * many, batch, self.memory)
+            self.rest = held[bounds[-1] :].copy()
+
+    def answer(self, question: str, task: str = "") -> str:
+        """Raises RecallError for a question whose prompt the text was not read with."""
+        if not question.strip():
+            raise RecallError("An empty question cannot be answered.")
+        told = self.told(question, task)
+        if told not in self.prompts:
+            known = ", ".join(repr(t.name) for t in self.prompts)
+            raise RecallError(
+                f"The text was read with the prompt {known}, and this question needs "
+                f"'{told.name}': read the text again with it (--file … --question or --task)."
+            )
+        k, model = self.prompts.index(told), self.model
+        asked = self._asked(self.rest, told, sources.tail_ids(model.tokenizer, question))
+        size = model.segment_tokens  # of the whole text only the last, ragged segment is left
+        place = answering.layout(len(self.rest), len(asked.tail), self.room, size)
+        prompt = answering.prompts(model, [asked])
+        memory = self._row(k)
+        memory = answering.read(model, [asked], [place], prompt, memory)
+        tail = answering.tails(model, [asked], [place])
+        return answering.generate(model, memory, *tail, prompt, self.room)[0]
+
+    def _whole(self, held: np.ndarray) -> np.ndarray:
+        """Bounds of the segments that are sure to end here, whatever text follows."""
+        align = self.model.config.data.align
+        stops = segmentation.ends(held, self.model.tokenizer, align)
+        return segmentation.whole(len(held), self.model.segment_tokens, stops)
+
+    def _encoded(self, pieces: Iterable[str]) -> Iterable[np.ndarray]:
+        """i32[n] of each piece. Later pieces begin with a space anyway."""
+        spaced = (sources.context_text(piece) for piece in pieces if not piece.isspace())
+        return encoded(self.model.tokenizer, spaced)
+
+    def _asked(self, context: np.ndarray, told: Told, tail: Any = ()) -> Asked:
+        ids = np.asarray(told.ids, np.int32)
+        return Asked(context, np.asarray(tail, np.int32), ids, told.row)
+
+    def _row(self, k: int) -> Any:
+        """The memory of prompt k alone, a batch of one."""
+        axis = models.merge(self.model.graph, self.model.params).batch_axis
+        state = jax.tree.map(
+            lambda x: jax.lax.slice_in_dim(x, k, k + 1, axis=axis), self.memory.state
+        )
+        return self.memory._replace(state=state, started=self.memory.started[k : k + 1])
+
+    def save(self, path: Path) -> int:
+        """Bytes written to `path` (.npz): memory, unfinished segment, prompts, whose weights."""
+        leaves = jax.tree.leaves(self.memory)
+        about = {
+            "weights": answering.mark(self.model),
+            "tokens": self.tokens,
+            "characters": self.characters,
+            "prompts": [[t.name, t.row, list(t.ids)] for t in self.prompts],
+        }
+        arrays = {f"memory{i}": np.asarray(x) for i, x in enumerate(leaves)}
+        arrays |= {"about": np.array(json.dumps(about)), "rest": self.rest}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+        return path.stat().st_size
+
+    def load(self, path: Path) -> None:
+        """Takes up what `save` kept. Raises RecallError for another file or other weights."""
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                about = json.loads(str(kept["about"]))
+                rest, leaves = kept["rest"], []
+                while f"memory{len(leaves)}" in kept:
+                    leaves.append(kept[f"memory{len(leaves)}"])
+        except FileNotFoundError as error:
+            raise RecallError(f"There is no file {path}.") from error
+        # TypeError: an .npy file is one array and no folder of them.
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise RecallError(f"{path} is no memory that --save_memory wrote ({error}).") from error
+        if about["weights"] != answering.mark(self.model):
+            raise RecallError(
+                f"{path} was read by another model: a memory means something only to the weights "
+                "that made it. Read the text again with this one."
+            )
+        self.tokens, self.characters = about["tokens"], about["characters"]
+        self.prompts = [Told(name, row, tuple(ids)) for name, row, ids in about["prompts"]]
+        self.rest = rest.astype(np.int32)
+        empty = self.model.initial_memory(len(self.prompts))
+        self.memory = jax.tree.unflatten(jax.tree.structure(empty), leaves)
+
+
+def guess(question: str, known: Sequence[str]) -> str:
+    """The task whose official questions have this form: of the model's tasks first; '' if none."""
+    others = [t for t in TASKS if t not in known]
+    for name in (*known, *others):
+        if any(_form(form).fullmatch(question.strip()) for form in TASKS[name].questions):
+            return name
+    return ""
+
+
+def _form(form: str) -> re.Pattern[str]:
+    """'Where is P?' as a pattern: P a name, L and O a word or a few, D a direction."""
+    parts = {
+        "P": r"(?!(?:the|The)\b)\w+",
+        "L": r"\w+(?: \w+)?",
+        "O": r"\w+(?: \w+){0,2}",
+        "D": r"(?:north|south|east|west)",
+    }
+    pattern = "".join(parts.get(w, re.escape(w)) for w in re.split(r"\b([PLOD])\b", form))
+    return re.compile(pattern.replace(r"\?", r" ?\?"))

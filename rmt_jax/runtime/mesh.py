@@ -1,0 +1,196 @@
+"""The mesh, and one table that says where each array lives. The model does not know it."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from rmt_jax import config as cfg
+from rmt_jax.config import ConfigError
+from rmt_jax.types import Batch
+
+AXES = ("data", "fsdp", "tensor")
+P = PartitionSpec
+Sizes = tuple[int, int, int]  # of the axes
+
+# Weight name (regular expression over the whole path) -> where it lives. A leading `layers` axis
+# is never split. Small vectors are replicated: splitting them saves nothing.
+TABLE: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"backbone/(wte|wpe|head)", P(None, ("fsdp", "tensor"))),
+    (r"backbone/blocks/(qkv|up)/kernel", P("fsdp", "tensor")),
+    (r"backbone/blocks/(qkv|up)/bias", P("tensor")),
+    (r"backbone/blocks/(out|down)/kernel", P("tensor", "fsdp")),
+    (r"backbone/blocks/(out|down)/bias", P()),
+    (r"backbone/blocks/(ln_1|ln_2)/(scale|bias)", P()),
+    (r"backbone/blocks/conv", P()),
+    (r"backbone/ln_f/(scale|bias)", P()),
+    (r"memory|prompt/table", P()),
+    (r"associative/(query|key|value)", P("fsdp", "tensor")),
+    (r"associative/(beta|beta_bias)", P()),
+)
+
+
+def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
+    """A mesh with axes data, fsdp, tensor over all devices that JAX sees.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(mesh, len(devices))
+    hosts = len({d.process_index for d in devices})
+    if sizes[0] * sizes[1] % hosts:
+        raise ConfigError(
+            f"mesh data={sizes[0]} · fsdp={sizes[1]} is not a multiple of the {hosts} processes:"
+            f" tensor={sizes[2]} would reach across processes, which have {len(devices) // hosts}"
+            " devices each. Lower mesh.tensor."
+        )
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1:
+        return _across_slices(sizes, slices, devices)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def planned(sizes: Sizes) -> AbstractMesh:
+    """A mesh without devices, to plan with."""
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_sizes(mesh: cfg.Mesh, count: int) -> Sizes:
+    """Sizes of data, fsdp, tensor over `count` devices. Raises ConfigError, as `make_mesh`."""
+    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise ConfigError(
+            f"mesh sizes data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}: each must be 1"
+            " or more, and one of them may be -1 (whatever is left)."
+        )
+    fixed = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes and count % fixed == 0:
+        sizes[sizes.index(-1)] = count // fixed
+    if int(np.prod([abs(s) for s in sizes])) != count or -1 in sizes:
+        raise ConfigError(
+            f"mesh data={mesh.data} · fsdp={mesh.fsdp} · tensor={mesh.tensor} does not cover the"
+            f" {count} visible devices: choose sizes whose product is {count}, or set"
+            " one to -1."
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _across_slices(sizes: Sizes, slices: int, devices: list) -> jax.sharding.Mesh:
+    """Several TPU slices: only `data` crosses the slow network between them."""
+    if sizes[0] % slices:
+        raise ConfigError(
+            f"mesh data={sizes[0]} is not a multiple of the {slices} TPU slices, between which only"
+            " data may be split."
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices=devices
+    )
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batches(config: cfg.Config, mesh: jax.sharding.Mesh | AbstractMesh) -> None:
+    """Rows of a microbatch must spread evenly over `data` and `fsdp`.
+
+    Raises:
+      ConfigError: with the nearest batch that does.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulate
+    for batch in config.curriculum.batch:
+        if batch % ways:
+            parts = " · ".join(f"{axis}={mesh.shape[axis]}" for axis in AXES[:2])
+            raise ConfigError(
+                f"curriculum.batch {batch} does not divide evenly over mesh {parts}"
+                f" · optimizer.accumulate={config.optimizer.accumulate}: make it a multiple of"
+                f" {ways}, such as {-(-batch // ways) * ways}."
+            )
+
+
+def rows_of(name: str) -> list[str]:
+    """The patterns of the table that match a weight's whole name: one, if the table is right."""
+    return [pattern for pattern, _ in TABLE if re.fullmatch(pattern, name)]
+
+
+def weight_spec(
+    name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh | AbstractMesh
+) -> PartitionSpec:
+    """Where the weight `name` of this shape lives.
+
+    Raises:
+      KeyError: no row of the table, or more than one, matches.
+      ConfigError: an axis of the mesh does not divide the weight's.
+    """
+    rows = rows_of(name)
+    if len(rows) != 1:
+        raise KeyError(f"{len(rows)} rows of sharding.TABLE match the weight '{name}'.")
+    row = dict(TABLE)[rows[0]]
+    spec = P(*([None] * (len(shape) - len(row)) + list(row)))
+    for size, axis in zip(shape, spec, strict=True):
+        axes = () if axis is None else (axis,) if isinstance(axis, str) else axis
+        ways = int(np.prod([mesh.shape[a] for a in axes]))
+        if size % ways:
+            raise ConfigError(
+                f"The weight '{name}' {shape} has an axis of {size:,} that mesh axis"
+                f" {'·'.join(axes)} = {ways} does not divide: choose a divisor of {size:,}."
+            )
+    return spec
+
+
+def place_state(state: Any, params: Any, mesh: jax.sharding.Mesh | AbstractMesh) -> Any:
+    """Shardings of a train state: weights by the table, moments where their weight is."""
+    specs = {name: weight_spec(name, leaf.shape, mesh) for name, leaf in named(params).items()}
+
+    def place(path, leaf):
+        name = path_name(path)
+        for weight, spec in specs.items():
+            if (name == weight or name.endswith("/" + weight)) and leaf.ndim == len(spec):
+                return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows of a batch are spread over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def put_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """This host's rows as one global array a field. (On TPUs the order of rows in the global
+    array may differ from the data's: every use of a batch is a sum over rows.)"""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_whole_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """A batch that every host has made in full, each device taking its rows (or all of them,
+    where they do not divide)."""
+    rows, ways = len(batch.task), mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding = batch_sharding(mesh) if rows % ways == 0 else replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i, x=x: x[i]), batch
+    )
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def on_this_host(tree: Any) -> Any:
+    """Global arrays as whole numpy arrays on every host. All processes must call it."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Leaves by path, `blocks/attention/kernel`."""
+    return {path_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def path_name(path: tuple) -> str:
+    parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path)
+    return "/".join(str(part) for part in parts)

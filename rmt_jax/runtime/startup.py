@@ -1,0 +1,176 @@
+"""Before the first array: the cluster, the devices, the caches. A run never starts on less than the
+machine has without being told to."""
+
+import contextlib
+import glob
+import importlib.util
+import os
+from pathlib import Path
+
+import jax
+
+from rmt_jax.config import Config, ConfigError
+from rmt_jax.runtime import cluster
+
+# A process whose host vanished is given up after 100 s of silence (JAX's default heartbeat); one
+# that has finished waits for process 0, which may still evaluate for hours.
+SHUTDOWN_SECONDS = 24 * 3600
+
+# Weights of the layers up to which every core of a CPU may hold a copy of a model, its gradient and
+# two moments: 0.4 GB a core at most.
+COPIED = 20_000_000
+
+
+def prepare() -> None:
+    """Joins the cluster, checks the devices and switches the compilation cache on.
+
+    Raises:
+      ConfigError: devices that would stay idle, a fall back to the CPU, a cluster that does not
+        come together; with the way out.
+    """
+    place = cluster.find(os.environ)
+    if place is None and _on_tpu_host():
+        place = cluster.Cluster("Cloud TPU")  # its metadata server says whether it is a pod
+    if place is not None:
+        _join(place)
+    _check_devices(place)
+    cache()
+
+
+def one_device_a_core(config: Config) -> None:
+    """Where a run will be on a CPU, alone: makes each core a device, as far as the batches divide.
+
+    A small model's products are too small for XLA to split over threads; texts split well. Nothing
+    is done where the user says how many (JAX_NUM_CPU_DEVICES, `mesh`), for a large model, and in a
+    process that has started JAX already.
+    """
+    m, mesh = config.model, config.mesh
+    set_already = getattr(jax.config, "jax_num_cpu_devices", -1) > 0
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or set_already
+    if told or mesh.data != -1 or mesh.fsdp * mesh.tensor > 1:
+        return
+    if 12 * m.layers * m.width**2 > COPIED or cluster.find(os.environ) is not None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows = [batch // config.optimizer.accumulate for batch in config.curriculum.batch]
+    fitting = [n for n in range(1, (cores or 1) + 1) if all(r % n == 0 for r in rows)]
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already
+        jax.config.update("jax_num_cpu_devices", max(fitting))
+
+
+def cache() -> None:
+    """The persistent compilation cache, on by default; JAX_COMPILATION_CACHE_DIR moves it."""
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "rmt_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+
+
+def owner() -> bool:
+    """Whether this process writes the run's files. (All take part in checkpoints.)"""
+    return jax.process_index() == 0
+
+
+def describe() -> str:
+    """The devices in words: '1 cpu device', '8 NVIDIA H100 devices, process 1 of 2'."""
+    devices = jax.devices()
+    kind = devices[0].device_kind if devices[0].platform != "cpu" else "cpu"
+    text = f"{len(devices)} {kind} device{'s' if len(devices) > 1 else ''}"
+    if jax.process_count() > 1:
+        text += f", process {jax.process_index() + 1} of {jax.process_count()}"
+    return text
+
+
+def gpus_present(dev: str = "/dev") -> int:
+    """NVIDIA GPUs that this process may use: the device files, less what CUDA_VISIBLE_DEVICES
+    hides."""
+    files = len(glob.glob(f"{dev}/nvidia[0-9]*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return files
+    # CUDA reads the list up to the first entry that is no device, such as -1.
+    named = [part.strip() for part in visible.split(",")]
+    end = next((i for i, part in enumerate(named) if part in ("", "-1")), len(named))
+    return min(end, files)
+
+
+def tpu_present(dev: str = "/dev") -> bool:
+    """A TPU's device files, or the library that `pip install rmt_jax[tpu]` brings."""
+    return bool(glob.glob(f"{dev}/accel[0-9]*")) or importlib.util.find_spec("libtpu") is not None
+
+
+def _on_tpu_host(dev: str = "/dev") -> bool:
+    """A machine with TPU chips (older ones are /dev/accelN, newer ones /dev/vfio/N) and the library
+    for them."""
+    if os.environ.get("JAX_PLATFORMS", "tpu") not in ("", "tpu"):
+        return False
+    chips = glob.glob(f"{dev}/accel[0-9]*") or glob.glob(f"{dev}/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def _join(place: cluster.Cluster) -> None:
+    options = {}
+    if place.address is not None:
+        on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
+        options = {
+            "coordinator_address": place.address,
+            "num_processes": place.processes,
+            "process_id": place.process,
+            "local_device_ids": None if on_cpu else cluster.gpu_of(place, gpus_present()),
+            # What we have read is complete; JAX would take one GPU a SLURM process.
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECONDS, **options)
+    except Exception as error:  # gRPC and XLA raise several kinds
+        if not options and "coordinator_address should be defined" in str(error):
+            return  # a TPU host on its own, without a metadata server
+        raise ConfigError(
+            f"The {place.processes} processes of this run ({place.launcher}) did not find each"
+            f" other at {place.address or 'the address that JAX found'}"
+            f" ({_first_line(error)}): is process 0 running, is the port open, and was"
+            " no array made before?"
+        ) from error
+
+
+def _check_devices(place: cluster.Cluster | None) -> None:
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    try:
+        devices = jax.local_devices()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"JAX cannot start on '{asked or 'this machine'}' ({_first_line(error)})."
+            f" {_install(asked)} JAX_PLATFORMS=cpu trains on the CPU."
+        ) from error
+    platform = devices[0].platform
+    hosts_gpus = gpus_present()
+    if platform == "cpu" and not asked.startswith("cpu"):
+        found = f"{hosts_gpus} NVIDIA GPU(s)" if hosts_gpus else "a TPU" if tpu_present() else ""
+        if found:
+            raise ConfigError(
+                f"This machine has {found}, but JAX {jax.__version__} runs on the CPU."
+                f" {_install('cuda' if hosts_gpus else 'tpu')} To train on the CPU on purpose, set"
+                " JAX_PLATFORMS=cpu."
+            )
+    used = len(devices) * (place.local_count if place else 1)
+    # With --gpus-per-task each process sees only its own: more used than seen is fine.
+    if platform == "gpu" and used < hosts_gpus:
+        raise ConfigError(
+            f"This host has {hosts_gpus} GPUs, but the run uses {used} of them: start one process"
+            f" for all, or {hosts_gpus} processes; CUDA_VISIBLE_DEVICES hides what shall stay idle."
+        )
+    if jax.device_count() != len(devices) * jax.process_count():
+        raise ConfigError(
+            f"The {jax.process_count()} processes have {jax.device_count()} devices together, but"
+            f" this one has {len(devices)}: every process must have equally many."
+        )
+
+
+def _install(platform: str) -> str:
+    extra = {"cuda": "cuda12", "gpu": "cuda12", "tpu": "tpu"}.get(platform.split(",")[0])
+    return f"Install the build for it: pip install -e '.[{extra}]'." if extra else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,208 @@
+"""What a run would take, before it is paid for: `python -m rmt_jax.doctor --plan CONFIG`.
+
+FLOPs, bytes and memory are `costs`', of the stages of the curriculum and of reading long texts.
+Time is the longest of three: products at a share of the chip's peak, bytes at a share of its
+bandwidth, and the least that a layer takes whatever its size. The first and the last were measured
+on one H200 (benchmarks/H200.md); the share of the bandwidth is an assumption.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from rmt_jax.config import Config, stage_value
+from rmt_jax.data.lengths import Length
+from rmt_jax.data.loader import TOKENS_PER_QUESTION, Stage
+from rmt_jax.models import costs
+from rmt_jax.models.costs import Held, Shape
+from rmt_jax.runtime import hardware
+from rmt_jax.runtime import mesh as sharding
+
+UTILISATION = 0.3
+BASIS = (
+    "30 % of the dense bfloat16 peak, for all that is executed (recomputing included): an H200 made"
+    " 35 % of a train step of GPT-2 124M over four segments, 30 to 44 % over one. Elsewhere: a"
+    " published reproduction of GPT-2 124M on eight A100s makes 38 %, PaLM 57.8 % (Chowdhery et al."
+    " 2022)"
+)
+STREAMED = 0.7  # of the bandwidth: assumed
+LAYER_SECONDS = 54e-6  # the least for one layer's forward pass (H200, GPT-2 base, one text)
+HEADS = ("tokens", "FLOPs", "bytes moved", "GB/device")
+READING = ("32k", "1M", "10M")
+ANSWER = 4  # tokens of an answer, END included: assumed, for the few logits that it makes
+
+
+class Row(NamedTuple):
+    """One line of the plan; FLOPs and bytes of all devices together."""
+
+    name: str
+    count: int  # steps, or texts
+    tokens: float
+    flops: float
+    moved: float
+    held: Held  # on each device
+    least: float  # seconds that the layers take at least
+
+    def seconds(self, chip: hardware.Chip, devices: int, utilisation: float) -> float:
+        products = self.flops / (devices * utilisation * chip.flops)
+        bytes_ = self.moved / (devices * STREAMED * chip.bandwidth)
+        return max(products, bytes_, self.least)
+
+
+def stages(config: Config, vocab: int, devices: int) -> list[Row]:
+    """Training, a row a stage; lengths are drawn evenly from a stage's buckets, as the loader does.
+    Raises ConfigError where the mesh or the batches do not fit the devices."""
+    sizes = sharding.mesh_sizes(config.mesh, devices)
+    sharding.check_batches(config, sharding.planned(sizes))
+    weights = sum(math.prod(s) for s in costs.weight_shapes(config, vocab).values())
+    rows = []
+    for number in range(len(config.curriculum.segments)):
+        stage = Stage(config, number)
+        steps = int(stage_value(config.curriculum.steps, number))
+        tokens = flops = moved = least = 0.0
+        for segments in stage.buckets:
+            shape = _shape(config, stage, segments)
+            share = steps / len(stage.buckets)
+            tokens += share * shape.batch * segments * config.model.segment_tokens
+            flops += share * costs.step_flops(config, shape, vocab)
+            # Every device reads its own copy of the weights.
+            moved += share * costs.step_bytes(config, shape, vocab)
+            moved += share * (devices // sizes[2] - 1) * _weights_read(config, shape, weights)
+            least += share * _least(config, shape)
+        largest = _shape(config, stage, stage.segments)
+        held = costs.step_memory(config, largest, vocab, sizes)
+        name = f"stage {number + 1}: 1-{stage.segments} segments of {config.model.segment_tokens}"
+        rows.append(Row(name, steps, tokens, flops, moved, held, least))
+    return rows
+
+
+def reading(config: Config, vocab: int, length: str, batch: int) -> Row:
+    """`batch` texts of a length, read side by side on one device (how `evaluate` works)."""
+    m = config.model
+    tokens = Length.parse(length, m.segment_tokens).tokens
+    segments = -(-tokens // m.segment_tokens)
+    filled = segments
+    if m.schedule == "diagonal":  # a pipeline is filled and drained for each block of 64 segments
+        filled += -(-segments // 64) * (m.layers - 1)
+    least = LAYER_SECONDS * (filled if m.schedule == "diagonal" else segments * m.layers)
+    return Row(
+        f"reading {length}",
+        batch,
+        float(batch * tokens),
+        batch * filled * costs.segment_flops(config),
+        filled * costs.segment_bytes(config, batch),
+        costs.reading_memory(config, batch, vocab),
+        least,
+    )
+
+
+def show(
+    config: Config, vocab: int, devices: int, names: Sequence[str], utilisation: float
+) -> None:
+    """Prints the plan for the chips `names` of `hardware.CHIPS`."""
+    chips = {name: hardware.CHIPS[name] for name in names}
+    trained = stages(config, vocab, devices)
+    weights = sum(math.prod(s) for s in costs.weight_shapes(config, vocab).values())
+    mesh = " · ".join(
+        f"{a}={n}"
+        for a, n in zip(sharding.AXES, sharding.mesh_sizes(config.mesh, devices), strict=True)
+    )
+    m = config.model
+    print(
+        f"{m.cell}, {weights:,} weights, {m.layers} layers of {m.width}, vocabulary {vocab:,};"
+        f" {devices} device{'s' if devices > 1 else ''} ({mesh})\n"
+    )
+    print(_header(["training", "steps", *HEADS], chips, "h"))
+    hours = [[r.seconds(c, devices, utilisation) / 3600 for c in chips.values()] for r in trained]
+    for row, spent in zip(trained, hours, strict=True):
+        print(_line(row, spent, "{:,.2f}"))
+    steps, tokens, flops, moved = (sum(column) for column in list(zip(*trained, strict=True))[1:5])
+    held = max((row.held for row in trained), key=lambda held: held.total)
+    every = Row("all stages", int(steps), tokens, flops, moved, held, 0.0)
+    print(_line(every, [sum(column) for column in zip(*hours, strict=True)], "{:,.2f}"))
+    print()
+    print(_header(["reading, one device", "texts", *HEADS], chips, "s/text"))
+    seen = []
+    for length in READING:
+        for batch in sorted({1, config.evaluation.batch}):
+            row = reading(config, vocab, length, batch)
+            seen.append(row)
+            spent = [row.seconds(c, 1, utilisation) / batch for c in chips.values()]
+            print(_line(row, spent, "{:,.2f}"))
+    print()
+    for name, chip in chips.items():
+        rates = (r.tokens / r.seconds(chip, devices, utilisation) for r in trained if r.count)
+        print(f"data: the loader must make {max(rates):,.0f} tokens/s on {devices} {name}")
+    _notes(config, trained, seen, chips, utilisation)
+
+
+def _notes(
+    config: Config,
+    trained: list[Row],
+    seen: list[Row],
+    chips: Mapping[str, hardware.Chip],
+    utilisation: float,
+) -> None:
+    largest = max(trained, key=lambda row: row.held.total)
+    parts = dataclasses.asdict(largest.held).items()
+    print(
+        f"memory at the fullest ({largest.name}): "
+        + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts if size)
+    )
+    texts = config.evaluation.samples * len(config.data.tasks)
+    print(f"a full evaluation asks {texts:,} questions a length (evaluation.samples · tasks)")
+    advice = ["raise mesh.fsdp or optimizer.accumulate", "lower evaluation.batch"]
+    if not config.model.remat:
+        advice[0] += ", or set model.remat=true"
+    for name, chip in chips.items():
+        for row, way in zip((largest, max(seen, key=lambda r: r.held.total)), advice, strict=True):
+            if row.held.total > chip.room:
+                print(
+                    f"does not fit on {name}: {row.name} needs {row.held.total / 1e9:.1f} GB, JAX"
+                    f" takes {chip.room / 1e9:.1f} of {chip.memory / 1e9:.0f} GB: {way}"
+                )
+    basis = BASIS if utilisation == UTILISATION else f"{100 * utilisation:g} % of the peak, as told"
+    print(
+        f"time: products at {basis}; bytes at {100 * STREAMED:.0f} % of the bandwidth; a layer's"
+        f" pass takes {1e6 * LAYER_SECONDS:.0f} µs at least (as on an H200; the share of the"
+        " bandwidth is assumed); no time for data, compiling, validation or the network between"
+        " devices"
+    )
+    if config.model.dtype == "float32":
+        print("model.dtype=float32: peaks are bfloat16's, a chip's float32 is 2 to 16 times slower")
+
+
+def _shape(config: Config, stage: Stage, segments: int) -> Shape:
+    """Sizes of the loader's batches of one bucket."""
+    if not stage.dense:
+        return Shape(stage.batch, segments, 1, 1, ANSWER)
+    questions = max(2, config.model.segment_tokens // TOKENS_PER_QUESTION)
+    return Shape(stage.batch, segments, segments, questions, ANSWER)
+
+
+def _weights_read(config: Config, shape: Shape, weights: int) -> float:
+    """Bytes of weights and their update that a further copy of the model moves in a step."""
+    read, trained = costs.passes(config, shape)
+    times = costs.runs(config, shape)
+    layers = 12.0 * config.model.layers * config.model.width**2
+    return (read + times * trained) * layers * costs.item_bytes(config) + 28.0 * weights
+
+
+def _least(config: Config, shape: Shape) -> float:
+    read, trained = costs.passes(config, shape)
+    layers = 1 if config.model.schedule == "diagonal" else config.model.layers
+    times = costs.runs(config, shape)
+    return LAYER_SECONDS * layers * (read + times * trained) * config.optimizer.accumulate
+
+
+def _header(cells: list[str], names: Iterable[str], unit: str) -> str:
+    return f"{cells[0]:34}" + "".join(
+        f"{c:>13}" for c in (*cells[1:], *(f"{n}, {unit}" for n in names))
+    )
+
+
+def _line(row: Row, times: list[float], pattern: str) -> str:
+    numbers = [f"{x:.3g}" for x in (row.tokens, row.flops, row.moved)]
+    cells = [f"{row.count:,}", *numbers, f"{row.held.total / 1e9:.1f}"]
+    return f"{row.name:34}" + "".join(f"{c:>13}" for c in (*cells, *map(pattern.format, times)))

@@ -1,0 +1,132 @@
+"""The story of a run: mesh, data, model, step, checkpoint, loop, evaluation; nothing clever."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rmt_jax import api, evaluate, models, report
+from rmt_jax.config import Config, ConfigError
+from rmt_jax.data import tokenizer as tokenizers
+from rmt_jax.data.loader import Loader
+from rmt_jax.models.io import hub
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.runtime import startup
+from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
+from rmt_jax.runtime.workdir import Workdir
+from rmt_jax.training import optimizer, step
+from rmt_jax.training.checkpoint import Checkpoints
+from rmt_jax.training.divergence import Diverged, Rescues
+from rmt_jax.training.loop import Loop, Programs, save_weights
+from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
+
+
+def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
+    """Trains, evaluates, reports; returns the exit code."""
+    looks.profiled()
+    startup.one_device_a_core(config)
+    startup.prepare()
+    with Signals() as signals, Workdir(path, startup.owner()) as workdir:
+        workdir.settle(config)
+        try:
+            return _run(config, path, signals, looks)
+        except Stopped as stop:
+            print(f"{stop}; the same command continues from there", file=sys.stderr)
+            return REQUEUE
+
+
+def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
+    owner = startup.owner()
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batches(config, mesh)
+    print(f"{startup.describe()}; writing to {path}", file=sys.stderr)
+
+    try:
+        tokenizer = tokenizers.load(config.data.tokenizer)
+        loader = Loader(config, tokenizer, "train")
+        validation = Loader(config, tokenizer, "validation")
+    except ValueError as error:  # how `data` says what it cannot use
+        raise ConfigError(str(error)) from error
+
+    tasks = len(config.data.tasks)
+    rngs = nnx.Rngs(config.seed)
+    model = models.build(config.model, config.prompt, tokenizer.vocab_size, tasks, rngs)
+    static, params = models.split(model)
+    rescues = Rescues(path, owner)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"model: {config.model.cell}, {count:,} weights", file=sys.stderr)
+
+    rows = tasks + 1
+    check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
+    if owner:
+        tokenizer.save(path / "tokenizer")
+    checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
+    trackers = open_trackers(looks.log_to, path, config) if owner else []
+    state = None
+    while state is None:  # again from the last good checkpoint, if training goes wrong
+        if config.init and not checkpoints.steps():  # a continued run needs nothing of it
+            params = hub.initialise(params, config, config.init)
+        # On the host: the step gives its arrays away, and a rescue may have to begin again.
+        params = jax.tree.map(np.asarray, params)
+        opt = optimizer.build(config, rescues.scale)
+        start = step.init_state(params, opt)
+        place = sharding.place_state(start, params, mesh)
+        start = jax.device_put(start, place)
+        train = Programs(
+            step.make_train_step(
+                static,
+                opt,
+                rows,
+                bptt=config.model.bptt,
+                remat=config.model.remat,
+                accumulate=config.optimizer.accumulate,
+                stillness=config.optimizer.stillness,
+                mesh=mesh,
+            ),
+            donate_argnums=0,
+            out_shardings=(place, sharding.replicated(mesh)),
+        )
+        try:
+            if checkpoints.steps():
+                start = checkpoints.restore(start)
+                print(f"continuing from step {int(start.step):,}", file=sys.stderr)
+            loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
+            loop.trackers, loop.profiled = trackers, looks.profiled()
+            if jax.devices()[0].platform != "cpu":
+                loop.compile(start, loader, validation)
+            state = loop.run(start, loader, validation)
+        except Diverged as trouble:
+            print(rescues.add(trouble), file=sys.stderr)
+            checkpoints.drop_after(trouble.good)
+        except BaseException:
+            checkpoints.close()  # what is being written shall be whole
+            raise
+    checkpoints.close()
+    for tracker in trackers:
+        tracker.close()
+    save_weights(path, state.params, config)
+    signals.now_at_once()
+    if owner:
+        finish(path)
+    return 0
+
+
+def finish(path: Path) -> None:
+    """Evaluates the weights of a run on validation stories; writes and prints the results."""
+    # Reloaded from the run's folder: what is measured is what a user will load.
+    model = api.load(path)
+    cells = evaluate.evaluate(model, out=path / "results")
+    written = report.write(cells, path / "results", title=path.name, metrics=path / "metrics.jsonl")
+    print(report.table(cells))
+    print("\nwritten:")
+    for file in (path / "weights.safetensors", *written):
+        print(f"  {file}")
+    print(
+        "\nnext:"
+        f"\n  python -m rmt_jax.ask --workdir {path} --file YOUR_TEXT.txt"
+        " --question 'Where is Mary?'"
+        f"\n  python -m rmt_jax.evaluate --workdir {path} --lengths 4k,16k --samples 100"
+        f"\n  python -m rmt_jax.convert export --workdir {path} --out FOLDER"
+    )
