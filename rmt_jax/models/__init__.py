@@ -1,49 +1,82 @@
-"""Backbone, memory cells, recurrence, weights.
+"""Backbones, memory cells, the recurrence over segments, and weights.
 
 `build` makes a model, `split` takes it apart into a static part and a plain tree of arrays, `merge`
-puts it together again (inside `jax.jit`).
+puts it together again (inside `jax.jit`). `outline` is a model without weights: what plans,
+shardings and files are made from.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax import validation
-from rmt_jax.models.cells.base import RMT, Memory, Plain
-from rmt_jax.models.cells.layerwise import ARMT, PRMT, Delta
+from rmt_jax.config import ConfigError
+from rmt_jax.models.backbones import BACKBONES
+from rmt_jax.models.cells import CELLS, Memory, check_diagonal
+from rmt_jax.models.recurrent import RecurrentModel
+from rmt_jax.types import WeightInfo
 
-CELLS: dict[str, type[Plain]] = {
-    "none": Plain,
-    "rmt": RMT,
-    "prmt": PRMT,
-    "armt": ARMT,
-    "delta": Delta,
-}
+__all__ = [
+    "BACKBONES", "CELLS", "Memory", "Outline", "RecurrentModel", "build", "check", "merge",
+    "outline", "split",
+]  # fmt: skip
 
-__all__ = ["Memory", "build", "merge", "split"]
+
+class Outline(NamedTuple):
+    """A model without its weights."""
+
+    static: nnx.GraphDef
+    shapes: dict[str, Any]  # nested dicts of `jax.ShapeDtypeStruct`
+    weights: dict[str, WeightInfo]  # by name, 'backbone/wte'
 
 
 def build(
     config: settings.Model, prompt: settings.Prompt, vocab: int, tasks: int, rngs: nnx.Rngs
-) -> Plain:
+) -> RecurrentModel:
     """A freshly drawn model. `tasks`: how many (rows of the learned prompt).
 
-    Raises ConfigError when the sizes don't fit together.
+    Raises ConfigError when the sizes don't fit together, RegistryError for unknown names.
     """
-    validation.validate(settings.Config(model=config, prompt=prompt))
-    return CELLS[config.cell](config, prompt, vocab, tasks, rngs)
+    check(config, prompt)
+    return RecurrentModel(config, prompt, vocab, tasks, rngs)
 
 
-def split(model: Plain) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def outline(config: settings.Model, prompt: settings.Prompt, vocab: int, tasks: int = 1) -> Outline:
+    """The same without drawing or allocating anything."""
+    model = nnx.eval_shape(lambda: build(config, prompt, vocab, tasks, nnx.Rngs(0)))
+    return Outline(*split(model), model.weights())
+
+
+def split(model: RecurrentModel) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """The static part, and nested dicts of arrays; '/'.join(keys) names a weight."""
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
 
 
-def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> Plain:
+def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> RecurrentModel:
     """The inverse of `split`; cheap, meant for the inside of a jitted function."""
     return nnx.merge(graph, jax.tree.map(jnp.asarray, params))
+
+
+def check(config: settings.Model, prompt: settings.Prompt) -> None:
+    """What backbone and cell ask of their settings. Raises ConfigError, RegistryError."""
+    backbone, cell = BACKBONES[config.backbone], CELLS[config.cell]
+    backbone.check(config)
+    cell.check(config)
+    if config.schedule == "diagonal":
+        check_diagonal(config.cell)
+    most = backbone.max_places(config)
+    own_rows = config.position_layout == "wrap_pos" and cell.writes
+    copies = cell.token_copies() - own_rows  # the write memory has rows of its own
+    room = 0 if prompt.source == "none" else prompt.tokens
+    need = copies * config.memory_tokens + room + config.segment_tokens
+    if most is not None and need > most:
+        raise ConfigError(
+            f"{copies}·{config.memory_tokens} memory + {room} prompt + {config.segment_tokens:,}"
+            f" segment tokens = {need:,} positions, but the backbone has {most:,}: lower"
+            f" model.segment_tokens to {max(1, config.segment_tokens - need + most):,} or raise"
+            " model.max_positions."
+        )

@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmt_jax.models import recurrence
-from rmt_jax.models.cells.base import Memory, Plain
-from rmt_jax.models.ops.fused import rows, stored
+from rmt_jax.models import layout, recurrence
+from rmt_jax.models.cells import Memory
+from rmt_jax.models.ops.positions import cast_fp32_grad, gather_positions
+from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import Batch, Prompt, Segment
-from rmt_jax.validation import check_diagonal
 
 
 class Pipe(NamedTuple):
     """What stands before each layer; layer first. Each step moves it one layer up."""
 
-    x: jax.Array  # [layers, B, N, D]  packed, where that serves (`Plain.pack`)
+    x: jax.Array  # [layers, B, N, D]  packed, where that serves (`layout.pack`)
     place: Any  # i32[layers, B, N]  where each place of the segment stands in x, if packed
     mask: jax.Array  # bool[layers, B, N]
     started: jax.Array  # bool[layers, B]  the memory held something before this segment
@@ -31,7 +31,7 @@ class Pipe(NamedTuple):
 
 
 def read(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -41,13 +41,13 @@ def read(
 ) -> Memory:
     """`recurrence.read` on the diagonal schedule: tokens i32[B, S, L] -> Memory.
 
-    Raises ConfigError for cells whose top feeds the next bottom (RMT) or that have no memory.
+    The model's cell must run on it (`cells.check_diagonal`).
     """
     return _run(model, memory, tokens, mask, prompt, _nothing, None, remat)[0]
 
 
 def read_some(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -56,7 +56,7 @@ def read_some(
 ) -> Memory:
     """`recurrence.read_some` on the diagonal schedule: the first `count` (i32[]) of S segments in
     count + layers - 1 steps. Without gradient."""
-    model = recurrence.frozen(model)
+    model = recurrence.stop_gradient_params(model)
     known = jnp.asarray(mask) & (jnp.arange(mask.shape[1]) < count)[None, :, None]
     state, body, inputs, layers = _prepared(model, memory, tokens, known, prompt, _nothing, None)
 
@@ -67,14 +67,16 @@ def read_some(
     return Memory(state, memory.started | known.any(axis=(1, 2)))
 
 
-def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = True) -> jax.Array:
+def answer_logits(
+    model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
+) -> jax.Array:
     """`recurrence.answer_logits` on the diagonal schedule."""
     length, answered = batch.tokens.shape[1], batch.at.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     cut = recurrence.before_cut(length, answered, bptt)
     memory = model.initial(batch.tokens.shape[0])
     if cut:
-        lost = recurrence.frozen(model)
+        lost = recurrence.stop_gradient_params(model)
         memory = read(lost, memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
         memory = jax.lax.stop_gradient(memory)
     # A place for every segment, though only those of the last R are looked at.
@@ -83,7 +85,7 @@ def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = Tr
     answer_tokens = batch.answer.shape[-1]
 
     def take(top: jax.Array, at: jax.Array) -> jax.Array:
-        return recurrence.gather(model.backbone.ln_f(top), at, answer_tokens)
+        return recurrence.gather(model.backbone.final_norm(top), at, answer_tokens)
 
     tokens, mask = batch.tokens[:, cut:], batch.mask[:, cut:]
     _, hidden = _run(model, memory, tokens, mask, prompt, take, at, remat)
@@ -95,7 +97,7 @@ def _nothing(top: jax.Array, _: Any) -> None:
 
 
 def _run(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -113,7 +115,7 @@ def _run(
 
 
 def _prepared(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -123,12 +125,11 @@ def _prepared(
 ) -> tuple[Any, Any, Any, int]:
     """The loop over S + layers - 1 diagonals: its carry (`Pipe`, the layers' memories) at the
     start, its body, the inputs of each step, and the number of layers."""
-    check_diagonal(model.cell)
-    prompt = model.told(prompt)
+    prompt = model.embed_prompt(prompt)
     segments = Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
     length = segments.tokens.shape[2]
-    weights = model.layer_weights()
-    layers = jax.tree.leaves(weights)[0].shape[0]
+    weights = model.stacked_params()
+    layers = model.backbone.layers
 
     moved = segments.mask.any(axis=2)
     started = memory.started | (jnp.cumsum(moved, axis=0) - moved > 0)  # before segment s
@@ -136,21 +137,22 @@ def _prepared(
     def enter(segment: Segment, started: jax.Array):
         return model.enter(memory._replace(started=started), segment, prompt)
 
-    first, view = enter(jax.tree.map(lambda x: x[0], segments), started[0])
-    sections, reads, writes = view.sections, view.reads, view.writes
+    first, context = enter(jax.tree.map(lambda x: x[0], segments), started[0])
+    sizes = (context.sections, context.read_tokens, context.write_tokens)
+    writes = context.write_tokens
     # Where each place goes, of all segments at once: sorting is slow in small pieces.
-    packs, order = model.may_pack(first), None
+    packs, order = model.packs(first), None
     if packs:
         masks = jax.vmap(lambda *inputs: enter(*inputs)[1].mask)(segments, started)
-        order = model.orders(masks)
+        order = layout.packing_order(masks)
 
     def entering(inputs) -> Pipe:
         segment, started, moved, order = inputs
-        x, view = enter(segment, started)
+        x, context = enter(segment, started)
         if order is None:
-            return Pipe(x, None, view.mask, started, moved)
-        x, view = model.pack(x, view, order)
-        return Pipe(x, order[1], view.mask, started, moved)
+            return Pipe(x, None, context.mask, started, moved)
+        x, context = layout.pack(model.backbone, x, context, order)
+        return Pipe(x, order.inverse, context.mask, started, moved)
 
     each = (segments, started, moved, order)
     first = entering(jax.tree.map(lambda x: x[0], each))
@@ -165,12 +167,14 @@ def _prepared(
         each,
     )
     late = jax.tree.map(lambda x: jnp.pad(x, [(layers - 1, 0)] + [(0, 0)] * (x.ndim - 1)), extra)
-    cast = recurrence.frozen(model).layer_weights()
+    cast = recurrence.stop_gradient_params(model).stacked_params()
 
     def cell(weights, cast, x, state, mask, started, moved):
-        weights = jax.tree.map(lambda w, c: stored(w, c) if w.ndim > 1 else w, weights, cast)
-        view = model.view(mask, sections, reads, writes, packs)
-        x, new, _ = model.layer(weights, x, state, started, view)
+        weights = jax.tree.map(
+            lambda w, c: cast_fp32_grad(w, c) if w.ndim > 1 else w, weights, cast
+        )
+        context = layout.make_context(model.backbone, mask, *sizes, packs)
+        x, new, _ = model.run_layer(weights, x, state, started, context)
 
         def keep(new, old):
             return jnp.where(moved.reshape(-1, *[1] * (old.ndim - 1)), new, old)
@@ -183,7 +187,7 @@ def _prepared(
         on = (pipe.mask, pipe.started, pipe.moved)
         x, state = jax.vmap(cell)(weights, cast, pipe.x, state, *on)
         stop = x.shape[2] - writes
-        top = rows(x[-1], pipe.place[-1]) if packs else x[-1]
+        top = gather_positions(x[-1], pipe.place[-1]) if packs else x[-1]
         out = take(top[:, stop - length : stop], extra)
         pipe = jax.tree.map(
             lambda up, new: jnp.concatenate([new[None], up[:-1]]),

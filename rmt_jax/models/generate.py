@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmt_jax.models.backbones.gpt2 import Past, View
-from rmt_jax.models.cells.base import Memory, Plain
-from rmt_jax.models.ops import attention
+from rmt_jax.models.cells import Memory
+from rmt_jax.models.context import AttentionContext, KVCache
+from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import Prompt, Segment
 
 
-class Cache(NamedTuple):
+class DecodingCache(NamedTuple):
     """What was seen so far, in N + room slots; layer first where a layer owns it."""
 
-    past: Past  # keys, values [layers, B, slots, H, d]; inputs [layers, B, W - 1, D]
+    layers: KVCache  # keys, values [layers, B, slots, …]
     mask: jax.Array  # bool[B, slots]  slot holds a token
     positions: jax.Array  # i32[B, slots]
     next: jax.Array  # i32[B]  position of the next token
@@ -28,7 +28,7 @@ class Cache(NamedTuple):
 
 
 def greedy(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tail: Segment,
     prompt: Prompt | None,
@@ -63,50 +63,50 @@ def greedy(
 
 
 def prefill(
-    model: Plain, memory: Memory, tail: Segment, prompt: Prompt | None, room: int
-) -> tuple[jax.Array, Cache]:
+    model: RecurrentModel, memory: Memory, tail: Segment, prompt: Prompt | None, room: int
+) -> tuple[jax.Array, DecodingCache]:
     """Reads the tail. Returns the hidden state [B, D] of its last token, and the cache."""
-    x, view = model.enter(memory, _right_aligned(tail), prompt, decoding=True)
+    x, context = model.enter(memory, _right_aligned(tail), prompt, decoding=True)
     last = jnp.full((len(x), 1), x.shape[1] - 1)
-    x, state, seen = model.layers(x, memory, view, keep=True, top=last)
+    x, state, seen = model.layers(x, memory, context, keep_cache=True, query_positions=last)
     assert seen is not None
-    cache = Cache(
-        past=Past(_roomy(seen.keys, room, 2), _roomy(seen.values, room, 2), seen.inputs),
-        mask=_roomy(view.mask, room, 1),
-        positions=_roomy(view.positions, room, 1),
-        next=view.mask.sum(axis=1, dtype=jnp.int32),
+    cache = DecodingCache(
+        layers=seen._replace(keys=_roomy(seen.keys, room, 2), values=_roomy(seen.values, room, 2)),
+        mask=_roomy(context.mask, room, 1),
+        positions=_roomy(context.positions, room, 1),
+        next=context.mask.sum(axis=1, dtype=jnp.int32),
         state=state,
     )
-    return model.backbone.ln_f(x[:, -1]), cache
+    return model.backbone.final_norm(x[:, -1]), cache
 
 
 def decode(
-    model: Plain, memory: Memory, token: jax.Array, cache: Cache, slot: jax.Array
-) -> tuple[jax.Array, Cache]:
+    model: RecurrentModel, memory: Memory, token: jax.Array, cache: DecodingCache, slot: jax.Array
+) -> tuple[jax.Array, DecodingCache]:
     """One step: token i32[B] goes to `slot`. Returns its hidden state [B, D] and the next cache."""
     own = cache.next[:, None]
-    x = model.backbone.embed(token[:, None]) + model.backbone.place(own)
+    x = model.backbone.embed(token[:, None]) + model.backbone.position_embedding(own)
     here = jnp.ones_like(own, bool)
-    bias = None
-    if model.alibi:
-        keys = jnp.concatenate([cache.positions, own], axis=1)
-        reads = model.reading * model.memory_tokens
-        counted = jnp.arange(keys.shape[1])[None, :] >= reads
-        bias = attention.alibi(model.heads, own, keys, counted)
+    keys = jnp.concatenate([cache.positions, own], axis=1)
+    reads = model.memory.memory_tokens if model.memory.reads else 0
+    distant = jnp.arange(keys.shape[1])[None, :] >= reads
+    data = model.backbone.position_data(own, keys, distant)
     visible = jnp.concatenate([cache.mask, here], axis=1)[:, None, :]
-    view = View(own, here, visible, bias, sections=((0, 1),))
+    context = AttentionContext(own, here, visible, data, sections=((0, 1),))
     memory = memory._replace(state=cache.state)
-    x, state, seen = model.layers(x, memory, view, cache.past, keep=True)
+    x, state, seen = model.layers(x, memory, context, cache.layers, keep_cache=True)
     assert seen is not None
 
     def put(kept, new, axis):
         return jax.lax.dynamic_update_slice_in_dim(kept, new, slot, axis)
 
-    past = Past(
-        put(cache.past.keys, seen.keys, 2), put(cache.past.values, seen.values, 2), seen.inputs
+    past = seen._replace(
+        keys=put(cache.layers.keys, seen.keys, 2), values=put(cache.layers.values, seen.values, 2)
     )
     mask, positions = put(cache.mask, here, 1), put(cache.positions, own, 1)
-    return model.backbone.ln_f(x[:, -1]), Cache(past, mask, positions, cache.next + 1, state)
+    return model.backbone.final_norm(x[:, -1]), DecodingCache(
+        past, mask, positions, cache.next + 1, state
+    )
 
 
 def _right_aligned(tail: Segment) -> Segment:

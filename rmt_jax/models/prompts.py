@@ -1,4 +1,4 @@
-"""The task prompt: what the model is told about its task, as embeddings.
+"""The task prompt: what says which task it is, as embeddings.
 
 Where the words come from (question, description, both) is settled by the data, which puts their
 tokens in the batch; here they go through the model's own embedding table, so that a task never
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax.models.backbones.gpt2 import STD, Backbone
-from rmt_jax.types import Prompt
+from rmt_jax.models.backbones import Backbone
+from rmt_jax.types import Prompt, WeightInfo
+
+STD = 0.02  # of a learned prompt at the start, as of any embedding
 
 
 class TaskPrompt(nnx.Module):
@@ -45,3 +47,8 @@ class TaskPrompt(nnx.Module):
         if self.source == "learned":
             return prompt._replace(embedded=self.table[...].astype(backbone.dtype)[prompt.task])
         return prompt._replace(embedded=backbone.embed(prompt.tokens))
+
+    def weights(self) -> dict[str, WeightInfo]:
+        """Of a learned prompt's table [tasks, P, D]."""
+        table = WeightInfo((None, None, None), exact=True)
+        return {"table": table} if self.source == "learned" else {}

@@ -6,18 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rmt_jax.models.cells.base import Memory, Plain
-from rmt_jax.models.ops.fused import rows
+from rmt_jax.models import platform
+from rmt_jax.models.cells import Memory
+from rmt_jax.models.ops.positions import gather_positions
+from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import Batch, Prompt, Segment
 
 UNROLLED = 4  # segments on a GPU that are not worth a loop
-# What is computed in the model's dtype, by name, and what of it stays in float32.
-CAST = {"wte", "wpe", "head", "blocks", "associative"}
-EXACT = {"ln_1", "ln_2", "beta", "beta_bias"}
 
 
 def read(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -30,18 +29,18 @@ def read(
 
 
 def _read(
-    model: Plain, memory: Memory, segments: Segment, prompt: Prompt | None, remat: bool
+    model: RecurrentModel, memory: Memory, segments: Segment, prompt: Prompt | None, remat: bool
 ) -> Memory:
-    prompt, slices = model.told(prompt), model.slices()
+    prompt, layer_params = model.embed_prompt(prompt), model.per_layer_params()
 
     def body(memory: Memory, segment: Segment):
-        return model.remember(memory, segment, prompt, slices), None
+        return model.update_memory(memory, segment, prompt, layer_params), None
 
-    return _over(body, memory, segments, remat)[0]
+    return scan_or_unroll(body, memory, segments, remat)[0]
 
 
 def read_some(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -52,18 +51,22 @@ def read_some(
 
     Without gradient: the loop's length is known only when it runs.
     """
-    model = frozen(model)
-    segments, prompt, slices = _segments(tokens, mask), model.told(prompt), model.slices()
+    model = stop_gradient_params(model)
+    segments, prompt, layer_params = (
+        _segments(tokens, mask),
+        model.embed_prompt(prompt),
+        model.per_layer_params(),
+    )
 
     def body(index, memory: Memory):
         segment = jax.tree.map(lambda x: x[index], segments)
-        return model.remember(memory, segment, prompt, slices)
+        return model.update_memory(memory, segment, prompt, layer_params)
 
     return jax.lax.fori_loop(0, count, body, memory)
 
 
 def all_logits(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -79,16 +82,18 @@ def all_logits(
     return jnp.moveaxis(logits, 0, 1), memory
 
 
-def answer_logits(model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = True) -> jax.Array:
+def answer_logits(
+    model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
+) -> jax.Array:
     """Logits f32[B, R, Q, T, V] where answers stand, and nowhere else: see `answers`."""
     return answers(model, batch, bptt=bptt, remat=remat)[0]
 
 
 def answers(
-    model: Plain, batch: Batch, *, bptt: int = 0, remat: bool = True
+    model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
 ) -> tuple[jax.Array, jax.Array]:
     """Logits f32[B, R, Q, T, V] where answers stand, and how far each of the R answered segments
-    moved the memory, f32[B, R] (`Plain.drift`; zeros where the batch does not say which are idle).
+    moved the memory, f32[B, R] (`RecurrentModel.drift`; zeros where the batch does not say which are idle).
 
     bptt: segments from the end that gradients flow back through (0: all). It is a real cut: what
     lies before runs outside the differentiated loop, on weights without gradient, so that nothing
@@ -103,9 +108,15 @@ def answers(
     memory = model.initial(batch.tokens.shape[0])
     if cut:
         memory = jax.lax.stop_gradient(
-            read(frozen(model), memory, batch.tokens[:, :cut], batch.mask[:, :cut], prompt)
+            read(
+                stop_gradient_params(model),
+                memory,
+                batch.tokens[:, :cut],
+                batch.mask[:, :cut],
+                prompt,
+            )
         )
-    prompt = model.told(prompt)  # not before the cut, which must know of no gradient
+    prompt = model.embed_prompt(prompt)  # not before the cut, which must know of no gradient
     # Looked up here, the gradient of the embedding table is made once; in the loop it is made and
     # added up in every segment (GPT-2's: 154 MB each). It keeps [B, L, D] a segment: little beside
     # a segment's activations, but not beside a memory.
@@ -117,25 +128,25 @@ def answers(
         some = jax.tree.map(lambda x: x[: silent - cut], segments)
         memory = _read(model, memory, some, prompt, remat)
 
-    tokens, slices = batch.answer.shape[-1], model.slices()  # T
+    tokens, layer_params = batch.answer.shape[-1], model.per_layer_params()  # T
 
     def body(memory: Memory, inputs: tuple[Segment, jax.Array, Segment | None]):
         segment, at, probe = inputs
         inside = at if probe is None else at[:, :-1]
         places = answer_places(inside, tokens, segment.tokens.shape[1])
-        hidden, new = model.step(memory, segment, prompt, places.reshape(len(at), -1), slices)
+        hidden, new = model.step(memory, segment, prompt, places.reshape(len(at), -1), layer_params)
         hidden = hidden.reshape(*places.shape, -1)
         drift = jnp.zeros(at.shape[0]) if batch.idle is None else model.drift(memory, new)
         if probe is None:
             return new, (hidden, drift)
         places = answer_places(at[:, -1:], tokens, probe.tokens.shape[1])
-        seen = model.glance(new, probe, prompt, places[:, 0], slices)
+        seen = model.peek(new, probe, prompt, places[:, 0], layer_params)
         return new, (jnp.concatenate([hidden, seen[:, None]], axis=1), drift)
 
     segments = jax.tree.map(lambda x: x[silent - cut :], segments)
     inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
     # The backward pass of a text of one segment follows at once: a second run would save nothing.
-    _, (hidden, drift) = _over(body, memory, inputs, remat and length - cut > 1)
+    _, (hidden, drift) = scan_or_unroll(body, memory, inputs, remat and length - cut > 1)
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T
 
 
@@ -146,7 +157,7 @@ def before_cut(length: int, answered: int, bptt: int) -> int:
 
 def gather(hidden: jax.Array, at: jax.Array, answer_tokens: int) -> jax.Array:
     """hidden [B, L, D] at places at + t -> [B, Q, T, D]; at i32[B, Q]."""
-    return rows(hidden, answer_places(at, answer_tokens, hidden.shape[1]))
+    return gather_positions(hidden, answer_places(at, answer_tokens, hidden.shape[1]))
 
 
 def answer_places(at: jax.Array, answer_tokens: int, length: int) -> jax.Array:
@@ -160,12 +171,12 @@ def _segments(tokens: jax.Array, mask: jax.Array, embed: Any = None) -> Segment:
     return Segment(tokens, mask, embed and embed(tokens))
 
 
-def _over(body: Any, memory: Memory, inputs: Any, remat: bool) -> tuple[Memory, Any]:
+def scan_or_unroll(body: Any, memory: Memory, inputs: Any, remat: bool) -> tuple[Memory, Any]:
     """`body(memory, inputs[s])` for every segment s: `jax.lax.scan`, except for few segments on a
     GPU. There a loop stacks what each segment keeps for the backward pass, and its zeros before and
     copies after took a quarter of GPT-2 base's train step (benchmarks/H200.md)."""
     count = len(jax.tree.leaves(inputs)[0])
-    if jax.default_backend() != "gpu" or count > UNROLLED:
+    if platform.current() != "gpu" or count > UNROLLED:
         return jax.lax.scan(_checkpointed(body, remat, count), memory, inputs)
     # Outside a loop the compiler would find that both runs are the same, and keep the first's.
     body, each = jax.checkpoint(body) if remat else body, []
@@ -177,7 +188,7 @@ def _over(body: Any, memory: Memory, inputs: Any, remat: bool) -> tuple[Memory, 
 
 def _checkpointed(body: Any, remat: bool, segments: int) -> Any:
     """What the loop over `segments` keeps for the backward pass."""
-    if not remat and (segments == 1 or jax.default_backend() != "cpu"):
+    if not remat and (segments == 1 or platform.current() != "cpu"):
         return body
     # What a CPU stacks over segments goes through its memory twice; attention and elementwise work
     # cost less again (GPT-2 base, 4 segments: a seventh of a train step). On a GPU running them
@@ -187,15 +198,14 @@ def _checkpointed(body: Any, remat: bool, segments: int) -> Any:
     return jax.checkpoint(body, prevent_cse=False, policy=policy)
 
 
-def frozen(model: Plain) -> Plain:
+def stop_gradient_params(model: RecurrentModel) -> RecurrentModel:
     """The same model on weights that take no gradient, in the dtype that they are used in: inside a
     loop, every segment would cast them."""
     graph, weights = nnx.split(model)
-    dtype = model.backbone.dtype
+    dtype, infos = model.backbone.dtype, model.weights()
 
     def fixed(path: Any, weight: jax.Array) -> jax.Array:
-        names = {str(getattr(part, "key", "")) for part in path}
-        cast = names & CAST and not names & EXACT
-        return jax.lax.stop_gradient(weight.astype(dtype) if cast else weight)
+        name = "/".join(str(part.key) for part in path if hasattr(part, "key"))
+        return jax.lax.stop_gradient(weight if infos[name].exact else weight.astype(dtype))
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fixed, weights))

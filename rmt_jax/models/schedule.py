@@ -10,23 +10,27 @@ and half of that of reading; on a CPU nothing is gained.
 import jax
 import jax.numpy as jnp
 
-from rmt_jax.models import diagonal, recurrence
-from rmt_jax.models.cells.base import Memory, Plain
+from rmt_jax.models import diagonal, platform, recurrence
+from rmt_jax.models.cells import Memory
+from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import Batch, Prompt
 
 
-def settled(schedule: str, cell: str, texts: int, platform: str) -> str:
+def chosen(schedule: str, prefers_diagonal: bool, texts: int, platform: str) -> str:
     """`sequential` or `diagonal` for `texts` texts, of a config's schedule."""
     if schedule != "auto":
         return schedule
-    return "diagonal" if (cell, texts, platform) == ("armt", 1, "gpu") else "sequential"
+    gains = prefers_diagonal and texts == 1 and platform == "gpu"
+    return "diagonal" if gains else "sequential"
 
 
-def answers(model: Plain, batch: Batch, *, bptt: int, remat: bool) -> tuple[jax.Array, jax.Array]:
+def answers(
+    model: RecurrentModel, batch: Batch, *, bptt: int, remat: bool
+) -> tuple[jax.Array, jax.Array]:
     """Logits f32[B, R, Q, T, V] where answers stand, and the drift f32[B, R] of the memory:
     `recurrence.answers`. The diagonal holds no segment's memory whole, so it has neither probes
-    nor drift (`config.validate` refuses them together)."""
-    way = settled(model.schedule, model.cell, len(batch.tokens), jax.default_backend())
+    nor drift (`validation.validate` refuses them together)."""
+    way = _chosen(model, len(batch.tokens))
     watched = batch.probe is not None or batch.idle is not None
     if way == "sequential" or (model.schedule == "auto" and watched):
         return recurrence.answers(model, batch, bptt=bptt, remat=remat)
@@ -35,7 +39,7 @@ def answers(model: Plain, batch: Batch, *, bptt: int, remat: bool) -> tuple[jax.
 
 
 def read_some(
-    model: Plain,
+    model: RecurrentModel,
     memory: Memory,
     tokens: jax.Array,
     mask: jax.Array,
@@ -44,15 +48,20 @@ def read_some(
 ) -> Memory:
     """The memory after the first `count` of S segments: `recurrence.read_some`."""
     inputs = (memory, tokens, mask, prompt, count)
-    way = settled(model.schedule, model.cell, len(tokens), jax.default_backend())
+    way = _chosen(model, len(tokens))
     if way == "sequential":
         return recurrence.read_some(model, *inputs)
     if model.schedule == "diagonal":
         return diagonal.read_some(model, *inputs)
     # Filling the pipeline takes `layers` - 1 steps, each as long as several layers in sequence.
     return jax.lax.cond(
-        count >= jax.tree.leaves(model.layer_weights())[0].shape[0],
+        count >= model.backbone.layers,
         lambda *inputs: diagonal.read_some(model, *inputs),
         lambda *inputs: recurrence.read_some(model, *inputs),
         *inputs,
     )
+
+
+def _chosen(model: RecurrentModel, texts: int) -> str:
+    prefers = model.memory.prefers_diagonal
+    return chosen(model.schedule, prefers, texts, platform.current())

@@ -1,6 +1,6 @@
-"""The mesh, and one table that says where each array lives. The model does not know it."""
+"""The mesh, and one table from logical axes of weights to axes of the mesh."""
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,27 +10,23 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from rmt_jax import config as cfg
 from rmt_jax.config import ConfigError
-from rmt_jax.types import Batch
+from rmt_jax.types import Batch, WeightInfo
 
 AXES = ("data", "fsdp", "tensor")
 P = PartitionSpec
 Sizes = tuple[int, int, int]  # of the axes
 
-# Weight name (regular expression over the whole path) -> where it lives. A leading `layers` axis
-# is never split. Small vectors are replicated: splitting them saves nothing.
-TABLE: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"backbone/(wte|wpe|head)", P(None, ("fsdp", "tensor"))),
-    (r"backbone/blocks/(qkv|up)/kernel", P("fsdp", "tensor")),
-    (r"backbone/blocks/(qkv|up)/bias", P("tensor")),
-    (r"backbone/blocks/(out|down)/kernel", P("tensor", "fsdp")),
-    (r"backbone/blocks/(out|down)/bias", P()),
-    (r"backbone/blocks/(ln_1|ln_2)/(scale|bias)", P()),
-    (r"backbone/blocks/conv", P()),
-    (r"backbone/ln_f/(scale|bias)", P()),
-    (r"memory|prompt/table", P()),
-    (r"associative/(query|key|value)", P("fsdp", "tensor")),
-    (r"associative/(beta|beta_bias)", P()),
-)
+# Logical axis of a weight (`types.WeightInfo`) -> axes of the mesh that split it. What is not here is
+# never split: layers, vocabulary, small vectors, where splitting saves nothing.
+AXES_OF: dict[str, tuple[str, ...]] = {
+    "table_features": ("fsdp", "tensor"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "memory_keys": ("tensor",),
+    "memory_values": ("tensor",),
+}
+Weights = Mapping[str, WeightInfo]  # by name, 'backbone/wte'
 
 
 def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
@@ -109,39 +105,48 @@ def check_batches(config: cfg.Config, mesh: jax.sharding.Mesh | AbstractMesh) ->
             )
 
 
-def rows_of(name: str) -> list[str]:
-    """The patterns of the table that match a weight's whole name: one, if the table is right."""
-    return [pattern for pattern, _ in TABLE if re.fullmatch(pattern, name)]
-
-
 def weight_spec(
-    name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh | AbstractMesh
+    name: str, shape: tuple[int, ...], info: WeightInfo, mesh: jax.sharding.Mesh | AbstractMesh
 ) -> PartitionSpec:
     """Where the weight `name` of this shape lives.
 
     Raises:
-      KeyError: no row of the table, or more than one, matches.
-      ConfigError: an axis of the mesh does not divide the weight's.
+      ConfigError: an axis of the mesh does not divide the weight's, or the axes that are said of
+        it are not those that it has.
     """
-    rows = rows_of(name)
-    if len(rows) != 1:
-        raise KeyError(f"{len(rows)} rows of sharding.TABLE match the weight '{name}'.")
-    row = dict(TABLE)[rows[0]]
-    spec = P(*([None] * (len(shape) - len(row)) + list(row)))
-    for size, axis in zip(shape, spec, strict=True):
-        axes = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    if len(info.axes) != len(shape):
+        raise ConfigError(
+            f"The weight '{name}' has the shape {shape}, but `weights()` says {len(info.axes)} axes"
+            f" of it: {info.axes}."
+        )
+    spec = []
+    for size, logical in zip(shape, info.axes, strict=True):
+        axes = AXES_OF.get(logical or "", ())
         ways = int(np.prod([mesh.shape[a] for a in axes]))
         if size % ways:
             raise ConfigError(
                 f"The weight '{name}' {shape} has an axis of {size:,} that mesh axis"
                 f" {'·'.join(axes)} = {ways} does not divide: choose a divisor of {size:,}."
             )
-    return spec
+        spec.append(axes[0] if len(axes) == 1 else axes or None)
+    return P(*spec)
 
 
-def place_state(state: Any, params: Any, mesh: jax.sharding.Mesh | AbstractMesh) -> Any:
-    """Shardings of a train state: weights by the table, moments where their weight is."""
-    specs = {name: weight_spec(name, leaf.shape, mesh) for name, leaf in named(params).items()}
+def place_state(
+    state: Any, params: Any, weights: Weights, mesh: jax.sharding.Mesh | AbstractMesh
+) -> Any:
+    """Shardings of a train state: weights by their logical axes, moments where their weight is.
+    Raises ConfigError as `weight_spec`."""
+    missing = sorted(named(params).keys() - weights.keys())
+    if missing:
+        raise ConfigError(
+            f"Nothing is known of the weight {', '.join(missing)}: its backbone or cell must name"
+            " it in `weights()`."
+        )
+    specs = {
+        name: weight_spec(name, leaf.shape, weights[name], mesh)
+        for name, leaf in named(params).items()
+    }
 
     def place(path, leaf):
         name = path_name(path)

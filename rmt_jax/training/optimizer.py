@@ -1,14 +1,18 @@
 """The optimiser, built from optax, and its learning rate over the whole curriculum."""
 
+from collections.abc import Mapping
+
 import jax
 import optax
 
 from rmt_jax.config import Config, Curriculum, Optimizer, stage_value
+from rmt_jax.runtime.mesh import path_name
+from rmt_jax.types import WeightInfo
 
 
 def schedule(curriculum: Curriculum, optimizer: Optimizer, scale: float = 1.0) -> optax.Schedule:
     """Learning rate at a global step: each stage warms up from zero and decays to zero (or stays,
-    `decay='constant'`). All of it is multiplied by `scale` (`rescue` lowers it)."""
+    `decay='constant'`). All of it is multiplied by `scale` (`divergence` lowers it)."""
     parts, boundaries, end = [], [], 0
     for stage in range(len(curriculum.segments)):
         steps = int(stage_value(curriculum.steps, stage))
@@ -29,17 +33,39 @@ def schedule(curriculum: Curriculum, optimizer: Optimizer, scale: float = 1.0) -
     return optax.join_schedules(parts, boundaries[:-1])
 
 
-def build(config: Config, scale: float = 1.0) -> optax.GradientTransformation:
+def build(
+    config: Config, weights: Mapping[str, WeightInfo], scale: float = 1.0
+) -> optax.GradientTransformation:
     """Clipping, then AdamW on everything, or Muon on the layers' matrices with Adam on the rest.
 
     Weight decay acts on the layers' matrices and, under AdamW, on embeddings: not on biases, norms
     and memory-like vectors, nor on anything that Muon leaves to Adam.
     Muon: Jordan 2024; matrices of stacked layers are orthogonalised one layer at a time.
+
+    weights: what backbone and cell say of each weight, by its name 'backbone/wte'.
     """
+
+    def of_kind(*kinds: str):
+        """A mask of the weights of these kinds."""
+        return lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: weights[path_name(path)].kind in kinds, params
+        )
+
+    def matrices(params):
+        """The layers' matrices, [layers, in, out]: what maps a width to a width. Not embeddings,
+        whose rows are used one at a time, nor a gate, which is a single column."""
+
+        def numbers(path, leaf):
+            if weights[path_name(path)].kind != "matrix":
+                return None
+            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+        return jax.tree_util.tree_map_with_path(numbers, params)
+
     o = config.optimizer
     rate = schedule(config.curriculum, o, scale)
     if o.name == "adamw":
-        core = optax.adamw(rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=_decayed)
+        core = optax.adamw(rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=of_kind("matrix", "embedding"))
     else:
         base = float(config.curriculum.learning_rate[0])
         ratio = (o.adam_learning_rate or base) / base
@@ -53,37 +79,11 @@ def build(config: Config, scale: float = 1.0) -> optax.GradientTransformation:
             adam_b1=o.b1,
             adam_b2=o.b2,
             adam_learning_rate=adam_rate,
-            muon_weight_dimension_numbers=_matrices,
+            muon_weight_dimension_numbers=matrices,
         )
     parts = [optax.clip_by_global_norm(o.clip)] if o.clip else []
     parts.append(core)
     if o.conv_rate != 1.0:
         # Starts at zero and must grow beside inputs of unit variance before it binds words.
-        parts.append(optax.masked(optax.scale(o.conv_rate), _convolutions))
+        parts.append(optax.masked(optax.scale(o.conv_rate), of_kind("convolution")))
     return optax.chain(*parts)
-
-
-def _is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    """The layers' matrices, [layers, in, out]: what maps a width to a width. Not embeddings,
-    whose rows are used one at a time, nor the gate of the associative memory, a single column."""
-    return path[-1].key in ("kernel", "query", "key", "value") and leaf.ndim == 3
-
-
-def _matrices(params):
-    def numbers(path, leaf):
-        if not _is_matrix(path, leaf):
-            return None
-        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
-
-    return jax.tree_util.tree_map_with_path(numbers, params)
-
-
-def _convolutions(params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "conv", params)
-
-
-def _decayed(params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _is_matrix(path, leaf) or path[-1].key in ("wte", "wpe", "head"),
-        params,
-    )

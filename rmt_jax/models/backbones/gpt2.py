@@ -1,74 +1,47 @@
 """GPT-2 (Radford et al. 2019), exactly, when `positions` is `learned` and `conv_width` is 0.
 
-Every weight of the blocks is stored with the layer as its first axis, whether the layers run as one
-compiled loop or unrolled: one layout for checkpoints, sharding and the diagonal schedule.
+Variants: ALiBi or rotary positions in place of the table, and a short causal convolution on the
+attention input of every layer.
 """
 
-from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rmt_jax import config as settings
+from rmt_jax.config import ConfigError
+from rmt_jax.models.backbones import BACKBONES, Backbone, Block, HFNames
+from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
+from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
-from rmt_jax.models.ops.fused import (
-    after,
-    beside,
-    lookup,
-    normalise,
-    product,
-    rows,
-    shifted_gelu,
-    spread,
-    thirds,
-)
+from rmt_jax.models.ops.block import broadcast_bias, layer_norm, matmul
+from rmt_jax.models.ops.kernels import block_ops
+from rmt_jax.models.ops.positions import embedding_lookup, gather_positions
+from rmt_jax.types import WeightInfo
 
 STD = 0.02  # of every weight at the start, as in GPT-2
+HEAD_WIDTH = 64  # where nothing says how many heads there are: GPT-2's
+POSITIONS = ("learned", "alibi", "rotary")
 
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["positions", "mask", "visible", "bias"],
-    meta_fields=["sections", "reads", "writes", "packed"],
-)
-@dataclass(frozen=True)
-class View:
-    """Where the places of one segment stand and what they may see: the same for every layer."""
-
-    positions: jax.Array  # i32[B, N]  real tokens before this place
-    mask: jax.Array  # bool[B, N]  False: padding
-    visible: jax.Array  # bool[B, N, K]  place n may look at key k
-    bias: jax.Array | None  # f32[B, H, N, K]  ALiBi's, else None
-    sections: tuple[tuple[int, int], ...]  # [start, stop) of the parts that a convolution runs over
-    reads: int = 0  # places of read memory in front
-    writes: int = 0  # places of write memory at the end
-    packed: bool = False  # all padding stands behind everything real, and so behind write memory
-
-    def written(self, x: jax.Array) -> jax.Array:
-        """x [B, N, D] at the places of write memory, [B, M, D]."""
-        return rows(x, self._ends()) if self.packed else x[:, x.shape[1] - self.writes :]
-
-    def write(self, x: jax.Array, memory: jax.Array) -> jax.Array:
-        """x [B, N, D] with [B, M, D] at the places of write memory."""
-        if not self.packed:
-            return x.at[:, x.shape[1] - self.writes :].set(memory)
-        return x.at[jnp.arange(len(x))[:, None], self._ends()].set(memory)
-
-    def _ends(self) -> jax.Array:
-        """The last M real places, i32[B, M]: write memory is always real, the last that is."""
-        real = self.mask.sum(axis=1, dtype=jnp.int32)
-        return real[:, None] - self.writes + jnp.arange(self.writes)
-
-
-class Past(NamedTuple):
-    """What a layer keeps of the places it has seen, to decode the next one."""
-
-    keys: jax.Array  # [B, K, H, d]
-    values: jax.Array  # [B, K, H, d]
-    inputs: jax.Array  # [B, conv_width - 1, D]  last inputs of the convolution; width 0 without
+LAYER_NAMES = {
+    "ln_1.weight": "blocks/ln_1/scale",
+    "ln_1.bias": "blocks/ln_1/bias",
+    "attn.c_attn.weight": "blocks/qkv/kernel",
+    "attn.c_attn.bias": "blocks/qkv/bias",
+    "attn.c_proj.weight": "blocks/out/kernel",
+    "attn.c_proj.bias": "blocks/out/bias",
+    "ln_2.weight": "blocks/ln_2/scale",
+    "ln_2.bias": "blocks/ln_2/bias",
+    "mlp.c_fc.weight": "blocks/up/kernel",
+    "mlp.c_fc.bias": "blocks/up/bias",
+    "mlp.c_proj.weight": "blocks/down/kernel",
+    "mlp.c_proj.bias": "blocks/down/bias",
+    "conv.weight": "blocks/conv",  # ours alone: no such thing in GPT-2
+}
 
 
 class Linear(nnx.Module):
@@ -82,11 +55,11 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Inside a layer: kernel [inputs, outputs]; computed in the dtype of `x`."""
         y = self.linear(x)
-        return y + spread(self.bias[...].astype(x.dtype), y.shape)
+        return y + broadcast_bias(self.bias[...].astype(x.dtype), y.shape)
 
     def linear(self, x: jax.Array) -> jax.Array:
         """Without the bias."""
-        return product(x, self.kernel[...].astype(x.dtype))
+        return matmul(x, self.kernel[...].astype(x.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -97,10 +70,10 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(shape))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return normalise(x, self.scale[...], self.bias[...])
+        return layer_norm(x, self.scale[...], self.bias[...])
 
 
-def convolve(kernel: jax.Array, inputs: jax.Array, before: jax.Array) -> jax.Array:
+def causal_convolution(kernel: jax.Array, inputs: jax.Array, before: jax.Array) -> jax.Array:
     """Causal depthwise convolution as a sum of shifted copies.
 
     kernel [W, D], kernel[j] weighs the token j places back; inputs [B, N, D]; before [B, W - 1, D]
@@ -112,18 +85,14 @@ def convolve(kernel: jax.Array, inputs: jax.Array, before: jax.Array) -> jax.Arr
     return sum(kernel[j].astype(inputs.dtype) * x for j, x in enumerate(shifted))  # pyright: ignore
 
 
-class Block(nnx.Module):
-    """All blocks of the backbone, stacked; called on one layer's slice of them."""
+class GPT2Block(Block):
+    """All blocks, stacked; called on one layer's slice of them."""
 
     def __init__(self, config: settings.Model, rngs: nnx.Rngs):
         layers, width = config.layers, config.width
         residual = STD / (2 * layers) ** 0.5
-        self.heads, self.rotary, self.conv_width = (
-            config.heads,
-            config.positions == "rotary",
-            config.conv_width,
-        )
-        self.fused = config.attention == "auto"
+        self.heads, self.conv_width = config.heads, config.conv_width
+        self.rotary, self.fused = config.positions == "rotary", config.attention == "auto"
         self.ln_1 = LayerNorm((layers, width))
         self.qkv = Linear(layers, width, 3 * width, rngs)
         self.out = Linear(layers, width, width, rngs, residual)
@@ -136,97 +105,127 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        view: View,
-        past: Past | None = None,
-        top: jax.Array | None = None,
-        seen: tuple[jax.Array, jax.Array] | None = None,
-    ):
-        """x [B, N, D] -> x [B, N, D] and the `Past` of these N places (not of earlier ones).
+        context: AttentionContext,
+        cache: KVCache | None = None,
+        query_positions: jax.Array | None = None,
+        normed_input: NormedInput | None = None,
+    ) -> tuple[jax.Array, KVCache]:
+        if normed_input is None:
+            x, normed_input = self.normed_input(x, context, cache)
+        queries, keys, values = self._heads(normed_input.normed, context)
+        kept = KVCache(keys, values, normed_input.last_inputs)
+        if cache is not None:
+            keys = jnp.concatenate([cache.keys, keys], axis=1)
+            values = jnp.concatenate([cache.values, values], axis=1)
+        visible, bias = context.visible, None if self.rotary else context.position_data
+        if query_positions is not None:
+            x, queries, visible = (
+                gather_positions(a, query_positions) for a in (x, queries, visible)
+            )
+            if bias is not None:
+                bias = gather_positions(bias.swapaxes(1, 2), query_positions).swapaxes(1, 2)
+        # With a cache, or at some places only, what is visible is not the causal triangle.
+        whole = self.fused and cache is None and query_positions is None
+        known = context.mask if whole else None
+        y = attention.attend(queries, keys, values, visible, bias, known, context.packed)
+        change = self.out.linear(y.reshape(*y.shape[:2], -1))
+        ops, norm = block_ops(x), (self.ln_2.scale[...], self.ln_2.bias[...])
+        x, normed = ops.add_layer_norm(x, change, self.out.bias[...], *norm)
+        return x + self.down(ops.bias_gelu(self.up.linear(normed), self.up.bias[...])), kept
 
-        top i32[B, n]: x is wanted at these places only, [B, n, D]. seen: what attention shall see
-        in place of `look(x)`.
-        """
-        batch, places, width = x.shape
-        if seen is None:
-            x, looked, inputs = self.look(x, view, past)
-        else:
-            looked, inputs = seen
-        parts = thirds(self.qkv.linear(looked), self.qkv.bias[...])
-        heads = (batch, places, self.heads, width // self.heads)
-        queries, keys, values = (part.reshape(heads) for part in parts)
-        if self.rotary:
-            queries = attention.rotate(queries, view.positions)
-            keys = attention.rotate(keys, view.positions)
-        kept = Past(keys, values, inputs)
-        if past is not None:
-            keys = jnp.concatenate([past.keys, keys], axis=1)
-            values = jnp.concatenate([past.values, values], axis=1)
-        visible, bias = view.visible, view.bias
-        if top is not None:
-            x, queries, visible = rows(x, top), rows(queries, top), rows(visible, top)
-            bias = None if bias is None else rows(bias.swapaxes(1, 2), top).swapaxes(1, 2)
-        # With a past, or some places only, what is visible is not the causal triangle.
-        whole = self.fused and past is None and top is None
-        known = view.mask if whole else None
-        y = attention.attend(queries, keys, values, visible, bias, known, view.packed)
-        change = self.out.linear(y.reshape(*y.shape[:2], width))
-        norm = self.ln_2.scale[...], self.ln_2.bias[...]
-        x, normal = after(x, change, self.out.bias[...], *norm)
-        x = x + self.down(shifted_gelu(self.up.linear(normal), self.up.bias[...]))
-        return x, kept
-
-    def look(
-        self, x: jax.Array, view: View, past: Past | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x itself, to go on with; its attention input [B, N, D], LayerNorm and short convolution;
-        and the latter's inputs to keep for `Past`.
-
-        The convolution runs over prompt and text apart; memory tokens take no part. Padding counts
-        as zeros, like what stands before a section.
-        """
-        x, normal = beside(x, self.ln_1.scale[...], self.ln_1.bias[...])
-        batch, _, width = normal.shape
-        empty = jnp.zeros((batch, max(self.conv_width - 1, 0), width), normal.dtype)
+    def normed_input(
+        self, x: jax.Array, context: AttentionContext, cache: KVCache | None = None
+    ) -> tuple[jax.Array, NormedInput]:
+        """LayerNorm and short convolution. The convolution runs over prompt and text apart; memory
+        tokens take no part. Padding counts as zeros, like what stands before a section."""
+        x, normed = block_ops(x).prenorm(x, self.ln_1.scale[...], self.ln_1.bias[...])
+        batch, _, width = normed.shape
+        empty = jnp.zeros((batch, max(self.conv_width - 1, 0), width), normed.dtype)
         if not self.conv_width:
-            return x, normal, empty
-        real = jnp.where(view.mask[:, :, None], normal, 0)
-        inputs = empty
-        for start, stop in view.sections:
-            before = empty if past is None else past.inputs
+            return x, NormedInput(normed, empty)
+        real = jnp.where(context.mask[:, :, None], normed, 0)
+        last_inputs = empty
+        for start, stop in context.sections:
+            before = empty if cache is None else cache.last_inputs
             section = real[:, start:stop]
-            share = convolve(self.conv[...], section, before)
-            normal = normal.at[:, start:stop].add(share)
-            inputs = jnp.concatenate([before, section], axis=1)[:, stop - start :]
-        return x, normal, inputs
+            share = causal_convolution(self.conv[...], section, before)
+            normed = normed.at[:, start:stop].add(share)
+            last_inputs = jnp.concatenate([before, section], axis=1)[:, stop - start :]
+        return x, NormedInput(normed, last_inputs)
+
+    def attention_weights(self, x: jax.Array, context: AttentionContext) -> jax.Array:
+        """By the layer's own queries and keys, with the identity for values."""
+        queries, keys, _ = self._heads(self.normed_input(x, context)[1].normed, context)
+        batch, places = x.shape[:2]
+        eye = jnp.eye(places, dtype=jnp.float32)[None, :, None, :]
+        values = jnp.broadcast_to(eye, (batch, places, self.heads, places))
+        bias = None if self.rotary else context.position_data
+        return jnp.swapaxes(attention.attend(queries, keys, values, context.visible, bias), 1, 2)
+
+    def _heads(self, normed: jax.Array, context: AttentionContext) -> list[jax.Array]:
+        """Queries, keys and values [B, N, H, d]."""
+        batch, places, width = normed.shape
+        split = block_ops(normed).split_qkv(self.qkv.linear(normed), self.qkv.bias[...])
+        parts = [part.reshape(batch, places, self.heads, width // self.heads) for part in split]
+        if self.rotary:
+            parts[:2] = (attention.rotate(part, context.positions) for part in parts[:2])
+        return parts
 
 
-class Backbone(nnx.Module):
-    """Embeddings, blocks, final LayerNorm and head."""
+@BACKBONES.register("gpt2")
+class GPT2(Backbone):
+    """Token and position embeddings, blocks, final LayerNorm, and a head that is tied to the
+    embedding or not."""
 
-    def __init__(self, config: settings.Model, vocab: int, rows: int, rngs: nnx.Rngs):
-        """`rows`: of the position table (0: none)."""
-        self.unroll = 1 if config.scan_layers else config.layers
-        self.dtype = compute_dtype(config.dtype)
+    model_types = ("gpt2",)
+    embedding = "wte"
+    hf = HFNames(
+        top={
+            "transformer.wte.weight": "wte",
+            "transformer.wpe.weight": "wpe",
+            "transformer.ln_f.weight": "ln_f/scale",
+            "transformer.ln_f.bias": "ln_f/bias",
+        },
+        layer_prefix="transformer.h.",
+        layer=LAYER_NAMES,
+        head="lm_head.weight",
+        bare_prefix="transformer.",
+        dropped=r"(.*\.)?attn\.(masked_)?bias",  # causal masks that older saves hold
+    )
+    blocks: GPT2Block
+
+    def __init__(self, config: settings.Model, vocab: int, position_rows: int, rngs: nnx.Rngs):
+        super().__init__(config)
+        self.alibi = config.positions == "alibi"
         self.wte = nnx.Param(STD * jax.random.normal(rngs.params(), (vocab, config.width)))
-        if rows:
-            self.wpe = nnx.Param(STD * jax.random.normal(rngs.params(), (rows, config.width)))
-        self.blocks = Block(config, rngs)
+        if position_rows:
+            shape = (position_rows, config.width)
+            self.wpe = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+        self.blocks = GPT2Block(config, rngs)
         self.ln_f = LayerNorm((config.width,))
         if not config.tied_head:
             self.head = nnx.Param(STD * jax.random.normal(rngs.params(), (vocab, config.width)))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """i32[...] -> [..., D] in the compute dtype."""
         return self.wte[...].astype(self.dtype)[tokens]
 
-    def place(self, rows: jax.Array) -> jax.Array:
-        """Rows of the position table, i32[...] -> [..., D]; zero when there is no table."""
-        if not hasattr(self, "wpe"):
-            return jnp.zeros((), self.dtype)
-        return lookup(self.wpe[...].astype(self.dtype), rows)
+    def position_embedding(self, positions: jax.Array) -> jax.Array:
+        if not self.position_rows:
+            return super().position_embedding(positions)
+        return embedding_lookup(self.wpe[...].astype(self.dtype), positions)
+
+    def position_data(
+        self, query_positions: jax.Array, key_positions: jax.Array, distant: jax.Array
+    ) -> jax.Array | None:
+        """ALiBi's bias f32[B, H, N, K], else None."""
+        if not self.alibi:
+            return None
+        return attention.alibi(self.blocks.heads, query_positions, key_positions, distant)
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return self.ln_f(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D], after the final LayerNorm -> f32[..., V]. Tied to the embedding, or not."""
         table = self.head if hasattr(self, "head") else self.wte
         return jnp.einsum(
             "...d,vd->...v",
@@ -235,9 +234,196 @@ class Backbone(nnx.Module):
             preferred_element_type=jnp.float32,
         )
 
+    def embedding_std(self) -> jax.Array:
+        return self.wte[...].std()
 
-def compute_dtype(name: str) -> jnp.dtype:
-    """`auto` is bfloat16 on accelerators; on a CPU XLA's bfloat16 is slower than float32."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    def fuses_attention(self, shape: tuple[int, int]) -> bool:
+        if not self.blocks.fused or self.blocks.conv_width:
+            return False
+        heads = (*shape, self.blocks.heads, self.width // self.blocks.heads)
+        return attention.available(self.dtype, heads, True, self.alibi) == "cudnn"
+
+    @property
+    def position_rows(self) -> int:
+        return self.wpe.shape[0] if hasattr(self, "wpe") else 0
+
+    @classmethod
+    def table_rows(cls, config: settings.Model, memory_rows: int) -> int:
+        return config.max_positions + memory_rows if config.positions == "learned" else 0
+
+    @classmethod
+    def check(cls, config: settings.Model) -> None:
+        m = config
+        if m.positions not in POSITIONS:
+            raise ConfigError(
+                f"config.model.positions must be one of {', '.join(POSITIONS)}, but got"
+                f" '{m.positions}'."
+            )
+        if m.width % m.heads:
+            raise ConfigError(
+                f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width"
+                f" that is a multiple of the heads, e.g. {m.heads * max(1, round(m.width / m.heads))}."
+            )
+        if m.positions == "rotary" and m.width // m.heads % 2:
+            raise ConfigError(
+                f"Rotary positions turn pairs of columns, but a head has {m.width // m.heads}"
+                " (model.width / model.heads): make that an even number."
+            )
+        if m.position_layout == "wrap_pos" and m.positions != "learned":
+            raise ConfigError(
+                "model.position_layout=wrap_pos gives memory tokens rows of the position table,"
+                f" which model.positions={m.positions} does not have: take"
+                " model.positions=learned, or model.position_layout=plain."
+            )
+
+    @classmethod
+    def max_places(cls, config: settings.Model) -> int | None:
+        return config.max_positions if config.positions == "learned" else None
+
+    def weights(self) -> dict[str, WeightInfo]:
+        table = WeightInfo(("vocab", "table_features"), "embedding")
+        norm = WeightInfo(("layers", None), exact=True)
+        vector = WeightInfo(("layers", None))
+        found = {"wte": table, "ln_f/scale": WeightInfo((None,), exact=True)}
+        found["ln_f/bias"] = WeightInfo((None,), exact=True)
+        if self.position_rows:
+            found["wpe"] = table
+        if hasattr(self, "head"):
+            found["head"] = table
+        for name in ("ln_1", "ln_2"):
+            found |= {f"blocks/{name}/scale": norm, f"blocks/{name}/bias": norm}
+        for name, outputs in (("qkv", "heads"), ("up", "mlp")):
+            found[f"blocks/{name}/kernel"] = WeightInfo(("layers", "embed", outputs), "matrix")
+            found[f"blocks/{name}/bias"] = WeightInfo(("layers", outputs))
+        for name, inputs in (("out", "heads"), ("down", "mlp")):
+            found[f"blocks/{name}/kernel"] = WeightInfo(("layers", inputs, "embed"), "matrix")
+            found[f"blocks/{name}/bias"] = vector
+        if self.blocks.conv_width:
+            found["blocks/conv"] = WeightInfo(("layers", None, None), "convolution")
+        return found
+
+    @classmethod
+    def layer_flops(
+        cls, config: settings.Model, places: int, memory: int, wanted: int, causal: bool
+    ) -> float:
+        width = config.width
+        scores = 4.0 * width * places * (0.5 if causal else 1)  # of one query
+        # qkv 6, out 2, up 8, down 8: two for each of 12·D² weights. Keys and values of all places.
+        made = places * 6.0 * width**2 + wanted * (18.0 * width**2 + scores)
+        return made + 2.0 * config.conv_width * (places - memory) * width
+
+    @classmethod
+    def layer_bytes(cls, config: settings.Model, batch: int, places: int, size: int) -> float:
+        kept = 16.0 * config.width * size  # two norms, qkv, attention, two sums, up 4, its gelu 4
+        kept += config.heads * places * (4.0 + size)  # scores and softmax
+        return 2.0 * batch * places * kept + 12.0 * config.width**2 * size
+
+    @classmethod
+    def wide_axes(cls, config: settings.Model) -> frozenset[int]:
+        return frozenset((4 * config.width,))
+
+    @classmethod
+    def from_hf_config(
+        cls, said: Mapping[str, Any], weights: Mapping[str, np.ndarray], what: str
+    ) -> tuple[dict[str, Any], list[str]]:
+        _refuse_variants(said, what)
+        width, guessed = weights["wte"].shape[1], []
+        if said.get("n_head") is None:
+            if width % HEAD_WIDTH:
+                raise WeightsError(
+                    f"{what} says nothing about heads, and width {width} is no multiple of"
+                    f' {HEAD_WIDTH}; put a config.json with "n_head" beside the weights.'
+                )
+            guessed.append(f"n_head {max(1, width // HEAD_WIDTH)} (width {width} / {HEAD_WIDTH})")
+        if "wpe" not in weights:
+            raise WeightsError(
+                f"{what} has no position table transformer.wpe.weight; GPT-2 has one."
+            )
+        fields = {
+            "layers": weights["blocks/qkv/bias"].shape[0],
+            "width": width,
+            "heads": int(said.get("n_head") or max(1, width // HEAD_WIDTH)),
+            "tied_head": "head" not in weights,
+            "max_positions": weights["wpe"].shape[0],
+        }
+        return fields, guessed
+
+    @classmethod
+    def to_hf_config(
+        cls, config: settings.Model, weights: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        vocab, width = weights["wte"].shape
+        rows = weights["wpe"].shape[0] if "wpe" in weights else config.max_positions
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "n_layer": config.layers,
+            "n_embd": width,
+            "n_head": config.heads,
+            "n_positions": rows,
+            "vocab_size": vocab,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": config.tied_head,
+        }
+
+    @classmethod
+    def differs_from_hf(cls, config: settings.Model) -> str:
+        if config.positions == "learned" and not config.conv_width:
+            return ""
+        return (
+            f"The backbone is not plain GPT-2: positions are `{config.positions}`, and a causal"
+            f" depthwise convolution over {config.conv_width} tokens (`attn`'s input, tensors"
+            " `conv.weight`) is added. Other GPT-2 code does not know these; use rmt_jax."
+        )
+
+    @classmethod
+    def adopt(
+        cls,
+        fresh: Mapping[str, np.ndarray],
+        found: Mapping[str, np.ndarray],
+        config: settings.Model,
+        source: settings.Model,
+        what: str,
+    ) -> dict[str, np.ndarray]:
+        """A head starts as the source's embedding, a convolution as nothing; of the position table
+        the rows of this config's text, and the memory's own rows where both have them."""
+        found = dict(found)
+        if "head" in fresh:
+            found.setdefault("head", found["wte"])
+        if "blocks/conv" in fresh:
+            found.setdefault("blocks/conv", fresh["blocks/conv"])
+        if "wpe" in fresh and "wpe" in found:
+            rows, table = config.max_positions, found["wpe"]
+            if source.max_positions < rows or table.shape[1] != fresh["wpe"].shape[1]:
+                raise WeightsError(
+                    f"Training can't start from {what}: its position table is"
+                    f" {list(table.shape)} and this config wants {rows:,} rows of width"
+                    f" {fresh['wpe'].shape[1]}; lower model.max_positions."
+                )
+            own = table[source.max_positions :]
+            own = own if own.shape == fresh["wpe"][rows:].shape else fresh["wpe"][rows:]
+            found["wpe"] = np.concatenate([table[:rows], own])
+        return found
+
+
+def _refuse_variants(said: Mapping[str, Any], what: str) -> None:
+    """GPT-2 variants in HF's config.json that compute something else."""
+    wanted = {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "layer_norm_epsilon": 1e-5,
+    }
+    for key, value in wanted.items():
+        if said.get(key, value) != value:
+            raise WeightsError(
+                f"{what}/config.json says {key} = {said[key]!r}, but only {value!r} can be loaded: "
+                "this backbone is GPT-2."
+            )
+    width, inner = said.get("n_embd"), said.get("n_inner")
+    if width and inner and inner != 4 * width:
+        raise WeightsError(
+            f"{what}/config.json says n_inner = {inner}; GPT-2's is 4·{width} = {4 * width}."
+        )

@@ -15,14 +15,14 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax import models
+from rmt_jax.models.backbones import BACKBONES
+from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import names, torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 PATTERNS = ["*.json", "model*.safetensors", "merges.txt"]
 OLDER = [*PATTERNS, "pytorch_model*.bin"]  # the same weights again where both are there
-SEGMENT, HEAD_WIDTH = 512, 64  # where nothing says otherwise: the authors' and GPT-2's
-MEMORY_TOKENS, NU = 16, 3
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 # Checkpoints that come with the package.
 SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
@@ -44,11 +44,16 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     folder = resolve(name, revision)
     if (folder / weights.FILE).is_file():
         return _open_run(folder)
-    flat = names.to_ours(read_tensors(folder), str(folder))
-    said = _read_config(folder)
-    config, guessed = infer(flat, said, str(folder))
+    theirs, said = read_tensors(folder), _read_config(folder)
+    ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
+    if ours is None:
+        name = names.backbone_of(theirs, said.get("model_type"), str(folder))
+    else:
+        name = ours.model.backbone
+    flat = names.to_ours(theirs, BACKBONES[name], str(folder))
+    config, guessed = (ours, ()) if ours else infer(name, flat, said, str(folder))
     if not config.model.tied_head:  # a head that happens to equal the embedding
-        flat.setdefault("backbone/head", flat["backbone/wte"])
+        flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[name].embedding}"])
     return Source(folder, config, weights.unflatten(flat), _end(folder, said), guessed)
 
 
@@ -78,77 +83,73 @@ def fit(
     Nothing is allocated. Raises WeightsError by name, ConfigError for sizes that can't be.
     """
     flat = weights.flatten(params)
-    if "backbone/wte" not in flat:
-        raise WeightsError(f"{what} has no embedding table backbone/wte: no weights of ours.")
-    vocab = flat["backbone/wte"].shape[0]
+    backbone = BACKBONES[config.model.backbone]
+    own = part_of(flat, "backbone")
+    if backbone.embedding not in own:
+        raise WeightsError(
+            f"{what} has no embedding backbone/{backbone.embedding}: these are no weights of the"
+            f" backbone '{config.model.backbone}'."
+        )
     tasks = flat["prompt/table"].shape[0] if "prompt/table" in flat else 1
-    graph, wanted = models.split(
-        nnx.eval_shape(lambda: models.build(config.model, config.prompt, vocab, tasks, nnx.Rngs(0)))
-    )
-    return graph, weights.adopt(wanted, params, what)
+    made = models.outline(config.model, config.prompt, backbone.vocab_of(own), tasks)
+    return made.static, weights.adopt(made.shapes, params, what)
+
+
+def part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The weights below 'backbone', 'memory' or 'prompt', by their names there."""
+    prefix = f"{part}/"
+    return {n.removeprefix(prefix): v for n, v in flat.items() if n.startswith(prefix)}
 
 
 def initialise(params: Mapping[str, Any], config: settings.Config, source: str) -> dict[str, Any]:
     """Fresh `params` with everything that `source` holds put in: where a training starts.
 
     The backbone must fit by name and shape; memory and prompt are taken where the source has the
-    same cell.
-    What it lacks stays as drawn (a zero convolution is no convolution), except memory tokens, which
-    are scaled to the source's embeddings. The table of positions may be longer there than here.
+    same cell. What it lacks stays as drawn, except memory tokens, which are scaled to the source's
+    embeddings.
     `source`: folder, hub name, or one of `SHIPPED`. Raises WeightsError.
     """
     opened = open_source(source)
-    found, fresh = weights.flatten(opened.params), weights.flatten(params)
-    if "backbone/head" in fresh:
-        found.setdefault("backbone/head", found["backbone/wte"])
-    optional = ("memory", "prompt/", "associative/", "backbone/blocks/conv")
-    missing = [n for n in fresh if n not in found and not n.startswith(optional)]
-    extra = [n for n in found if n not in fresh and n not in ("memory", "prompt/table")]
-    extra = [n for n in extra if not n.startswith("associative/")]
+    backbone, theirs, ours = BACKBONES[config.model.backbone], opened.config.model, config.model
+    fresh = {name: np.asarray(value) for name, value in weights.flatten(params).items()}
+    found = weights.flatten(opened.params)
+    if theirs.backbone != ours.backbone:
+        raise WeightsError(
+            f"Training can't start from {source}: its backbone is '{theirs.backbone}', this"
+            f" config's '{ours.backbone}'."
+        )
+    own, drawn = part_of(found, "backbone"), part_of(fresh, "backbone")
+    own = backbone.adopt(drawn, own, ours, theirs, source)
+    missing, extra = sorted(drawn.keys() - own.keys()), sorted(own.keys() - drawn.keys())
     if missing or extra:
         raise WeightsError(
-            f"Training can't start from {source}: it lacks {', '.join(missing) or 'nothing'} and "
-            f"has {', '.join(extra) or 'nothing'} too many for this config; compare its config "
-            f"({opened.config.model}) with yours."
+            f"Training can't start from {source}: its backbone lacks {_list(missing)} and has"
+            f" {_list(extra)} too many for this config; compare its config ({theirs}) with yours."
         )
-    same_cell = opened.config.model.cell == config.model.cell
+    start = {f"backbone/{name}": value for name, value in own.items()}
+    if theirs.cell == ours.cell:
+        start |= {n: v for n, v in found.items() if n in fresh and not n.startswith("backbone/")}
+    scale = _std(own[backbone.embedding]) / _std(drawn[backbone.embedding])
     result = {}
     for name, value in fresh.items():
-        value = np.asarray(value)
-        start = found.get(name)
-        if name == "backbone/wpe":
-            value = _positions(value, found[name], config, opened.config, source)
-        elif start is not None and (name.startswith("backbone/") or same_cell):
-            if start.shape != value.shape:
-                raise WeightsError(
-                    f"Training can't start from {source}: {name} is {list(start.shape)} there and "
-                    f"{list(value.shape)} with this config."
-                )
-            value = start
-        elif name == "memory" and config.model.cell != "prmt":
-            scale = found["backbone/wte"].astype(np.float32).std()
-            value = value * (scale / np.asarray(fresh["backbone/wte"]).std())
-        result[name] = np.asarray(value, np.float32)
+        taken = start.get(name)
+        if taken is not None and taken.shape != value.shape:
+            raise WeightsError(
+                f"Training can't start from {source}: {name} is {list(taken.shape)} there and "
+                f"{list(value.shape)} with this config."
+            )
+        if taken is None and name in CELLS[ours.cell].scaled_by_embedding:
+            taken = value * scale
+        result[name] = np.asarray(value if taken is None else taken, np.float32)
     return weights.unflatten(result)
 
 
-def _positions(
-    fresh: np.ndarray,
-    found: np.ndarray,
-    config: settings.Config,
-    theirs: settings.Config,
-    source: str,
-) -> np.ndarray:
-    """The source's rows of text positions; rows of the memory's own where both have them."""
-    rows = config.model.max_positions
-    if theirs.model.max_positions < rows or found.shape[1] != fresh.shape[1]:
-        raise WeightsError(
-            f"Training can't start from {source}: its position table is {list(found.shape)} and "
-            f"this config wants {rows:,} rows of width {fresh.shape[1]}; lower model.max_positions."
-        )
-    own = found[theirs.model.max_positions :]
-    own = own if own.shape == fresh[rows:].shape else fresh[rows:]
-    return np.concatenate([found[:rows], own])
+def _std(table: np.ndarray) -> np.floating:
+    return table.astype(np.float32).std()
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names) or "nothing"
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
@@ -200,56 +201,27 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def infer(
-    flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
+    backbone: str, flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
 ) -> tuple[settings.Config, tuple[str, ...]]:
-    """Config of weights under our names, and the sizes that had to be guessed."""
-    if "rmt_jax" in said:
-        return settings.from_dict(said["rmt_jax"]), ()
-    _refuse_other_shapes(said, what)
-    guessed = []
-
-    def size(key: str, default: int, why: str) -> int:
-        if said.get(key) is None:
-            guessed.append(f"{key} {default} ({why})")
-        return int(said.get(key) or default)
-
-    layers = flat["backbone/blocks/qkv/bias"].shape[0]
-    width = flat["backbone/wte"].shape[1]
-    if said.get("n_head") is None and width % HEAD_WIDTH:
+    """Config of others' weights under our names, and the sizes that had to be guessed."""
+    fields, guessed = BACKBONES[backbone].from_hf_config(said, part_of(flat, "backbone"), what)
+    held = part_of(flat, "memory")
+    cell = next((name for name in CELLS if CELLS[name].recognises(held)), None)
+    if cell is None:
         raise WeightsError(
-            f"{what} says nothing about heads, and width {width} is no multiple of {HEAD_WIDTH}; "
-            'put a config.json with "n_head" beside the weights.'
+            f"{what} holds the memory {', '.join(sorted(held))}, which is none of a known cell."
         )
-    heads = size("n_head", max(1, width // HEAD_WIDTH), f"width {width} / {HEAD_WIDTH}")
-    cell = "none"
-    if "memory" in flat:
-        cell = "armt" if "associative/query" in flat else "rmt"
-        cell = "prmt" if flat["memory"].ndim == 3 else cell
-    model = settings.Model(cell=cell, layers=layers, width=width, heads=heads)
-    model = replace(model, tied_head="backbone/head" not in flat)
-    if "backbone/wpe" not in flat:
-        raise WeightsError(f"{what} has no position table transformer.wpe.weight; GPT-2 has one.")
-    rows = flat["backbone/wpe"].shape[0]
-    if cell == "none":
-        segment = min(int(said.get("segment_size") or rows), rows)
-        model = replace(model, max_positions=rows, memory_tokens=0, segment_tokens=segment)
-    else:
-        memory = flat["memory"].shape[-2]
-        segment = size("segment_size", SEGMENT, "the authors'")
-        copies = 1 if cell == "armt" else 2
-        layout, base = _layout(rows, copies * memory, said)
-        model = replace(
-            model,
-            memory_tokens=memory,
-            segment_tokens=segment,
-            position_layout=layout,
-            max_positions=base,
-        )
-    if cell == "armt":
-        d_mem = flat["associative/query"].shape[-1]
-        model = replace(model, d_mem=d_mem, nu=size("nu", NU, "the authors'"))
+    sizes, more = CELLS[cell].sizes_of(said, held)
+    model = replace(settings.Model(backbone=backbone, cell=cell), **(fields | sizes))
+    if "segment_tokens" not in sizes:
+        most = model.max_positions
+        model = replace(model, segment_tokens=min(int(said.get("segment_size") or most), most))
+    elif "max_positions" in fields:
+        grown = CELLS[cell].token_copies() * model.memory_tokens
+        layout, base = _layout(model.max_positions, grown, said)
+        model = replace(model, position_layout=layout, max_positions=base)
     prompt = settings.Prompt(source="none", tokens=0)
-    return settings.Config(model=model, prompt=prompt), tuple(guessed)
+    return settings.Config(model=model, prompt=prompt), (*guessed, *more)
 
 
 def _layout(rows: int, grown: int, said: Mapping[str, Any]) -> tuple[str, int]:
@@ -266,29 +238,6 @@ def _layout(rows: int, grown: int, said: Mapping[str, Any]) -> tuple[str, int]:
 
 def _power_of_two(n: int) -> bool:
     return n > 0 and n & (n - 1) == 0
-
-
-def _refuse_other_shapes(said: Mapping[str, Any], what: str) -> None:
-    """GPT-2 variants in HF's config.json that compute something else."""
-    wanted = {
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "layer_norm_epsilon": 1e-5,
-    }
-    for key, value in wanted.items():
-        if said.get(key, value) != value:
-            raise WeightsError(
-                f"{what}/config.json says {key} = {said[key]!r}, but only {value!r} can be loaded: "
-                "this backbone is GPT-2."
-            )
-    width, inner = said.get("n_embd"), said.get("n_inner")
-    if width and inner and inner != 4 * width:
-        raise WeightsError(
-            f"{what}/config.json says n_inner = {inner}; GPT-2's is 4·{width} = {4 * width}."
-        )
 
 
 def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

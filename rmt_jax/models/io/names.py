@@ -1,8 +1,10 @@
-"""The authors' names of weights (HF's GPT-2 inside a `memory_cell`), and ours: both ways.
+"""Other people's names of weights, and ours: both ways.
 
-Theirs is one tensor a layer, `memory_cell.model.transformer.h.3.ln_1.weight`; ours has all layers
-in one array, `backbone/blocks/ln_1/scale`. HF's Conv1D holds (in, out), as we do; torch's Linear,
-which ARMT uses, holds (out, in) and is transposed.
+Theirs are Hugging Face's names of the backbone, under `memory_cell.model.` where the authors'
+wrapper stands around it, with the memory's own tensors beside. Theirs is one tensor per layer,
+`memory_cell.model.transformer.h.3.ln_1.weight`; ours has all layers in one array,
+`backbone/blocks/ln_1/scale`. What a backbone or a cell has no name for, and the task prompt, goes
+by our own name, `rmt_jax.prompt.table`. The tables are the backbone's (`HFNames`) and the cell's.
 """
 
 import re
@@ -10,126 +12,141 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rmt_jax.models.backbones import BACKBONES, Backbone
+from rmt_jax.models.cells import CELLS, MemoryCell
 from rmt_jax.models.io.weights import WeightsError
 
-BLOCK = {
-    "ln_1.weight": "ln_1/scale",
-    "ln_1.bias": "ln_1/bias",
-    "attn.c_attn.weight": "qkv/kernel",
-    "attn.c_attn.bias": "qkv/bias",
-    "attn.c_proj.weight": "out/kernel",
-    "attn.c_proj.bias": "out/bias",
-    "ln_2.weight": "ln_2/scale",
-    "ln_2.bias": "ln_2/bias",
-    "mlp.c_fc.weight": "up/kernel",
-    "mlp.c_fc.bias": "up/bias",
-    "mlp.c_proj.weight": "down/kernel",
-    "mlp.c_proj.bias": "down/bias",
-    "conv.weight": "conv",  # ours alone: no such thing in GPT-2
-}
-ASSOCIATIVE = {
-    "W_mq.weight": "query",
-    "W_mk.weight": "key",
-    "W_mv.weight": "value",
-    "W_mb.weight": "beta",
-    "W_mb.bias": "beta_bias",
-}
-TOP = {
-    "transformer.wte.weight": "backbone/wte",
-    "transformer.wpe.weight": "backbone/wpe",
-    "transformer.ln_f.weight": "backbone/ln_f/scale",
-    "transformer.ln_f.bias": "backbone/ln_f/bias",
-    "lm_head.weight": "backbone/head",
-}
-OURS = {"rmt_jax.prompt.table": "prompt/table"}  # what the authors' layout has no place for
+WRAPPER = "memory_cell.model."
 COPY = "memory_cell.layers."  # where ARMT's saves hold the layers a second time
-LAYER = re.compile(r"transformer\.h\.(\d+)\.(layer\.)?(.+)")
-BUFFER = re.compile(r"(.*\.)?attn\.(masked_)?bias")  # causal masks that older saves hold
+OWN = "rmt_jax."
+MATRIX = ".weight"  # ends the names of torch's linear maps, which hold (out, in)
 
 
-def to_ours(theirs: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
-    """Flat weights under our names, from HF's GPT-2 or the authors' layout; dtypes are kept.
+def backbone_of(theirs: Mapping[str, np.ndarray], model_type: str | None, what: str) -> str:
+    """Which backbone these tensors are of: by the `model_type` of a config.json, else by their
+    names. Raises WeightsError."""
+    known = {kind: name for name in BACKBONES for kind in BACKBONES[name].model_types}
+    if model_type is not None:
+        if model_type not in known:
+            raise WeightsError(
+                f"{what}/config.json says model_type = {model_type!r}, but only"
+                f" {', '.join(map(repr, known))} can be loaded."
+            )
+        return known[model_type]
+    for name in known.values():
+        backbone = BACKBONES[name]
+        tops = {theirs for theirs, ours in backbone.hf.top.items() if ours == backbone.embedding}
+        if any(_short(tensor, backbone) in tops for tensor in theirs):
+            return name
+    raise WeightsError(_strange(theirs, list(theirs), what))
+
+
+def to_ours(
+    theirs: Mapping[str, np.ndarray], backbone: type[Backbone], what: str
+) -> dict[str, np.ndarray]:
+    """Flat weights under our names; dtypes are kept.
 
     Mask buffers and second copies are dropped; a head equal to the embedding is tied and dropped.
     Raises WeightsError for names that belong to neither, missing layers, or unequal copies.
     """
+    hf = backbone.hf
+    around = {name: f"memory/{ours}" for cell in _cells() for name, ours in cell.theirs.items()}
+    within = {
+        name: f"memory/{ours}" for cell in _cells() for name, ours in cell.their_layer.items()
+    }
+    between = "|".join(re.escape(c.their_block) for c in _cells() if c.their_block)
+    layer = re.compile(rf"{re.escape(hf.layer_prefix)}(\d+)\.(?:{between})?(.+)")
     flat: dict[str, np.ndarray] = {}
-    layers: dict[str, dict[int, np.ndarray]] = {}
+    stacks: dict[str, dict[int, np.ndarray]] = {}
     unknown = []
     for name, value in theirs.items():
-        if BUFFER.fullmatch(name):
+        if hf.dropped and re.fullmatch(hf.dropped, name):
             continue
-        short = _short(name)
-        match = LAYER.fullmatch(short)
-        if name.startswith(COPY):  # ARMT saves its layers twice
-            _same(theirs, name, value, what)
-        elif name == "memory_cell.memory":
-            flat["memory"] = value
-        elif short in TOP or name in OURS:
-            flat[TOP.get(short) or OURS[name]] = value
-        elif match and match[3] in BLOCK:
-            place = layers.setdefault(f"backbone/blocks/{BLOCK[match[3]]}", {})
-            place[int(match[1])] = value
-        elif match and match[3] in ASSOCIATIVE:
-            place = layers.setdefault(f"associative/{ASSOCIATIVE[match[3]]}", {})
-            place[int(match[1])] = value.T
-        elif match and match[3] == "memory":  # PRMT, in a layout of our own
-            layers.setdefault("memory", {})[int(match[1])] = value
+        short = _short(name, backbone)
+        match = layer.fullmatch(short)
+        if name.startswith(COPY):
+            _check_copy(theirs, name, value, hf.layer_prefix, what)
+        elif name in around:
+            flat[around[name]] = value
+        elif short in hf.top:
+            flat[f"backbone/{hf.top[short]}"] = value
+        elif hf.head and short == hf.head:
+            flat["backbone/head"] = value
+        elif name.startswith(OWN):
+            flat[name.removeprefix(OWN).replace(".", "/")] = value
+        elif match and match[2] in hf.layer:
+            ours = hf.layer[match[2]]
+            value = value.T if ours in hf.transposed else value
+            stacks.setdefault(f"backbone/{ours}", {})[int(match[1])] = value
+        elif match and match[2] in within:
+            value = value.T if match[2].endswith(MATRIX) else value
+            stacks.setdefault(within[match[2]], {})[int(match[1])] = value
         else:
             unknown.append(name)
-    if unknown or "backbone/wte" not in flat or not layers:
+    embedding = f"backbone/{backbone.embedding}"
+    if unknown or embedding not in flat or (hf.layer and not stacks):
         raise WeightsError(_strange(theirs, unknown, what))
-    for name, held in layers.items():
-        flat[name] = _stack(name, held, max(map(max, layers.values())) + 1, what)
+    layers = max((max(held) for held in stacks.values()), default=-1) + 1
+    for name, held in stacks.items():
+        flat[name] = _stack(name, held, layers, what)
     head = flat.get("backbone/head")
-    if head is not None and np.array_equal(head, flat["backbone/wte"]):
+    if head is not None and np.array_equal(head, flat[embedding]):
         del flat["backbone/head"]
     return flat
 
 
-def to_theirs(flat: Mapping[str, np.ndarray], cell: str) -> dict[str, np.ndarray]:
-    """The inverse of `to_ours`: the authors' names, or for the cell `none` HF's GPT-2.
-
-    What torch saves twice (a tied head, ARMT's layers) is here twice too, for a strict loader.
-    """
+def to_theirs(
+    flat: Mapping[str, np.ndarray], backbone: type[Backbone], cell: type[MemoryCell]
+) -> dict[str, np.ndarray]:
+    """The inverse of `to_ours`. What torch saves twice (a tied head, ARMT's layers) is here twice
+    too, for a strict loader."""
+    hf, wrapper = backbone.hf, WRAPPER if cell.wrapped else ""
+    tops = {f"backbone/{ours}": f"{wrapper}{name}" for name, ours in hf.top.items()}
+    tops |= {f"memory/{ours}": name for name, ours in cell.theirs.items()}
+    if hf.head:
+        tops["backbone/head"] = f"{wrapper}{hf.head}"
+    blocks = {f"backbone/{ours}": f"{cell.their_block}{name}" for name, ours in hf.layer.items()}
+    within = {f"memory/{ours}": name for name, ours in cell.their_layer.items()}
+    turned = {f"backbone/{ours}" for ours in hf.transposed}
+    turned |= {ours for ours, name in within.items() if name.endswith(MATRIX)}
     theirs: dict[str, np.ndarray] = {}
-    wrapper = "" if cell == "none" else "memory_cell.model."
-    tops = {ours: f"{wrapper}{name}" for name, ours in TOP.items()}
-    tops |= {ours: name for name, ours in OURS.items()}
-    blocks = {f"backbone/blocks/{ours}": name for name, ours in BLOCK.items()}
-    maps = {f"associative/{ours}": name for name, ours in ASSOCIATIVE.items()}
-    inner = "layer." if cell in ("armt", "delta") else ""
     for name, value in flat.items():
-        if name == "memory" and cell != "prmt":
-            theirs["memory_cell.memory"] = value
-        elif name in tops:
+        inside = blocks.get(name) or within.get(name)
+        if name in tops:
             theirs[tops[name]] = value
+        elif inside is None:
+            theirs[OWN + name.replace("/", ".")] = value
         else:
             for layer, part in enumerate(value):
-                place = f"{wrapper}transformer.h.{layer}."
-                if name in blocks:
-                    theirs[f"{place}{inner}{blocks[name]}"] = part
-                elif name in maps:
-                    theirs[f"{place}{maps[name]}"] = part.T
-                else:
-                    theirs[f"{place}{name}"] = part
-    theirs.setdefault(f"{wrapper}lm_head.weight", flat["backbone/wte"])
-    if cell == "armt":
-        first = f"{wrapper}transformer.h."
+                place = f"{wrapper}{hf.layer_prefix}{layer}.{inside}"
+                theirs[place] = part.T if name in turned else part
+    if hf.head:
+        theirs.setdefault(f"{wrapper}{hf.head}", flat[f"backbone/{backbone.embedding}"])
+    if cell.saves_layers_twice:
+        first = f"{wrapper}{hf.layer_prefix}"
         copies = {n.removeprefix(first): v for n, v in theirs.items() if n.startswith(first)}
         theirs |= {f"{COPY}{name}": value for name, value in copies.items()}
     return theirs
 
 
-def _short(name: str) -> str:
+def _cells() -> list[type[MemoryCell]]:
+    return [CELLS[name] for name in CELLS]
+
+
+def _short(name: str, backbone: type[Backbone]) -> str:
     """Without the wrapper: `transformer.…` or `lm_head.weight`."""
-    name = name.removeprefix("memory_cell.model.")
-    bare = name.startswith(("wte.", "wpe.", "h.", "ln_f."))  # GPT2Model saves without the prefix
-    return f"transformer.{name}" if bare else name
+    name = name.removeprefix(WRAPPER)
+    bare = backbone.hf.bare_prefix
+    first = {known.removeprefix(bare).split(".")[0] for known in backbone.hf.top} | {
+        backbone.hf.layer_prefix.removeprefix(bare).split(".")[0]
+    }
+    return f"{bare}{name}" if bare and name.split(".")[0] in first else name
 
 
-def _same(theirs: Mapping[str, np.ndarray], name: str, value: np.ndarray, what: str) -> None:
-    twin = name.replace(COPY, "memory_cell.model.transformer.h.", 1)
+def _check_copy(
+    theirs: Mapping[str, np.ndarray], name: str, value: np.ndarray, prefix: str, what: str
+) -> None:
+    twin = name.replace(COPY, WRAPPER + prefix, 1)
     if twin not in theirs or not np.array_equal(theirs[twin], value):
         raise WeightsError(
             f"{what}: {name} should be a second copy of {twin}, but that is "
@@ -150,9 +167,10 @@ def _stack(name: str, held: dict[int, np.ndarray], layers: int, what: str) -> np
 def _strange(theirs: Mapping[str, np.ndarray], unknown: list[str], what: str) -> str:
     shown = ", ".join(unknown[:6]) or "none"
     more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
+    kinds = [kind for name in BACKBONES for kind in BACKBONES[name].model_types]
     return (
-        f"{what} holds {len(theirs)} tensors, but they are not a GPT-2 or a memory transformer on "
-        f"GPT-2. Unknown names: {shown}{more}. Expected: transformer.wte.weight, "
-        "transformer.h.0.attn.c_attn.weight and so on, alone or under memory_cell.model. Only "
-        "GPT-2-shaped models can be loaded."
+        f"{what} holds {len(theirs)} tensors, but they are no model that can be loaded "
+        f"({', '.join(kinds)}), alone or under {WRAPPER} of a memory transformer. Unknown names: "
+        f"{shown}{more}. GPT-2's, for example, are transformer.wte.weight, "
+        "transformer.h.0.attn.c_attn.weight and so on."
     )

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rmt_jax.models import platform
+
 # Finite, so that a query that may see nothing (padding) gives numbers and not NaN.
 HIDDEN = -1e30
 # What a hidden key says in its extra column: JAX's own figure for cuDNN, far from overflow.
@@ -55,9 +57,8 @@ def available(dtype: Any, shape: tuple[int, ...], causal: bool, biased: bool) ->
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.manual_axes and any(mesh.shape[name] > 1 for name in mesh.auto_axes):
         return "xla"
-    device = jax.devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))
-    return chosen(device.platform, capability, dtype, shape, causal, biased)
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return chosen(platform.current(), capability, dtype, shape, causal, biased)
 
 
 def attend(
@@ -79,7 +80,7 @@ def attend(
     fused = available(queries.dtype, queries.shape, known is not None, bias is not None)
     if fused == "cudnn" and known is not None:
         return causal(queries, keys, values, None if packed else known, fused)
-    if known is not None and jax.default_backend() == "cpu":
+    if known is not None and platform.current() == "cpu":
         return in_blocks(queries, keys, values, visible, bias)
     return plain(queries, keys, values, visible, bias)
 

@@ -1,11 +1,13 @@
-"""Kernels of our own for NVIDIA GPUs: what stands between a layer's products, in one pass each.
+"""The switch between plain and fused block operations, and the fused ones.
 
-Written in Triton, called through `jax_triton` (in the extras `cuda12` and `cuda13`); `ready` says
-whether they serve here, and where they don't XLA's own code does. What they are worth:
-benchmarks/H200.md.
+`block_ops` is the one place that decides: on an NVIDIA GPU that holds the whole array, with
+`jax_triton` installed (extras `cuda12`, `cuda13`), Triton kernels do what stands between a layer's
+products in one pass over memory each; everywhere else `ops.block.PLAIN` serves. They make 6 to 7 %
+of GPT-2 base's train step on an H200 (benchmarks/H200.md).
 
-Each works on groups of rows, [G, R, D] with vectors [G, D]: one group, or under `jax.vmap` over
-stacked layers (`models.diagonal`) one a layer. Sums over rows come back as a few partial sums.
+Each kernel works on groups of rows, [G, R, D] with vectors [G, D]: one group, or one per layer
+under `jax.vmap` over stacked layers (`models.diagonal`). Sums over rows come back as a few partial
+sums.
 """
 
 from collections.abc import Callable
@@ -16,10 +18,18 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from rmt_jax.models import platform
+from rmt_jax.models.ops import block
+
 TILE = 4096  # elements of a row block that a program holds at once
 PROGRAMS = 132 * 4  # that sums over rows are split into: four for each multiprocessor of an H200
 WIDEST = 8192  # a row must fit into one program's registers
 LEAST = 4096  # rows; with fewer, waiting for one more launch costs more than a pass over memory
+
+
+def block_ops(x: jax.Array) -> block.BlockOps:
+    """The operations of a block whose input is x [..., D]: fused where they serve, else plain."""
+    return FUSED if ready(x) else block.PLAIN
 
 
 def ready(x: jax.Array) -> bool:
@@ -27,7 +37,7 @@ def ready(x: jax.Array) -> bool:
     program that runs on one device (the compiler can't split them) or through a `shard_map` that
     has split it already."""
     width = x.shape[-1]
-    if jax.default_backend() != "gpu" or width > WIDEST or x.size < max(1, LEAST) * width:
+    if platform.current() != "gpu" or width > WIDEST or x.size < max(1, LEAST) * width:
         return False
     if jnp.dtype(x.dtype) not in (jnp.bfloat16, jnp.float16, jnp.float32):
         return False
@@ -126,17 +136,17 @@ def normalise_gradient(
     slope: jax.Array,
     scale: jax.Array,
     gradient: jax.Array,
-    beside: jax.Array,
+    own: jax.Array,
 ) -> list[jax.Array]:
     """The gradient for x of LayerNorm, whose result had `gradient`, and of x itself, which had
-    `beside`, both like x. Also three sums over rows, as partial sums f32[G, P, D]: for scale, for
+    `own`, both like x. Also three sums over rows, as partial sums f32[G, P, D]: for scale, for
     bias and of the gradient for x."""
     groups, rows, width = _places(x).shape
     tiles = _tiles(rows, width)
     tiles["TILE"] = max(1, tiles["TILE"] // 2)
     programs, stretch = _stretches(groups, rows, tiles["TILE"])
     sums = _like(x, (groups, programs, width), jnp.float32)
-    arrays = (x, mean, slope, scale, gradient, beside)
+    arrays = (x, mean, slope, scale, gradient, own)
     out = (_like(x), sums, sums, sums)
     grid = (programs, groups)
     return _compiler().call("normalise_gradient", arrays, out, grid, tiles | {"STRETCH": stretch})
@@ -168,3 +178,78 @@ def join(first: jax.Array, second: jax.Array, third: jax.Array) -> list[jax.Arra
     grid = (3, programs, groups)
     arrays = (first, second, third)
     return _compiler().call("join", arrays, (whole, sums), grid, tiles | {"STRETCH": stretch})
+
+
+@jax.custom_vjp
+def _prenorm(x: jax.Array, scale: jax.Array, bias: jax.Array):
+    return block.PLAIN.prenorm(x, scale, bias)
+
+
+def _prenorm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array):
+    y, mean, slope = normalise(x, scale, bias)
+    return (x, y), (x, mean, slope, scale)
+
+
+def _prenorm_backward(kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]):
+    own, gradient = gradients
+    back, *sums = normalise_gradient(*kept, gradient, own)
+    return (back, *(part.sum(axis=0) for part in sums[:2]))
+
+
+_prenorm.defvjp(_prenorm_forward, _prenorm_backward)
+_add_layer_norm = jax.custom_vjp(block.PLAIN.add_layer_norm)
+
+
+def _add_forward(
+    x: jax.Array, change: jax.Array, shift: jax.Array, scale: jax.Array, bias: jax.Array
+):
+    total, y, mean, slope = add_normalise(x, change, shift, scale, bias)
+    return (total, y), (total, mean, slope, scale)
+
+
+def _add_backward(kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]):
+    own, gradient = gradients
+    back, *sums = normalise_gradient(*kept, gradient, own)
+    scale, bias, shift = (part.sum(axis=0) for part in sums)
+    return back, back, shift, scale, bias
+
+
+_add_layer_norm.defvjp(_add_forward, _add_backward)
+
+
+@jax.custom_vjp
+def _bias_gelu(x: jax.Array, shift: jax.Array) -> jax.Array:
+    return _bias_gelu_forward(x, shift)[0]
+
+
+def _bias_gelu_forward(x: jax.Array, shift: jax.Array):
+    # The sum is kept, not x: cuBLASLt adds the bias and bends where it multiplies, and gives both.
+    total = x + shift.astype(x.dtype)
+    return jax.nn.gelu(total, approximate=True), total
+
+
+def _bias_gelu_backward(total: jax.Array, gradient: jax.Array):
+    back, sums = gelu_gradient(total, gradient)
+    return back, sums.sum(axis=0)
+
+
+_bias_gelu.defvjp(_bias_gelu_forward, _bias_gelu_backward)
+
+
+@jax.custom_vjp
+def _split_qkv(x: jax.Array, shift: jax.Array) -> list[jax.Array]:
+    return jnp.split(x + shift.astype(x.dtype), 3, axis=-1)
+
+
+def _split_forward(x: jax.Array, shift: jax.Array):
+    return _split_qkv(x, shift), None
+
+
+def _split_backward(_: None, gradients: list[jax.Array]):
+    whole, sums = join(*gradients)
+    return whole, sums.sum(axis=0)
+
+
+_split_qkv.defvjp(_split_forward, _split_backward)
+
+FUSED = block.BlockOps(_prenorm, _add_layer_norm, _bias_gelu, _split_qkv)

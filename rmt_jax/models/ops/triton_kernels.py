@@ -1,4 +1,4 @@
-"""The Triton code of `models.kernels`: rows of D elements, R a group, TILE rows at a time.
+"""The Triton code of `ops.kernels`: rows of D elements, R a group, TILE rows at a time.
 
 The second or third axis of the grid is the group. All arithmetic is in float32.
 """
@@ -9,7 +9,7 @@ import jax
 import triton
 import triton.language as tl
 
-from rmt_jax.models.ops.fused import CUBIC, EPSILON, ROOT
+from rmt_jax.models.ops.block import CUBIC, EPSILON, ROOT
 
 _EPSILON, _CUBIC, _ROOT = tl.constexpr(EPSILON), tl.constexpr(CUBIC), tl.constexpr(ROOT)
 WARPS = 4
@@ -81,7 +81,7 @@ def _add_normalise(
 
 @triton.jit
 def _normalise_gradient(
-    x, mean, slope, scale, gradient, beside, back, scales, biases, shifts,
+    x, mean, slope, scale, gradient, own, back, scales, biases, shifts,
     R: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
     STRETCH: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +96,7 @@ def _normalise_gradient(
         place, at, column, known, real = _tile(first + step, group, R, D, WIDE, TILE)
         rows = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
         inner = tl.load(gradient + at, mask=real, other=0.0).to(tl.float32)
-        other = tl.load(beside + at, mask=real, other=0.0).to(tl.float32)
+        other = tl.load(own + at, mask=real, other=0.0).to(tl.float32)
         m = tl.load(mean + place, mask=known, other=0.0)
         s = tl.load(slope + place, mask=known, other=0.0)
         normal = tl.where(real, (rows - m[:, None]) * s[:, None], 0.0)
