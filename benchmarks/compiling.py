@@ -61,10 +61,10 @@ def child(layers: int, width: int, segments: int, scan: bool) -> None:
         prompt=array(rows, 0),
         prompt_mask=array(rows, 0, dtype=jnp.bool_),
         task=array(rows),
-        at=array(rows, 1, 1),
+        answer_start=array(rows, 1, 1),
         answer=array(rows, 1, 1, 2),
         weight=array(rows, 1, 1, 2, dtype=jnp.float32),
-        row=array(rows, 1, 1),
+        metric_row=array(rows, 1, 1),
     )
     step = steps.make_train_step(graph, opt, 2, bptt=0, remat=True)
     start = time.perf_counter()

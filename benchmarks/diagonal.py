@@ -37,10 +37,10 @@ def text(rows: int, segments: int, length: int) -> Batch:
         prompt=np.zeros((rows, 0), np.int32),
         prompt_mask=np.zeros((rows, 0), bool),
         task=np.zeros(rows, np.int32),
-        at=np.full((rows, 1, 1), length - 3, np.int32),
+        answer_start=np.full((rows, 1, 1), length - 3, np.int32),
         answer=np.ones((rows, 1, 1, 2), np.int32),
         weight=np.ones((rows, 1, 1, 2), np.float32),
-        row=np.zeros((rows, 1, 1), np.int32),
+        metric_row=np.zeros((rows, 1, 1), np.int32),
     )
 
 

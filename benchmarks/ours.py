@@ -56,10 +56,10 @@ def batch_of(size: Size, segments: int, batch: int, prompt: int = 0, seed: int =
         prompt=made.tokens[:, 0, :prompt],
         prompt_mask=np.ones((batch, prompt), bool),
         task=np.zeros(batch, np.int32),
-        at=np.full(one, size.segment - 1 - ANSWER, np.int32),
+        answer_start=np.full(one, size.segment - 1 - ANSWER, np.int32),
         answer=made.answer[:, None, None],
         weight=np.ones((*one, ANSWER), np.float32),
-        row=np.zeros(one, np.int32),
+        metric_row=np.zeros(one, np.int32),
     )
 
 

@@ -241,10 +241,10 @@ def train_step(report: Report, seconds: float) -> None:
         prompt=np.zeros((rows, 0), np.int32),
         prompt_mask=np.zeros((rows, 0), bool),
         task=np.zeros(rows, np.int32),
-        at=np.full((rows, 1, 1), length - 3, np.int32),
+        answer_start=np.full((rows, 1, 1), length - 3, np.int32),
         answer=np.ones((rows, 1, 1, 2), np.int32),
         weight=np.ones((rows, 1, 1, 2), np.float32),
-        row=np.zeros((rows, 1, 1), np.int32),
+        metric_row=np.zeros((rows, 1, 1), np.int32),
     )
     model = models.build(config.model, config.prompt, vocab, 1, nnx.Rngs(0))
     static, params = models.split(model)

@@ -27,26 +27,27 @@ Array = Any
 
 
 class Batch(NamedTuple):
-    """One batch of folded texts: the only handshake between `data/` and `models/`.
+    """One batch of texts in segments: the only handshake between `data/` and `models/`.
 
-    Targets are shifted once, by `data.fold`: `at[b, r, q]` is the place in its segment of the token
-    after which the first token of answer q must follow (the ANSWER token in our layout), and answer
-    token t is predicted at place `at + t`. Answer tokens also stand in `tokens` (teacher forcing).
+    Targets are shifted once, by `data.collate`: `answer_start[b, r, q]` is the place in its segment
+    of the token after which the first token of answer q must follow (the ANSWER token in our
+    layout), and answer token t is predicted at place `answer_start + t`. Answer tokens also stand
+    in `tokens` (teacher forcing).
 
     Worked example, B = 1, S = 2, L = 8, R = 1, Q = 1, T = 2; ids: 5 'Mary', 6 ' moved', 7 ' to',
     8 ' the', 9 ' garden', 10 '.', 11 ' Where', 12 ' is', 13 ' Mary', 14 '?', 1 ANSWER, 2 END,
     0 PAD:
 
-        tokens [[[5, 6, 7, 8, 9, 10, 0, 0], [11, 12, 13, 14, 1, 9, 2, 0]]]
-        mask   [[[1, 1, 1, 1, 1,  1, 0, 0], [ 1,  1,  1,  1, 1, 1, 1, 0]]]
-        at     [[[4]]]           the ANSWER token of the last segment
-        answer [[[[9, 2]]]]      ' garden', END: predicted at places 4 and 5
-        weight [[[[1., 1.]]]]
-        row    [[[0]]]           counted in row 0 of the metrics (the first task)
+        tokens       [[[5, 6, 7, 8, 9, 10, 0, 0], [11, 12, 13, 14, 1, 9, 2, 0]]]
+        mask         [[[1, 1, 1, 1, 1,  1, 0, 0], [ 1,  1,  1,  1, 1, 1, 1, 0]]]
+        answer_start [[[4]]]           the ANSWER token of the last segment
+        answer       [[[[9, 2]]]]      ' garden', END: predicted at places 4 and 5
+        weight       [[[[1., 1.]]]]
+        metric_row   [[[0]]]           counted in row 0 of the metrics (the first task)
 
     With `probe`, the question is also asked of the memory after each answered segment, apart from
     the text (what it reads changes no memory): its answer is the last of the Q of that segment, and
-    its `at` is a place in `probe`.
+    its `answer_start` is a place in `probe`.
     """
 
     tokens: Array  # i32[B, S, L]
@@ -54,15 +55,14 @@ class Batch(NamedTuple):
     prompt: Array  # i32[B, P]     the task prompt, right-padded
     prompt_mask: Array  # bool[B, P]
     task: Array  # i32[B]         index into config.data.tasks (picks a learned prompt)
-    at: Array  # i32[B, R, Q]
+    answer_start: Array  # i32[B, R, Q]
     answer: Array  # i32[B, R, Q, T]
     weight: Array  # f32[B, R, Q, T]  loss weight; 0 where no answer token stands
-    row: (
-        Array  # i32[B, R, Q]   metrics row of the question: task index, or len(tasks) for auxiliary
-    )
+    metric_row: Array  # i32[B, R, Q]  task index, or len(tasks) for an auxiliary question
     probe: "Segment | None" = None  # tokens i32[B, R, N], mask bool[B, R, N]
-    idle: Array | None = None  # bool[B, R]  background alone, after a segment with facts; None:
-    # nobody asks (optimizer.stillness is 0)
+    # bool[B, R]  segments of background alone, after a segment with facts; None: not needed (there
+    # is no penalty on memory drift)
+    background_only: Array | None = None
 
 
 class Segment(NamedTuple):

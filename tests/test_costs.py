@@ -46,10 +46,10 @@ def compiled(config: Config, shape: Shape):
         prompt=array(b, 0),
         prompt_mask=array(b, 0, dtype=jnp.bool_),
         task=array(b),
-        at=array(b, r, q),
+        answer_start=array(b, r, q),
         answer=array(b, r, q, t),
         weight=array(b, r, q, t, dtype=jnp.float32),
-        row=array(b, r, q),
+        metric_row=array(b, r, q),
     )
     state = jax.eval_shape(lambda: steps.init_state(params, opt))
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile()

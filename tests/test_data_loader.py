@@ -182,20 +182,20 @@ def test_folded_text_is_the_text(align):
         used = batch.mask[i].any(axis=1)
         assert used[-1] and (np.diff(used.astype(int)) >= 0).all()
         # The whole tail is in the last segment, its target at the ANSWER token.
-        at = batch.at[i, -1, 0]
+        at = batch.answer_start[i, -1, 0]
         assert batch.tokens[i, -1, at] == TOKENS.answer
         assert batch.answer[i, -1, 0].tolist() == [*s.answer_ids, TOKENS.end]
-        assert batch.row[i, -1, 0] == batch.task[i] == i
+        assert batch.metric_row[i, -1, 0] == batch.task[i] == i
     # Every counted answer follows its ANSWER token in the text.
     counted = np.argwhere(batch.weight.sum(-1) > 0)
     assert len(counted) > len(samples)
     for i, r, q in counted:
-        at, n = batch.at[i, r, q], int(batch.weight[i, r, q].sum())
-        segment = batch.tokens[i, segments - batch.at.shape[1] + r]
+        at, n = batch.answer_start[i, r, q], int(batch.weight[i, r, q].sum())
+        segment = batch.tokens[i, segments - batch.answer_start.shape[1] + r]
         assert segment[at] == TOKENS.answer
         assert segment[at + 1 : at + n].tolist() == batch.answer[i, r, q, : n - 1].tolist()
         assert batch.answer[i, r, q, n - 1] == TOKENS.end
-    assert {int(batch.row[tuple(c)]) for c in counted} == {0, 1, 2, 3}
+    assert {int(batch.metric_row[tuple(c)]) for c in counted} == {0, 1, 2, 3}
 
 
 def test_a_text_too_long_for_the_batch():
@@ -256,7 +256,7 @@ def test_shapes_are_few_and_known_ahead(loader):
         b, s, length = batch.tokens.shape
         assert loader.tokens_at(step) == b * s * length
         assert s in loader.stage_at(step).buckets
-        shapes.add((batch.tokens.shape, batch.at.shape, batch.answer.shape))
+        shapes.add((batch.tokens.shape, batch.answer_start.shape, batch.answer.shape))
     assert len(shapes) <= 1 + 3
 
 
@@ -264,11 +264,11 @@ def test_a_stage_has_its_tasks_facts_and_questions(loader):
     first = [loader.batch_at(step) for step in range(5)]
     tasks = np.concatenate([batch.task for batch in first])
     assert set(tasks.tolist()) == {0, 1} and (tasks == 1).mean() > 0.5
-    assert all(batch.at.shape[1:] == (1, 4) for batch in first)
+    assert all(batch.answer_start.shape[1:] == (1, 4) for batch in first)
     dense = np.concatenate([(batch.weight.sum(-1) > 0).sum((1, 2)) for batch in first])
     assert dense.min() == 1 and dense.max() >= 3
     later = loader.batch_at(7)
-    assert later.at.shape[1:] == (1, 1) and later.weight[..., 0].all()
+    assert later.answer_start.shape[1:] == (1, 1) and later.weight[..., 0].all()
 
 
 def test_ranges_of_facts_are_drawn_a_sample():
@@ -292,7 +292,9 @@ def test_probes_are_answered_by_what_was_read():
     stages = dict(facts=("6-12",), questions=("0 .5",), probes=(1,), tasks=("qa1 qa2 qa3 qa5",))
     still = dataclasses.replace(config().optimizer, stillness=0.1)
     loader = Loader(config(**stages).replace(optimizer=still), TOKENS, "train")
-    assert Loader(config(**stages), TOKENS, "train").batch_at(6).idle is None  # nobody asks
+    assert (
+        Loader(config(**stages), TOKENS, "train").batch_at(6).background_only is None
+    )  # nobody asks
     checked = idle = 0
     for step in range(5, 12):
         batch = loader.batch_at(step)
@@ -301,9 +303,9 @@ def test_probes_are_answered_by_what_was_read():
             continue
         for i, k in np.argwhere(batch.mask.any(-1)):
             here = TOKENS.decode(batch.tokens[i, k])  # a fact may be torn by a segment's end
-            assert not (batch.idle[i, k] and FACT.search(here))
-        assert not batch.idle[:, -1].any()
-        idle += batch.idle.sum()
+            assert not (batch.background_only[i, k] and FACT.search(here))
+        assert not batch.background_only[:, -1].any()
+        idle += batch.background_only.sum()
         for i, k in np.argwhere(batch.probe.mask.any(-1)):
             read = TOKENS.decode(batch.tokens[i, : k + 1][batch.mask[i, : k + 1]])
             told = TOKENS.decode(batch.tokens[i][batch.mask[i]])
@@ -314,7 +316,7 @@ def test_probes_are_answered_by_what_was_read():
             known = oracle.answer(asked.strip())
             assert told.rpartition("<answer>")[0].endswith(asked)  # the final question
             assert answer.startswith(f" {known}<end>"), (read, asked, known, answer)
-            at, right = batch.at[i, k, -1], batch.answer[i, k, -1]
+            at, right = batch.answer_start[i, k, -1], batch.answer[i, k, -1]
             assert batch.probe.tokens[i, k, at] == TOKENS.answer and batch.weight[i, k, -1, 0] == 1
             assert TOKENS.decode(right).startswith(f" {known}<end>")
             checked += 1
@@ -329,14 +331,14 @@ def test_idle_segments_are_told_with_planted_questions_too():
     for step in range(5, 12):
         batch = loader.batch_at(step)
         if batch.tokens.shape[1] == 1:
-            assert batch.idle is None  # nothing stands before the question
+            assert batch.background_only is None  # nothing stands before the question
             continue
-        assert batch.probe is None and batch.idle.shape == batch.at.shape[:2]
+        assert batch.probe is None and batch.background_only.shape == batch.answer_start.shape[:2]
         for i, k in np.argwhere(batch.mask.any(-1)):
             fact = FACT.search(TOKENS.decode(batch.tokens[i, k]))
-            assert not (batch.idle[i, k] and fact)
+            assert not (batch.background_only[i, k] and fact)
             busy += bool(fact)
-        idle += batch.idle.sum()
+        idle += batch.background_only.sum()
     assert idle > 1 and busy > 1
 
 

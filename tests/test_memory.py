@@ -31,10 +31,10 @@ def needed(mesh: Mesh) -> int:
         prompt=np.zeros((8, 0), np.int32),
         prompt_mask=np.zeros((8, 0), bool),
         task=np.zeros(8, np.int32),
-        at=np.ones(answers, np.int32),
+        answer_start=np.ones(answers, np.int32),
         answer=np.ones((*answers, 2), np.int32),
         weight=np.ones((*answers, 2), np.float32),
-        row=np.zeros(answers, np.int32),
+        metric_row=np.zeros(answers, np.int32),
     )
     model = models.build(CONFIG.model, CONFIG.prompt, 512, 1, nnx.Rngs(0))
     static, params = models.split(model)

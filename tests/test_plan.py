@@ -73,7 +73,7 @@ def test_the_loaders_batches():
         assert row.tokens == pytest.approx(drawn, rel=0.03) and row.count == stop - start
     batch, stage = loader.batch_at(0), loader.stage_at(0)
     shape = plan._shape(config, stage, loader.segments_at(0))
-    assert shape[:4] == (*batch.tokens.shape[:2], *batch.at.shape[1:])
+    assert shape[:4] == (*batch.tokens.shape[:2], *batch.answer_start.shape[1:])
     assert shape.tokens >= batch.answer.shape[-1]
 
 

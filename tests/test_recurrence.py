@@ -26,14 +26,14 @@ def by_loop(model, batch):
     """What the recurrence should compute, as a Python loop without rematerialisation."""
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     memory, out = model.initial(len(batch.tokens)), []
-    answered = batch.at.shape[1]
+    answered = batch.answer_start.shape[1]
     for s in range(batch.tokens.shape[1]):
         segment = Segment(jnp.asarray(batch.tokens[:, s]), jnp.asarray(batch.mask[:, s]))
         hidden, memory = model.step(memory, segment, prompt)
         r = s - (batch.tokens.shape[1] - answered)
         if r >= 0:
             rows = [
-                [[hidden[b, at + t] for t in range(2)] for at in batch.at[b, r]]
+                [[hidden[b, at + t] for t in range(2)] for at in batch.answer_start[b, r]]
                 for b in range(len(hidden))
             ]
             out.append(model.backbone.logits(jnp.asarray(rows)))
@@ -182,7 +182,7 @@ def test_a_probe_reads_the_memory_and_leaves_no_trace(cell):
     mask[0, 0, 4:] = False
     at, answer = np.full((2, 2, 1), 1, np.int32), bare.answer[:, :, :1]
     batch = bare._replace(
-        at=np.concatenate([bare.at, at], axis=2),
+        answer_start=np.concatenate([bare.answer_start, at], axis=2),
         answer=np.concatenate([bare.answer, answer], axis=2),
         probe=Segment(tokens, mask),
     )
@@ -210,7 +210,7 @@ def test_drift_is_how_far_a_segment_moves_the_memory(cell):
     mask = batch.mask.copy()
     mask[1, 1] = False  # an empty segment
     idle = np.ones((2, 3), bool)
-    _, drift = recurrence.answers(model, batch._replace(mask=mask, idle=idle))
+    _, drift = recurrence.answers(model, batch._replace(mask=mask, background_only=idle))
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     memory = model.initial(2)
     for s in range(3):

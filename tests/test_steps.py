@@ -51,10 +51,10 @@ def batch(rows: int = 8, seed: int = 0) -> Batch:
         prompt=rng.integers(3, VOCAB, (rows, 4)).astype(np.int32),
         prompt_mask=np.ones((rows, 4), bool),
         task=(np.arange(rows) % TASKS).astype(np.int32),
-        at=at,
+        answer_start=at,
         answer=rng.integers(3, VOCAB, (rows, 2, 1, 2)).astype(np.int32),
         weight=weight,
-        row=rng.integers(0, TASKS + 1, (rows, 2, 1)).astype(np.int32),
+        metric_row=rng.integers(0, TASKS + 1, (rows, 2, 1)).astype(np.int32),
     )
 
 
@@ -142,7 +142,7 @@ def test_stillness_calms_idle_segments(cell):
     c = config(model=dataclasses.replace(config().model, cell=cell, d_mem=4))
     idle = np.zeros((8, 2), bool)
     idle[:4, 1] = True
-    told = batch()._replace(idle=idle)
+    told = batch()._replace(background_only=idle)
     after = {}
     for stillness in (0.0, 3.0):
         o = dataclasses.replace(c.optimizer, accumulate=2, stillness=stillness)
@@ -215,7 +215,7 @@ def test_sums_count_whole_answers():
     b = batch(1)._replace(
         answer=np.array([[[[1, 2], [3, 3], [0, 0]]]], np.int32),
         weight=np.array([[[[1, 1], [1, 1], [0, 0]]]], np.float32),
-        row=np.array([[[0, 1, 0]]], np.int32),
+        metric_row=np.array([[[0, 1, 0]]], np.int32),
     )
     loss, sums = answer_sums(jnp.asarray(logits), b, 3)
     assert sums.right.tolist() == [1, 0, 0] and sums.count.tolist() == [1, 1, 0]

@@ -62,8 +62,8 @@ def batch(segments=4, answered=1, seed=0, texts=2) -> Batch:
     answers = (texts, answered, 1, 2)
     return Batch(
         tokens, mask, told.tokens, told.mask, told.task,
-        at=np.full(answers[:3], 2, np.int32),
+        answer_start=np.full(answers[:3], 2, np.int32),
         answer=rng.integers(0, VOCAB, answers).astype(np.int32),
         weight=np.ones(answers, np.float32),
-        row=np.zeros(answers[:3], np.int32),
+        metric_row=np.zeros(answers[:3], np.int32),
     )  # fmt: skip

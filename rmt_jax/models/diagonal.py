@@ -71,7 +71,7 @@ def answer_logits(
     model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
 ) -> jax.Array:
     """`recurrence.answer_logits` on the diagonal schedule."""
-    length, answered = batch.tokens.shape[1], batch.at.shape[1]
+    length, answered = batch.tokens.shape[1], batch.answer_start.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     cut = recurrence.before_cut(length, answered, bptt)
     memory = model.initial(batch.tokens.shape[0])
@@ -81,7 +81,7 @@ def answer_logits(
         memory = jax.lax.stop_gradient(memory)
     # A place for every segment, though only those of the last R are looked at.
     silent = length - answered - cut
-    at = jnp.pad(jnp.swapaxes(jnp.asarray(batch.at), 0, 1), ((silent, 0), (0, 0), (0, 0)))
+    at = jnp.pad(jnp.swapaxes(jnp.asarray(batch.answer_start), 0, 1), ((silent, 0), (0, 0), (0, 0)))
     answer_tokens = batch.answer.shape[-1]
 
     def take(top: jax.Array, at: jax.Array) -> jax.Array:

@@ -101,7 +101,7 @@ def answers(
     again in the backward pass rather than keep its activations, if there are several; without it a
     CPU keeps what products with weights made, where a loop has several.
     """
-    length, answered = batch.tokens.shape[1], batch.at.shape[1]
+    length, answered = batch.tokens.shape[1], batch.answer_start.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     silent = length - answered
     cut = before_cut(length, answered, bptt)
@@ -136,7 +136,9 @@ def answers(
         places = answer_places(inside, tokens, segment.tokens.shape[1])
         hidden, new = model.step(memory, segment, prompt, places.reshape(len(at), -1), layer_params)
         hidden = hidden.reshape(*places.shape, -1)
-        drift = jnp.zeros(at.shape[0]) if batch.idle is None else model.drift(memory, new)
+        drift = (
+            jnp.zeros(at.shape[0]) if batch.background_only is None else model.drift(memory, new)
+        )
         if probe is None:
             return new, (hidden, drift)
         places = answer_places(at[:, -1:], tokens, probe.tokens.shape[1])
@@ -144,7 +146,7 @@ def answers(
         return new, (jnp.concatenate([hidden, seen[:, None]], axis=1), drift)
 
     segments = jax.tree.map(lambda x: x[silent - cut :], segments)
-    inputs = (segments, jnp.swapaxes(jnp.asarray(batch.at), 0, 1), probes)
+    inputs = (segments, jnp.swapaxes(jnp.asarray(batch.answer_start), 0, 1), probes)
     # The backward pass of a text of one segment follows at once: a second run would save nothing.
     _, (hidden, drift) = scan_or_unroll(body, memory, inputs, remat and length - cut > 1)
     return model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T

@@ -31,11 +31,11 @@ def answers(
     `recurrence.answers`. The diagonal holds no segment's memory whole, so it has neither probes
     nor drift (`validation.validate` refuses them together)."""
     way = _chosen(model, len(batch.tokens))
-    watched = batch.probe is not None or batch.idle is not None
+    watched = batch.probe is not None or batch.background_only is not None
     if way == "sequential" or (model.schedule == "auto" and watched):
         return recurrence.answers(model, batch, bptt=bptt, remat=remat)
     logits = diagonal.answer_logits(model, batch, bptt=bptt, remat=remat)
-    return logits, jnp.zeros(batch.at.shape[:2])
+    return logits, jnp.zeros(batch.answer_start.shape[:2])
 
 
 def read_some(

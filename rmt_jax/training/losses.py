@@ -28,7 +28,7 @@ def answer_sums(logits: jax.Array, batch: Batch, rows: int) -> tuple[jax.Array, 
 
     def by_row(values: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(
-            values.astype(jnp.float32).ravel(), batch.row.ravel(), num_segments=rows
+            values.astype(jnp.float32).ravel(), batch.metric_row.ravel(), num_segments=rows
         )
 
     loss = by_row(entropy.sum(-1))

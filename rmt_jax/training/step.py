@@ -57,8 +57,8 @@ def make_train_step(
         model = models.merge(static, params)
         logits, drift = answers(model, batch, bptt=bptt, remat=remat)
         total, sums = answer_sums(logits, batch, rows)
-        if stillness and batch.idle is not None:
-            return total * scale + stillness * still * (drift * batch.idle).sum(), sums
+        if stillness and batch.background_only is not None:
+            return total * scale + stillness * still * (drift * batch.background_only).sum(), sums
         return total * scale, sums
 
     gradient = jax.grad(loss, has_aux=True)
@@ -98,7 +98,11 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         scale = 1.0 / jnp.maximum(batch.weight.sum(), 1e-9)
-        still = jnp.zeros(()) if batch.idle is None else 1.0 / jnp.maximum(batch.idle.sum(), 1)
+        still = (
+            jnp.zeros(())
+            if batch.background_only is None
+            else 1.0 / jnp.maximum(batch.background_only.sum(), 1)
+        )
         grads, sums = spread(state.params, batch, scale, still)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
