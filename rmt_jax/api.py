@@ -13,7 +13,7 @@ Arrays are numpy or JAX alike; what comes back is on the device, except generate
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,10 @@ import numpy as np
 
 from rmt_jax import config as settings
 from rmt_jax import models
-from rmt_jax.models import generate as decoding
-from rmt_jax.models import recurrence, schedule
-from rmt_jax.models.cells.base import Memory
-from rmt_jax.models.io import hub
+from rmt_jax.models import generate, recurrence, schedule
+from rmt_jax.models.backbones import BACKBONES
+from rmt_jax.models.cells import CELLS, Memory
+from rmt_jax.models.io import hub, weights
 from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
@@ -60,6 +60,15 @@ def from_source(source: hub.Source, dtype: str | None = None) -> "Model":
     return Model(config, source.params, source.folder, source.end)
 
 
+class SegmentView(NamedTuple):
+    """What a memory cell lets people see of one segment."""
+
+    memory: Memory  # after it
+    values: np.ndarray  # f32[R, L]  R rows over the segment's places; R = 0: nothing to see
+    row_label: str  # what a row is: 'write token', 'layer'
+    value_label: str  # what a value is: 'attention', 'gate'
+
+
 class Model:
     """Weights with their compiled functions. Thread-safe: nothing in it changes.
 
@@ -80,7 +89,8 @@ class Model:
         self.config, self.folder = config, folder
         self.graph, params = hub.fit(config, params, str(folder or "These params"))
         self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-        self.vocab: int = self.params["backbone"]["wte"].shape[0]
+        backbone = BACKBONES[config.model.backbone]
+        self.vocab: int = backbone.vocab_of(weights.flatten(self.params["backbone"]))
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._end = end
@@ -90,8 +100,10 @@ class Model:
             self._merged(lambda model, batch: model.initial(batch)), static_argnums=1
         )
         self._greedy = jax.jit(
-            self._merged(decoding.greedy), static_argnames=("max_new_tokens", "end")
+            self._merged(generate.greedy), static_argnames=("max_new_tokens", "end")
         )
+
+        self._inspect = jax.jit(self._merged(_inspect))
 
     def _merged(self, function: Any) -> Any:
         return lambda params, *args, **named: function(
@@ -154,7 +166,7 @@ class Model:
                 f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
                 f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
             )
-        _fits(memory, batch)
+        _check_batch(memory, batch)
         prompt = self._prompt(prompt, batch)
         ids, known = ids.reshape(batch, -1, length), known.reshape(batch, -1, length)
         for start in range(0, ids.shape[1], BLOCK):
@@ -243,7 +255,7 @@ class Model:
         """
         tokens, mask = self._checked(tail_tokens, tail_mask)
         batch, places = tokens.shape
-        _fits(memory, batch)
+        _check_batch(memory, batch)
         if places > self.segment_tokens:
             raise InputError(
                 f"The last segment holds {places:,} tokens, but a segment is "
@@ -265,18 +277,49 @@ class Model:
             )
         )
 
+    @property
+    def prompt_room(self) -> int:
+        """The longest task prompt that the model can hold, in tokens."""
+        m, room = self.config.model, self.config.prompt.tokens
+        most = BACKBONES[m.backbone].max_places(m)
+        if most is None:
+            return max(m.segment_tokens, room)
+        memory = CELLS[m.cell].token_copies() * m.memory_tokens
+        return max(min(m.segment_tokens, most - memory - m.segment_tokens), room)
+
+    def inspect_segment(
+        self, memory: Memory, segment: Segment, prompt: Prompt | None = None
+    ) -> SegmentView:
+        """Reads one segment of one text (B = 1), and shows what its memory cell does there."""
+        new, values = self._inspect(self.params, memory, segment, self._prompt(prompt, 1))
+        return SegmentView(new, np.asarray(values), *self.memory_cell.view_labels)
+
+    def state_change(self, old: Memory, new: Memory) -> np.ndarray:
+        """How far each row of one text's memory moved, relative to its size: f32[R]."""
+        return self.memory_cell.state_change(old.state, new.state)
+
+    @property
+    def state_row_label(self) -> str:
+        """What a row of `state_change` is, in words."""
+        return self.memory_cell.state_row_label
+
+    @cached_property
+    def memory_cell(self) -> models.MemoryCell:
+        """The memory cell with its weights."""
+        return models.merge(self.graph, self.params).memory
+
     def _room(self, tail: int, new: int) -> None:
-        """The position table must reach to the last token that is decoded."""
-        model = self.config.model
-        if model.positions != "learned":
+        """The backbone's positions must reach to the last token that is decoded."""
+        m = self.config.model
+        most = BACKBONES[m.backbone].max_places(m)
+        if most is None:
             return
-        front = model.memory_tokens if model.cell in ("rmt", "prmt") else 0
+        front = m.memory_tokens if CELLS[m.cell].reads else 0
         needed = front + self.prompt_tokens + tail + new - 1
-        if needed > model.max_positions:
+        if needed > most:
             raise InputError(
                 f"{front} memory + {self.prompt_tokens} prompt + {tail:,} tokens + {new - 1} new "
-                f"= {needed:,} positions, but the backbone has {model.max_positions:,}; lower "
-                "max_new_tokens."
+                f"= {needed:,} positions, but the backbone has {most:,}; lower max_new_tokens."
             )
 
     def _prompt(self, prompt: Prompt | None, batch: int) -> Prompt | None:
@@ -315,7 +358,14 @@ class Model:
         return ids.astype(np.int32), known
 
 
-def _fits(memory: Memory, batch: int) -> None:
+def _inspect(
+    model: models.RecurrentModel, memory: Memory, segment: Segment, prompt: Prompt | None
+) -> tuple[Memory, jax.Array]:
+    seen = model.memory.inspect_segment(model, memory, segment, prompt)
+    return model.step(memory, segment, prompt)[1], seen
+
+
+def _check_batch(memory: Memory, batch: int) -> None:
     if memory.started.shape != (batch,):
         raise InputError(
             f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."

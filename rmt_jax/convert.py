@@ -20,8 +20,7 @@ from typing import Any
 
 from rmt_jax import cli
 from rmt_jax.cli import Usage
-from rmt_jax.config import SIDES, Config, to_dict
-from rmt_jax.models.costs import memory_of
+from rmt_jax.config import Config, to_dict
 
 SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data.tokenizer)
 TOKENIZER_FILES = (
@@ -75,7 +74,7 @@ def import_weights(
     opened = pretrained.open_source(source, revision)
     pretrained.fit(opened.config, opened.params, str(source))
     _free(out)
-    weights.save(out, opened.params, opened.config, dtype)
+    weights.save(out, opened.params, dtype)
     _write_json(out / "config.json", to_dict(opened.config))
     _write_json(out / "generation_config.json", _generation(opened.end))
     copied = _copy_tokenizer(opened.folder, out / "tokenizer")
@@ -96,6 +95,8 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     import numpy as np
 
     from rmt_jax import api
+    from rmt_jax.models.backbones import BACKBONES
+    from rmt_jax.models.cells import CELLS
     from rmt_jax.models.io import hub as pretrained
     from rmt_jax.models.io import names, weights
 
@@ -104,7 +105,8 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     _free(out)
     flat = weights.flatten(opened.params)
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
-    theirs = names.to_theirs(flat, opened.config.model.cell)
+    model = opened.config.model
+    theirs = names.to_theirs(flat, BACKBONES[model.backbone], CELLS[model.cell])
     tensors = {n: np.ascontiguousarray(np.asarray(v).astype(kind)) for n, v in theirs.items()}
     weights.write(out / "model.safetensors", tensors, {"format": "pt"})  # so that PyTorch takes it
     end = api.from_source(opened).end
@@ -165,7 +167,7 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
     _free(out)
     config, folder = first[1].config, first[1].folder
     params = weights.unflatten({k: v.astype(np.float32) for k, v in total.items()})
-    weights.save(out, params, config, dtype)
+    weights.save(out, params, dtype)
     _write_json(out / "config.json", to_dict(config))
     _copy_tokenizer(_tokenizer(folder), out / "tokenizer")
     said = " + ".join(f"{share:g} {name}" for name, share in of.items())
@@ -178,8 +180,10 @@ RUNNING = ("dtype", "remat", "scan_layers", "attention", "schedule", "bptt", "ga
 
 def _differs(one: Config, other: Config) -> str:
     """A difference that makes the weights of two configs incomparable, or ''."""
+    from rmt_jax.models.cells import CELLS
+
     # A memory without memory tokens has the same weights whatever their number says.
-    idle = RUNNING + ("memory_tokens",) * (not SIDES[one.model.cell])
+    idle = RUNNING + ("memory_tokens",) * (not CELLS[one.model.cell].token_copies())
     for part in ("model", "prompt"):
         a, b = to_dict(one)[part], to_dict(other)[part]
         for name in a:
@@ -194,27 +198,22 @@ def _differs(one: Config, other: Config) -> str:
 
 
 def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict[str, Any]:
-    """HF's GPT-2 fields, the authors' two, and our whole tree for an exact way back."""
+    """HF's fields of the backbone, the authors' of the memory, and our whole tree for an exact way
+    back."""
+    from rmt_jax.models.backbones import BACKBONES
+    from rmt_jax.models.cells import CELLS
+    from rmt_jax.models.io import hub
+
     m = config.model
-    vocab, width = flat["backbone/wte"].shape
-    rows = flat["backbone/wpe"].shape[0] if "backbone/wpe" in flat else m.max_positions
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "n_layer": m.layers,
-        "n_embd": width,
-        "n_head": m.heads,
-        "n_positions": rows,
-        "vocab_size": vocab,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": m.tied_head,
+    cell = CELLS[m.cell]
+    backbone = BACKBONES[m.backbone].to_hf_config(m, hub.part_of(flat, "backbone"))
+    return backbone | {
         "bos_token_id": end,
         "eos_token_id": end,
         "kind": m.cell,
-        "num_mem_tokens": m.memory_tokens if SIDES[m.cell] else 0,
+        "num_mem_tokens": m.memory_tokens if cell.token_copies() else 0,
         "segment_size": m.segment_tokens,
-        "d_mem": m.d_mem if m.cell in ("armt", "delta") else None,
+        "d_mem": m.d_mem if hub.part_of(flat, "memory/layers") else None,
         "wrap_pos": m.position_layout == "wrap_pos",
         "rmt_jax": to_dict(config),
     }
@@ -225,32 +224,31 @@ def _generation(end: int | None) -> dict[str, Any]:
 
 
 def _card(config: Config, count: int, trained: bool) -> str:
-    m, p = config.model, config.prompt
-    tasks = f" Trained on {', '.join(config.data.tasks)} of bAbI." if trained else ""
-    plain = m.positions == "learned" and not m.conv_width
-    differs = "" if plain else (
-        f"\nThe backbone is not plain GPT-2: positions are `{m.positions}`, and a causal depthwise "
-        f"convolution over {m.conv_width} tokens (`attn`'s input, tensors `conv.weight`) is added. "
-        "GPT-2 code of others does not know these; use rmt_jax.\n"
-    )  # fmt: skip
-    told = "" if p.source == "none" else (
+    from rmt_jax.models.backbones import BACKBONES
+    from rmt_jax.models.cells import CELLS
+
+    m, p, cell = config.model, config.prompt, CELLS[config.model.cell]
+    tasks = f" Trained on {', '.join(config.data.tasks)}." if trained else ""
+    differs = BACKBONES[m.backbone].differs_from_hf(m)
+    differs = f"\n{differs}\n" if differs else ""
+    prompt = "" if p.source == "none" else (
         f"\nEvery text begins with a task prompt (source `{p.source}`, place `{p.place}`, "
         f"{p.tokens} tokens), between read memory and text.\n"
     )  # fmt: skip
     steps = (
-        "model = GPT2LMHeadModel.from_pretrained(FOLDER)\n"
-        if m.cell == "none"
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER)\n"
+        if not cell.wrapped
         else "state = load_file(FOLDER + '/model.safetensors')\n"
         "memory = state['memory_cell.memory']  # [M, D]\n"
         "prefix = 'memory_cell.model.'\n"
         "state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}\n"
-        "model = GPT2LMHeadModel(GPT2Config.from_pretrained(FOLDER))\n"
+        "model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER))\n"
         "model.load_state_dict(state)  # RMT's backbone; the authors' wrapper takes all of it\n"
     )
-    loading = "\nThe memory `delta` is rmt_jax's own; PyTorch code of others does not know it.\n"
-    if m.cell != "delta":
+    loading = f"\nThe memory `{m.cell}` is rmt_jax's own; PyTorch code of others lacks it.\n"
+    if cell.in_pytorch:
         loading = (
-            "\nIn PyTorch (`from transformers import GPT2Config, GPT2LMHeadModel`,\n"
+            "\nIn PyTorch (`from transformers import AutoConfig, AutoModelForCausalLM`,\n"
             f"`from safetensors.torch import load_file`):\n\n```python\n{steps}```\n"
         )
     return f"""---
@@ -260,9 +258,9 @@ tags: [recurrent-memory-transformer, long-context, babilong]
 ---
 # Recurrent memory transformer ({m.cell})
 
-{count:,} weights: {m.layers} layers, width {m.width}, {m.heads} heads; {memory_of(m)}, segments of
-{m.segment_tokens} tokens.{tasks}
-{differs}{told}
+{count:,} weights: backbone {m.backbone}, {m.layers} layers of width {m.width}; {cell.describe(m)},
+segments of {m.segment_tokens} tokens.{tasks}
+{differs}{prompt}
 ```python
 import rmt_jax
 model = rmt_jax.load("FOLDER")
@@ -271,12 +269,18 @@ model = rmt_jax.load("FOLDER")
 
 
 def _sizes(config: Config, flat: dict[str, Any]) -> str:
+    from rmt_jax.models.backbones import BACKBONES
+    from rmt_jax.models.cells import CELLS
+    from rmt_jax.models.io import hub
+
     m = config.model
-    vocab = flat["backbone/wte"].shape[0]
+    backbone = BACKBONES[m.backbone]
+    vocab, most = backbone.vocab_of(hub.part_of(flat, "backbone")), backbone.max_places(m)
+    positions = f"{most:,} positions ({m.position_layout}), " if most else ""
     return (
-        f"{m.cell}: {m.layers} layers, width {m.width}, {m.heads} heads, vocabulary {vocab:,}, "
-        f"{m.max_positions:,} positions ({m.position_layout}), {memory_of(m)}, "
-        f"segments of {m.segment_tokens:,}, {'tied' if m.tied_head else 'separate'} head; "
+        f"{m.backbone} with {m.cell}: {m.layers} layers, width {m.width}, vocabulary {vocab:,}, "
+        f"{positions}{CELLS[m.cell].describe(m)}, segments of {m.segment_tokens:,}, "
+        f"{'tied' if m.tied_head else 'separate'} head; "
         f"{sum(v.size for v in flat.values()):,} weights"
     )
 

@@ -248,7 +248,7 @@ def train_step(report: Report, seconds: float) -> None:
     )
     model = models.build(config.model, config.prompt, vocab, 1, nnx.Rngs(0))
     static, params = models.split(model)
-    opt = optimizer.build(config)
+    opt = optimizer.build(config, model.weights())
     step = jax.jit(steps.make_train_step(static, opt, 2, bptt=0, remat=True), donate_argnums=0)
     start = time.monotonic()
     state, sums = step(steps.init_state(params, opt), batch)

@@ -154,7 +154,7 @@ def run(
     if threshold is not None:
         least = (threshold,) if threshold else ()
         config = config.replace(model=dataclasses.replace(config.model, gate_threshold=least))
-    weights.save(out, teaching.params(), config, dtype)
+    weights.save(out, teaching.params(), dtype)
     model.tokenizer.save(out / "tokenizer")
     workdir.write_text(out / "config.json", json.dumps(to_dict(config), indent=1))
     print(f"over facts: {_said(before['fact'])} before, {_said(row['fact'])} now")
@@ -236,18 +236,17 @@ def labels(made: Any, tokenizer: Any) -> np.ndarray:
 
 
 def openings(model: Any, params: Any, batch: Labelled, depth: int):
-    """`Delta.openings` of these segments, with an empty memory."""
+    """`Delta.gate_inputs` of these segments, with an empty memory."""
     from rmt_jax import models
-    from rmt_jax.models.cells import layerwise
     from rmt_jax.types import Prompt, Segment
 
     segment, prompt = Segment(batch.tokens, batch.label != NOTHING), None
     if model.config.prompt.source != "none":
         task = np.zeros(len(batch.tokens), np.int32)
         prompt = Prompt(batch.prompt, batch.prompt_mask, task)
-    cell = models.merge(model.graph, params)
-    assert isinstance(cell, layerwise.Delta)
-    return cell.openings(cell.initial(len(batch.tokens)), segment, prompt, depth)
+    whole = models.merge(model.graph, params)
+    memory = whole.initial(len(batch.tokens))
+    return whole.memory.gate_inputs(whole, memory, segment, prompt, depth)  # pyright: ignore
 
 
 class Gauge:
@@ -260,11 +259,8 @@ class Gauge:
         self._compiled = jax.jit(self._sums)
 
     def _sums(self, params: Any, batch: Labelled):
-
-        from rmt_jax.models.cells import layerwise
-
         _, given = openings(self.model, params, batch, self.model.config.model.layers)
-        opened = layerwise.opened(layerwise.thresholds(self.model.config.model), given)
+        opened = self.model.memory_cell.openings(given)
         kinds = [batch.label == kind for kind in (BACKGROUND, FACT)]
         return [((opened * one).sum(axis=(1, 2)), one.sum()) for one in kinds]
 
@@ -293,8 +289,8 @@ class Teaching:
         own = model.params
         self.taught = {
             "blocks": jax.tree.map(lambda a: a[: depth - 1], own["backbone"]["blocks"]),
-            "beta": own["associative"]["beta"][:depth],
-            "beta_bias": own["associative"]["beta_bias"][:depth],
+            "beta": own["memory"]["layers"]["beta"][:depth],
+            "beta_bias": own["memory"]["layers"]["beta_bias"][:depth],
         }
         self.state = self.optimizer.init(self.taught)
         self._compiled = jax.jit(self._update)
@@ -316,11 +312,12 @@ class Teaching:
         def put(whole, part):
             return whole.at[: len(part)].set(part)
 
-        gates = {n: put(own["associative"][n], taught[n]) for n in ("beta", "beta_bias")}
+        layers = own["memory"]["layers"]
+        gates = {n: put(layers[n], taught[n]) for n in ("beta", "beta_bias")}
         blocks = jax.tree.map(put, own["backbone"]["blocks"], taught["blocks"])
         return {
             **own,
-            "associative": {**own["associative"], **gates},
+            "memory": {**own["memory"], "layers": {**layers, **gates}},
             "backbone": {**own["backbone"], "blocks": blocks},
         }
 
@@ -338,7 +335,7 @@ class Teaching:
         import jax.numpy as jnp
         import optax
 
-        from rmt_jax.models.cells import layerwise
+        from rmt_jax.models.cells import delta
 
         reached, given = openings(self.model, self._joined(own, taught), batch, self.depth)
         price, held = batch.price, jnp.asarray(HELD)[batch.label]
@@ -347,7 +344,7 @@ class Teaching:
         for now, then in zip(given, before[1], strict=True):
             target = jnp.where(background, 0, jax.nn.sigmoid(then))
             errors = optax.sigmoid_binary_cross_entropy(now, target)
-            opened, was = (jnp.clip(layerwise.gate(x), 0, 1) for x in (now, then))
+            opened, was = (jnp.clip(delta.gate(x), 0, 1) for x in (now, then))
             counts = 1 + OPEN * background * jax.lax.stop_gradient(opened) + WAS_OPEN * fact * was
             cross += (errors * price * counts).sum() / price.sum()
         moved = 0.0

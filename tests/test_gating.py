@@ -36,7 +36,7 @@ def model(tmp_path_factory):
     params["backbone"]["wte"] += np.random.default_rng(0).standard_normal(
         params["backbone"]["wte"].shape
     )
-    weights.save(folder, params, settings)
+    weights.save(folder, params)
     return rmt_jax.load(folder)
 
 
@@ -130,7 +130,7 @@ def test_what_is_shut_already_needs_no_teaching(model, tmp_path, capsys, monkeyp
     monkeypatch.setattr(gating, "CHECKED", gating.BATCH)
     shut = jax.tree.map(np.array, model.params)
     shut["associative"]["beta_bias"] -= 100.0
-    weights.save(tmp_path / "run", shut, model.config)
+    weights.save(tmp_path / "run", shut)
     tiny_run.words().save(tmp_path / "run" / "tokenizer")
     (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(model.config)))
     argv = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--steps", "2"]

@@ -97,7 +97,7 @@ def test_an_exported_rmt_backbone_loads_as_the_model_card_says(tmp_path):
 
     config = Config(model=tiny.settings(), prompt=Prompt("none"))
     _, params = tiny.model()
-    weights.save(tmp_path / "run", params, config)
+    weights.save(tmp_path / "run", params)
     (tmp_path / "run" / "config.json").write_text(json.dumps(convert.to_dict(config)))
     convert.export_weights(tmp_path / "run", tmp_path / "out")
     state = load_file(tmp_path / "out" / "model.safetensors")

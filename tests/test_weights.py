@@ -24,7 +24,7 @@ def workdir(folder: Path, prompt=None, **changes) -> tuple[Path, dict]:
     prompt = prompt or Prompt("none", "every", tiny.WORDS)
     config = Config(model=tiny.settings(**changes), prompt=prompt)
     _, params = tiny.model(prompt, **changes)
-    weights.save(folder, params, config)
+    weights.save(folder, params)
     (folder / "config.json").write_text(json.dumps(convert.to_dict(config)))
     return folder, weights.flatten(params)
 
@@ -237,7 +237,7 @@ def test_a_mean_of_runs(tmp_path, capsys):
     two, _ = workdir(tmp_path / "two")
     other = {name: np.float32(2) * value + 1 for name, value in before.items()}
     config = Config(model=tiny.settings(remat=False), prompt=Prompt("none", "every", tiny.WORDS))
-    weights.save(two, weights.unflatten(other), config)
+    weights.save(two, weights.unflatten(other))
     (two / "config.json").write_text(json.dumps(convert.to_dict(config)))
     out = tmp_path / "mean"
     assert convert.main(["mean", "--of", f"{one}:0.75", f"{two}:0.25", "--out", str(out)]) == 0
@@ -303,7 +303,7 @@ def test_a_mean_of_what_has_none(tmp_path, capsys, monkeypatch, of, sentence):
         if name == "words":
             flat["backbone/wte"] = flat["backbone/wte"][:-1]
             config = Config(model=tiny.settings(), prompt=Prompt("none", "every", tiny.WORDS))
-            weights.save(folder, weights.unflatten(flat), config)
+            weights.save(folder, weights.unflatten(flat))
     with pytest.raises(SystemExit) as stop:
         cli.run(convert.main, ["mean", "--of", *of, "--out", "out"])
     assert stop.value.code == 2
@@ -347,7 +347,7 @@ def test_written_weights_can_be_read_by_others(tmp_path):
 
 def test_half_the_size_in_bfloat16(tmp_path):
     _, params = tiny.model()
-    file = weights.save(tmp_path, params, Config(), dtype="bfloat16")
+    file = weights.save(tmp_path, params, dtype="bfloat16")
     again = weights.flatten(weights.load(file))
     for name, value in weights.flatten(params).items():
         np.testing.assert_allclose(again[name], value, rtol=2**-8)

@@ -44,7 +44,7 @@ def save(folder: Path, config: settings.Config) -> Path:
         lambda x: np.asarray(x) * (8 if x.ndim > 1 else 1), models.split(built)[1]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    weights.save(folder, params, config)
+    weights.save(folder, params)
     words().save(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     return folder

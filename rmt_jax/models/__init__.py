@@ -15,12 +15,12 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax.config import ConfigError
 from rmt_jax.models.backbones import BACKBONES
-from rmt_jax.models.cells import CELLS, Memory, check_diagonal
+from rmt_jax.models.cells import CELLS, Memory, MemoryCell, check_diagonal
 from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import WeightInfo
 
 __all__ = [
-    "BACKBONES", "CELLS", "Memory", "Outline", "RecurrentModel", "build", "check", "merge",
+    "BACKBONES", "CELLS", "Memory", "MemoryCell", "Outline", "RecurrentModel", "build", "check", "merge",
     "outline", "split",
 ]  # fmt: skip
 

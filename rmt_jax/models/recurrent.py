@@ -14,7 +14,7 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax.models import layout
 from rmt_jax.models.backbones import BACKBONES, Backbone, Block
-from rmt_jax.models.cells import CELLS, Memory, MemoryCell, SegmentView
+from rmt_jax.models.cells import CELLS, Memory, MemoryCell
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.models.layout import Part
 from rmt_jax.models.ops.positions import gather_positions
@@ -245,11 +245,9 @@ class RecurrentModel(nnx.Module):
         """Whether padding moves to the end of x [B, N, D] while the layers run."""
         return self.memory.reorders and self.backbone.fuses_attention(x.shape[:2])  # pyright: ignore
 
-    def write_attention(
-        self, memory: Memory, segment: Segment, prompt: Prompt | None
-    ) -> SegmentView:
-        """Attention of each write token to the text of one segment, B = 1, mean over layers and
-        heads; no rows where there are no write tokens or no attention."""
+    def write_attention(self, memory: Memory, segment: Segment, prompt: Prompt | None) -> jax.Array:
+        """Attention f32[M, L] of each write token to the text of one segment, B = 1, mean over
+        layers and heads; f32[0, L] where there are no write tokens or no attention."""
         x, context = self.enter(memory, segment, prompt)
         length, seen = segment.tokens.shape[1], []
         for number in range(self.backbone.layers):
@@ -260,10 +258,10 @@ class RecurrentModel(nnx.Module):
                 seen.append(weights[:, :, -context.write_tokens :])
             x, _, _ = self.memory.layer(block, layer, x, state, memory.started, context)
         if not seen:
-            return SegmentView(jnp.zeros((0, length)), "write token", "attention")
+            return jnp.zeros((0, length))
         mean = jnp.stack(seen).mean(axis=(0, 1, 2))  # layers, batch of one, heads
         start, stop = context.text
-        return SegmentView(mean[:, start:stop], "write token", "attention")
+        return mean[:, start:stop]
 
     def _through(
         self,

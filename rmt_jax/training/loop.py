@@ -166,7 +166,7 @@ class Loop:
                         raise Diverged(step, step - 1, reason)
                     self.checkpoints.save(state, scores)
                     # A run can be asked while it trains.
-                    save_weights(self.path, state.params, self.config)
+                    save_weights(self.path, state.params)
                 if stops and step < total:
                     self.checkpoints.wait()
                     raise Stopped(f"told to stop: saved at step {step:,}")
@@ -264,8 +264,8 @@ def finite(params) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
-def save_weights(path: Path, params, config: Config) -> None:
+def save_weights(path: Path, params) -> None:
     """What `rmt_jax.load` reads, written by one process; all of them must call it."""
     whole = sharding.on_this_host(params)
     if startup.owner():
-        weights.save(path, whole, config)
+        weights.save(path, whole)

@@ -65,7 +65,9 @@ def build(
     o = config.optimizer
     rate = schedule(config.curriculum, o, scale)
     if o.name == "adamw":
-        core = optax.adamw(rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=of_kind("matrix", "embedding"))
+        core = optax.adamw(
+            rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=of_kind("matrix", "embedding")
+        )
     else:
         base = float(config.curriculum.learning_rate[0])
         ratio = (o.adam_learning_rate or base) / base

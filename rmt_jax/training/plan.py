@@ -1,6 +1,6 @@
 """What a run would take, before it is paid for: `python -m rmt_jax.doctor --plan CONFIG`.
 
-FLOPs, bytes and memory are `costs`', of the stages of the curriculum and of reading long texts.
+FLOPs, bytes and memory are `training.step_costs`', of the stages and of reading long texts.
 Time is the longest of three: products at a share of the chip's peak, bytes at a share of its
 bandwidth, and the least that a layer takes whatever its size. The first and the last were measured
 on one H200 (benchmarks/H200.md); the share of the bandwidth is an assumption.
@@ -15,7 +15,9 @@ from rmt_jax.config import Config, stage_value
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import TOKENS_PER_QUESTION, Stage
 from rmt_jax.models import costs
-from rmt_jax.models.costs import Held, Shape
+from rmt_jax.models.costs import Shape
+from rmt_jax.training import step_costs
+from rmt_jax.training.step_costs import Held
 from rmt_jax.runtime import hardware
 from rmt_jax.runtime import mesh as sharding
 
@@ -55,7 +57,7 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
     Raises ConfigError where the mesh or the batches do not fit the devices."""
     sizes = sharding.mesh_sizes(config.mesh, devices)
     sharding.check_batches(config, sharding.planned(sizes))
-    weights = sum(math.prod(s) for s in costs.weight_shapes(config, vocab).values())
+    weights = costs.count_weights(config, vocab)
     rows = []
     for number in range(len(config.curriculum.segments)):
         stage = Stage(config, number)
@@ -65,13 +67,13 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
             shape = _shape(config, stage, segments)
             share = steps / len(stage.buckets)
             tokens += share * shape.batch * segments * config.model.segment_tokens
-            flops += share * costs.step_flops(config, shape, vocab)
+            flops += share * step_costs.step_flops(config, shape, vocab)
             # Every device reads its own copy of the weights.
-            moved += share * costs.step_bytes(config, shape, vocab)
+            moved += share * step_costs.step_bytes(config, shape, vocab)
             moved += share * (devices // sizes[2] - 1) * _weights_read(config, shape, weights)
             least += share * _least(config, shape)
         largest = _shape(config, stage, stage.segments)
-        held = costs.step_memory(config, largest, vocab, sizes)
+        held = step_costs.step_memory(config, largest, vocab, sizes)
         name = f"stage {number + 1}: 1-{stage.segments} segments of {config.model.segment_tokens}"
         rows.append(Row(name, steps, tokens, flops, moved, held, least))
     return rows
@@ -92,7 +94,7 @@ def reading(config: Config, vocab: int, length: str, batch: int) -> Row:
         float(batch * tokens),
         batch * filled * costs.segment_flops(config),
         filled * costs.segment_bytes(config, batch),
-        costs.reading_memory(config, batch, vocab),
+        step_costs.reading_memory(config, batch, vocab),
         least,
     )
 
@@ -103,7 +105,7 @@ def show(
     """Prints the plan for the chips `names` of `hardware.CHIPS`."""
     chips = {name: hardware.CHIPS[name] for name in names}
     trained = stages(config, vocab, devices)
-    weights = sum(math.prod(s) for s in costs.weight_shapes(config, vocab).values())
+    weights = costs.count_weights(config, vocab)
     mesh = " · ".join(
         f"{a}={n}"
         for a, n in zip(sharding.AXES, sharding.mesh_sizes(config.mesh, devices), strict=True)
@@ -185,7 +187,7 @@ def _weights_read(config: Config, shape: Shape, weights: int) -> float:
     """Bytes of weights and their update that a further copy of the model moves in a step."""
     read, trained = costs.passes(config, shape)
     times = costs.runs(config, shape)
-    layers = 12.0 * config.model.layers * config.model.width**2
+    layers = float(costs.layer_weights(config))
     return (read + times * trained) * layers * costs.item_bytes(config) + 28.0 * weights
 
 

@@ -54,6 +54,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     rngs = nnx.Rngs(config.seed)
     model = models.build(config.model, config.prompt, tokenizer.vocab_size, tasks, rngs)
     static, params = models.split(model)
+    infos = model.weights()
     rescues = Rescues(path, owner)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"model: {config.model.cell}, {count:,} weights", file=sys.stderr)
@@ -70,9 +71,9 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
             params = hub.initialise(params, config, config.init)
         # On the host: the step gives its arrays away, and a rescue may have to begin again.
         params = jax.tree.map(np.asarray, params)
-        opt = optimizer.build(config, rescues.scale)
+        opt = optimizer.build(config, infos, rescues.scale)
         start = step.init_state(params, opt)
-        place = sharding.place_state(start, params, mesh)
+        place = sharding.place_state(start, params, infos, mesh)
         start = jax.device_put(start, place)
         train = Programs(
             step.make_train_step(
@@ -106,7 +107,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     checkpoints.close()
     for tracker in trackers:
         tracker.close()
-    save_weights(path, state.params, config)
+    save_weights(path, state.params)
     signals.now_at_once()
     if owner:
         finish(path)

@@ -48,7 +48,7 @@ def make_train_step(
       accumulate: microbatches; their gradients are of sums, so that any split of the batch gives
         the same step up to rounding.
       stillness: weight of the penalty on what idle segments do to the memory, the mean of
-        `Plain.drift` over them. 0: none.
+        `RecurrentModel.drift` over them. 0: none.
       mesh: where `data` has several devices, each goes through its own texts and the gradients are
         summed once. Left to the compiler, they are summed in every segment of every microbatch.
     """

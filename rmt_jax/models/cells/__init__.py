@@ -37,14 +37,6 @@ class Memory(NamedTuple):
     started: jax.Array  # bool[B]  a segment with tokens was read
 
 
-class SegmentView(NamedTuple):
-    """What a cell lets people see of one segment (`rmt_jax.evaluation.inspection`)."""
-
-    values: jax.Array  # f32[R, L]  R rows over the text's places; R = 0: nothing to see
-    row_label: str  # what a row is: 'write token', 'layer'
-    value_label: str  # what a value is: 'attention', 'gate'
-
-
 class MemoryCell(nnx.Module):
     """No memory: every segment for itself. Also the default of everything a cell may say.
 
@@ -65,8 +57,9 @@ class MemoryCell(nnx.Module):
     prefers_diagonal: ClassVar[bool] = False
     # May the places of a segment stand in another order while the layers run?
     reorders: ClassVar[bool] = True
-    # What a row of `state_change` is.
+    # What a row of `state_change` is; what a row and a value of `inspect_segment` are.
     state_row_label: ClassVar[str] = "memory token"
+    view_labels: ClassVar[tuple[str, str]] = ("write token", "attention")
 
     def __init__(self, config: settings.Model, backbone: Backbone, rngs: nnx.Rngs):
         self.memory_tokens = config.memory_tokens if self.reads or self.writes else 0
@@ -133,9 +126,10 @@ class MemoryCell(nnx.Module):
 
     def inspect_segment(
         self, model: Any, memory: Memory, segment: Segment, prompt: Prompt | None
-    ) -> SegmentView:
-        """By default the attention of each write token to the text, mean over layers and heads.
-        `model` is the `RecurrentModel` that this cell is part of; B = 1."""
+    ) -> jax.Array:
+        """What people may see of one segment, f32[R, L]: R rows over the text's places. By default
+        the attention of each write token to the text, mean over layers and heads (R = 0 where there
+        is none). `model` is the `RecurrentModel` that this cell is part of; B = 1."""
         return model.write_attention(memory, segment, prompt)
 
     def state_change(self, old: Any, new: Any) -> np.ndarray:

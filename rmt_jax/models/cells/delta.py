@@ -11,7 +11,7 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax.config import ConfigError
 from rmt_jax.models.backbones import Backbone, Block
-from rmt_jax.models.cells import CELLS, Memory, MemoryCell, SegmentView
+from rmt_jax.models.cells import CELLS, Memory, MemoryCell
 from rmt_jax.models.cells.armt import matrix_change
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.models.ops.associative import EPSILON, THEIR_NAMES, Associations, AssociativeMaps
@@ -45,6 +45,7 @@ class Delta(MemoryCell):
     not_diagonal = ""
     reorders = False  # the rule goes through the text in order, where the text stands
     state_row_label = "layer's associations"
+    view_labels = ("layer", "gate")
     their_layer = THEIR_NAMES
     their_block = "layer."
     in_pytorch = False
@@ -110,11 +111,10 @@ class Delta(MemoryCell):
 
     def inspect_segment(
         self, model: Any, memory: Memory, segment: Segment, prompt: Prompt | None
-    ) -> SegmentView:
+    ) -> jax.Array:
         """How far each token of the text opens its gate in each layer."""
         given = self.gate_inputs(model, memory, segment, prompt, model.backbone.layers)[1]
-        opened = jnp.where(jnp.asarray(segment.mask), self.openings(given)[:, 0], 0)
-        return SegmentView(opened, "layer", "gate")
+        return jnp.where(jnp.asarray(segment.mask), self.openings(given)[:, 0], 0)
 
     def state_change(self, old: Associations, new: Associations) -> np.ndarray:
         return matrix_change(old, new)

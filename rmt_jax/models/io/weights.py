@@ -1,7 +1,5 @@
 """Our own weight files: `weights.safetensors`, one entry a weight, named by its path 'a/b/c'."""
 
-import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.config import Config, ConfigError
+from rmt_jax.config import ConfigError
 
 FILE = "weights.safetensors"
 DTYPES = ("float32", "bfloat16")
@@ -40,12 +38,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def save(
-    folder: str | Path, params: Mapping[str, Any], config: Config, dtype: str = "float32"
-) -> Path:
+def save(folder: str | Path, params: Mapping[str, Any], dtype: str = "float32") -> Path:
     """Writes `folder/weights.safetensors` in one piece (a temporary name, then renamed).
 
-    `dtype`: float32, or bfloat16 for half the size. The config travels in the metadata.
+    `dtype`: float32, or bfloat16 for half the size.
     """
     import ml_dtypes
 
@@ -57,8 +53,7 @@ def save(
         name: np.ascontiguousarray(np.asarray(value).astype(kind))
         for name, value in flatten(params).items()
     }
-    metadata = {"format": "rmt_jax", "config": json.dumps(dataclasses.asdict(config))}
-    return write(Path(folder) / FILE, flat, metadata)
+    return write(Path(folder) / FILE, flat, {"format": "rmt_jax"})
 
 
 def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:

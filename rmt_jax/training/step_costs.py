@@ -1,0 +1,132 @@
+"""What a whole train step, or reading, costs on a mesh of devices: `models.costs` with the optimiser,
+the logits and the layout of weights added."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from rmt_jax.config import Config
+from rmt_jax.models import costs
+from rmt_jax.models.costs import Shape
+from rmt_jax.runtime import mesh as meshes
+from rmt_jax.training import optimizer
+
+ADAMW = 16.0  # FLOPs a weight: two moments, their corrections, root, decay, clip
+NEWTON = 5  # Muon's iterations (optax's default)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes on each device while a program runs at its fullest."""
+
+    weights: int  # float32, to the byte
+    moments: int = 0  # of the optimiser, to the byte
+    gradients: int = 0  # and the updates made of them
+    cast: int = 0  # the weights in the compute dtype
+    activations: int = 0  # what the backward pass needs of the layers, or one layer's, reading
+    carried: int = 0  # the recurrence's memory, one per segment that is differentiated
+    logits: int = 0  # of the answers, their softmax and gradient
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+def step_flops(config: Config, shape: Shape, vocab: int) -> float:
+    """FLOPs that a train step executes on all devices together, optimiser included."""
+    read, trained = costs.passes(config, shape)
+    times = costs.runs(config, shape)
+    asking = costs.segment_flops(config, wanted=shape.questions * shape.tokens)
+    silent = read + times * (trained - shape.answered)
+    segments = silent * costs.segment_flops(config) + times * shape.answered * asking
+    asked = shape.batch * shape.answered * shape.questions * shape.tokens
+    logits = 3 * 2.0 * asked * vocab * config.model.width
+    return shape.batch * segments + logits + update_flops(config, vocab)
+
+
+def update_flops(config: Config, vocab: int) -> float:
+    """FLOPs of the optimiser, once a step."""
+    infos, flops = costs.outline(config, vocab).weights, 0.0
+    for name, shape in costs.weight_shapes(config, vocab).items():
+        flops += ADAMW * math.prod(shape)
+        if config.optimizer.name == "muon" and infos[name].kind == "matrix":
+            layers, small, large = shape[0], min(shape[1:]), max(shape[1:])
+            # Orthogonalising, an iteration: X·Xᵀ, its square, and a polynomial of it times X.
+            flops += layers * NEWTON * (4.0 * small**2 * large + 2.0 * small**3)
+    return flops
+
+
+def step_bytes(config: Config, shape: Shape, vocab: int) -> float:
+    """Bytes that a train step moves on all devices together (one copy of the weights)."""
+    read, trained = costs.passes(config, shape)
+    times = costs.runs(config, shape)
+    weights = costs.count_weights(config, vocab)
+    asked = shape.batch * shape.answered * shape.questions * shape.tokens
+    # Weights, gradient and two moments in float32 are read; weights and moments written.
+    update = 28.0 * weights + config.optimizer.accumulate * 8.0 * weights
+    logits = 3 * 2 * 4.0 * asked * vocab
+    parts = config.optimizer.accumulate
+    segments = parts * costs.segment_bytes(config, shape.batch // parts)
+    return (read + times * trained) * segments + update + logits
+
+
+def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int, int]) -> Held:
+    """What a train step holds on each device of a mesh of `sizes` (data, fsdp, tensor).
+
+    An upper bound on GPUs where cuDNN's attention runs, which keeps no scores, and without remat on
+    CPUs, which keep what products with weights made (`models.recurrence`).
+    """
+    m = config.model
+    weights, moments, widest = state_bytes(config, vocab, sizes)
+    rows = -(-shape.batch // (sizes[0] * sizes[1] * config.optimizer.accumulate))
+    layer, carry = costs.layer_memory(config, rows, sizes[2])
+    trained = costs.passes(config, shape)[1]
+    stored = 1 if m.remat else trained
+    activations = layer * (m.layers * stored + 1)
+    if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
+        carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
+    asked = rows * shape.answered * shape.questions * shape.tokens
+    return Held(
+        weights=weights,
+        moments=moments,
+        gradients=weights * (2 + (config.optimizer.accumulate > 1)),
+        cast=_cast_bytes(config, widest),
+        activations=int(activations),
+        carried=int(carry * trained),
+        logits=3 * 4 * asked * vocab,
+    )
+
+
+def reading_memory(config: Config, batch: int, vocab: int) -> Held:
+    """What reading `batch` texts side by side holds on one device, whatever their length."""
+    weights, _, widest = state_bytes(config, vocab, (1, 1, 1))
+    layer, carry = costs.layer_memory(config, batch, 1)
+    return Held(
+        weights=weights,
+        cast=_cast_bytes(config, widest),
+        activations=layer,
+        carried=2 * carry,
+        logits=4 * batch * vocab,
+    )
+
+
+def state_bytes(config: Config, vocab: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Bytes on each device of the weights and of the optimiser's state, as the mesh lays them
+    out, and the number of weights that a device has before it when `fsdp` has gathered them."""
+    made = costs.outline(config, vocab)
+    mesh = meshes.planned(sizes)
+    state = jax.eval_shape(optimizer.build(config, made.weights).init, made.shapes)
+
+    def held(tree: Any) -> int:
+        place = jax.tree.leaves(meshes.place_state(tree, made.shapes, made.weights, mesh))
+        pairs = zip(jax.tree.leaves(tree), place, strict=True)
+        return sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize for x, p in pairs)
+
+    return held(made.shapes), held(state), costs.count_weights(config, vocab) // sizes[2]
+
+
+def _cast_bytes(config: Config, weights: int) -> int:
+    size = costs.item_bytes(config)
+    return 0 if size == 4 else weights * size
