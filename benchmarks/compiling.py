@@ -32,7 +32,7 @@ def child(layers: int, width: int, segments: int, scan: bool) -> None:
     from flax import nnx
 
     from rmt_jax import models
-    from rmt_jax.config import Config, Curriculum, Model, Prompt
+    from rmt_jax.config import Config, Model, Prompt, Stage
     from rmt_jax.training import optimizer
     from rmt_jax.training import step as steps
     from rmt_jax.types import Batch
@@ -40,11 +40,11 @@ def child(layers: int, width: int, segments: int, scan: bool) -> None:
     rows, length = 8, 128
     config = Config(
         model=Model(
-            layers=layers, width=width, heads=4, segment_tokens=length, scan_layers=scan,
-            dtype="float32",
+            cell="rmt", layers=layers, width=width, heads=4, segment_tokens=length,
+            scan_layers=scan, dtype="float32",
         ),
         prompt=Prompt(source="none"),
-        curriculum=Curriculum((segments,), (10,), (rows,), (1e-3,)),
+        stages=(Stage(segments, 10, rows, 1e-3),),
     )  # fmt: skip
     graph, params = models.split(
         nnx.eval_shape(lambda: models.build(config.model, config.prompt, 1024, 1, nnx.Rngs(0)))
@@ -113,13 +113,12 @@ def line(name: str, found: list[dict[str, float]]) -> str:
 def programs() -> list[str]:
     """How many shapes train step and validation are compiled for, in each preset's curriculum."""
     from rmt_jax import cli
-    from rmt_jax.data.loader import Stage
     from rmt_jax.training import plan
 
     rows = []
     for preset in ("smoke", "small", "gpt2"):
         config = cli.load_config(f"{Path(__file__).parents[1]}/configs/multitask.py:{preset}")
-        stages = [Stage(config, i) for i in range(len(config.curriculum.segments))]
+        stages = config.stages
         lengths = [(stage, s) for stage in stages for s in stage.buckets]
         train = {plan._shape(config, stage, s) for stage, s in lengths}
         check = {s for _, s in lengths}

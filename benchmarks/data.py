@@ -6,12 +6,11 @@ batches for training. Goals on one core: 5 million tokens a second at 32k, a 10M
 """
 
 import argparse
-import dataclasses
 import json
 import resource
 import time
 
-from rmt_jax.config import Config, Curriculum, Data, Model
+from rmt_jax.config import OFFICIAL, Config, Data, Facts, Model, Stage
 from rmt_jax.data import simulator, tokenizer
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.corpus import background
@@ -19,6 +18,8 @@ from rmt_jax.data.corpus import documents as sources
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
 from rmt_jax.data.rng import Dice
+
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 
 
 def naive(texts: list[list[str]], tokens, story, budget: int, dice: Dice) -> list[int]:
@@ -76,23 +77,25 @@ def composing(data: Data, tokens, seconds: float) -> list[dict]:
 def batches(data: Data, tokens, seconds: float) -> list[dict]:
     rows = []
     for segments, length, facts, questions, hidden in (
-        (1, 64, "2-6", "1 .5 .2", 0.0),
-        (1, 128, "2-6", "1 .5 .2", 0.5),
-        (4, 256, "", "0", 1.0),
-        (4, 512, "", "0", 1.0),
-        (32, 512, "", "0", 1.0),
+        (1, 64, Facts(2, 6), (1.0, 0.5, 0.2), 0.0),
+        (1, 128, Facts(2, 6), (1.0, 0.5, 0.2), 0.5),
+        (4, 256, OFFICIAL, (0.0,), 1.0),
+        (4, 512, OFFICIAL, (0.0,), 1.0),
+        (32, 512, OFFICIAL, (0.0,), 1.0),
     ):
         config = Config(
-            model=dataclasses.replace(Model(), segment_tokens=length),
+            model=Model(cell="rmt", segment_tokens=length),
             data=data,
-            curriculum=Curriculum(
-                segments=(segments,),
-                steps=(10**6,),
-                batch=(32,),
-                learning_rate=(1e-3,),
-                facts=(facts,),
-                questions=(questions,),
-                background=(hidden,),
+            stages=(
+                Stage(
+                    segments=segments,
+                    steps=10**6,
+                    batch=32,
+                    learning_rate=1e-3,
+                    facts=(facts,),
+                    question_rates=questions,
+                    background=hidden,
+                ),
             ),
         )
         loader = Loader(config, tokens, "train")
@@ -149,7 +152,7 @@ def main() -> None:
     parser.add_argument("--json", default="", help="also write the figures here")
     args = parser.parse_args()
     tokens = tokenizer.load(args.tokenizer)
-    data = dataclasses.replace(Data(), background=args.background, tokenizer=args.tokenizer)
+    data = Data(TASKS, background=args.background, tokenizer=args.tokenizer)
 
     start = time.perf_counter()
     hay = background.load(args.background, tokens, "train")

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import models
-from rmt_jax.config import Config, Curriculum, Model, Prompt
+from rmt_jax.config import Config, Model, Prompt, Stage
 from rmt_jax.models import schedule
 from rmt_jax.training import optimizer, step
 from rmt_jax.types import Batch
@@ -49,7 +49,7 @@ def prepared(model: Model, batch: Batch):
     config = Config(
         model=model,
         prompt=Prompt(source="none"),
-        curriculum=Curriculum((batch.tokens.shape[1],), (10,), (len(batch.task),), (1e-5,)),
+        stages=(Stage(batch.tokens.shape[1], 10, len(batch.task), 1e-5),),
     )
     built = models.build(config.model, config.prompt, VOCAB, 1, nnx.Rngs(0))
     graph, params = models.split(built)

@@ -24,6 +24,7 @@ def config_of(size: Size, remat: bool = False) -> settings.Config:
     """A plain RMT on GPT-2's block, trained with AdamW at a constant rate."""
     return settings.Config(
         model=settings.Model(
+            cell="rmt",
             layers=size.layers,
             width=size.width,
             heads=size.heads,
@@ -35,7 +36,7 @@ def config_of(size: Size, remat: bool = False) -> settings.Config:
         ),
         prompt=settings.Prompt(source="none"),
         optimizer=settings.Optimizer(weight_decay=DECAY, clip=CLIP, warmup=0.0, decay="constant"),
-        curriculum=settings.Curriculum(segments=(1,), steps=(1,), learning_rate=(RATE,)),
+        stages=(settings.Stage(1, 1, batch=64, learning_rate=RATE),),
     )
 
 

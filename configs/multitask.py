@@ -14,16 +14,22 @@ import dataclasses
 import functools
 
 from rmt_jax.config import (
+    OFFICIAL,
     Checkpoint,
     Config,
     ConfigError,
-    Curriculum,
     Data,
     Evaluation,
+    Facts,
     Model,
     Optimizer,
     Prompt,
+    Stage,
 )
+
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+OFTEN = (1.0, 1.0, 0.5, 0.2)  # most stories are asked after every fact
+SHORT, LONG = Facts(3, 12), Facts(8, 24)
 
 
 def get_config(preset: str = "small") -> Config:
@@ -52,27 +58,29 @@ def small() -> Config:
         ),
         init="backbone",
         prompt=Prompt(source="description", place="every", tokens=12),
-        data=Data(align="sentence"),
+        data=Data(tasks=TASKS, align="sentence"),
         optimizer=Optimizer(
             name="muon",
             adam_learning_rate=1.5e-3,
             b2=0.99,
-            conv_rate=8.0,
+            conv_lr_multiplier=8.0,
             weight_decay=0.2,
             warmup=0.05,
             decay="linear",
             # Four texts a core, rematerialised, stay in its cache.
             accumulate=4,
         ),
-        curriculum=Curriculum(
-            segments=(8,),
-            steps=(400,),
-            batch=(32,),
-            learning_rate=(0.006,),
-            tasks=("qa1:0.9 qa2:1.7 qa3:1.7 qa4:0.6 qa5:1",),
-            facts=("3-12 8-24 official official",),
-            background=(0.5,),
-            questions=("1 1 .5 .2",),
+        stages=(
+            Stage(
+                segments=8,
+                steps=400,
+                batch=32,
+                learning_rate=0.006,
+                tasks={"qa1": 0.9, "qa2": 1.7, "qa3": 1.7, "qa4": 0.6, "qa5": 1.0},
+                facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
+                background=0.5,
+                question_rates=OFTEN,
+            ),
         ),
         evaluation=Evaluation(lengths=("1s", "2s", "4s", "8s", "16s"), samples=200, batch=100),
         checkpoint=Checkpoint(every=100),
@@ -85,20 +93,22 @@ def cell(name: str) -> Config:
     associations, or none. From the backbone that learned memory tokens; the weights of another
     memory than RMT's start as drawn."""
     config = small()
+    stage = Stage(
+        segments=4,
+        steps=250,
+        batch=32,
+        learning_rate=0.002,
+        tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 1.5, "qa4": 1.5, "qa5": 1.0},
+        background=0.9,
+        question_rates=(1.0, 0.5, 0.2, 0.0),
+    )
+    longer = dataclasses.replace(stage, segments=8, steps=150, learning_rate=0.0015)
     return config.replace(
         model=dataclasses.replace(config.model, cell=name, memory_tokens=12, d_mem=16),
         init="backbone-rmt",
-        data=Data(),
+        data=Data(tasks=TASKS),
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=5e-4),
-        curriculum=Curriculum(
-            segments=(4, 8),
-            steps=(250, 150),
-            batch=(32,),
-            learning_rate=(0.002, 0.0015),
-            tasks=("qa1:0.8 qa2:1.7 qa3:1.5 qa4:1.5 qa5:1",),
-            background=(0.9,),
-            questions=("1 .5 .2 0",),
-        ),
+        stages=(stage, longer),
     )
 
 
@@ -109,20 +119,35 @@ def long() -> Config:
     that are longer still. Three seeds of both: docs/RESULTS.md."""
     config = small()
     return config.replace(
-        data=Data(align="sentence", facts="both", babi_dir="tasks_1-20_v1-2/en-10k", decoys=0.6),
-        optimizer=dataclasses.replace(config.optimizer, accumulate=8, stillness=0.5),
-        curriculum=Curriculum(
-            segments=(8, 32),
-            steps=(900, 720),
-            batch=(32,),
-            learning_rate=(0.006, 0.005),
-            tasks=(
-                "qa1:0.9 qa2:1.7 qa3:1.7 qa4:0.8 qa5:1",
-                "qa1:0.5 qa2:1.6 qa3:2.4 qa4:0.6 qa5:1",
+        data=Data(
+            tasks=TASKS,
+            align="sentence",
+            facts="both",
+            babi_dir="tasks_1-20_v1-2/en-10k",
+            hard_negative_rate=0.6,
+        ),
+        optimizer=dataclasses.replace(config.optimizer, accumulate=8, memory_drift_penalty=0.5),
+        stages=(
+            Stage(
+                segments=8,
+                steps=900,
+                batch=32,
+                learning_rate=0.006,
+                tasks={"qa1": 0.9, "qa2": 1.7, "qa3": 1.7, "qa4": 0.8, "qa5": 1.0},
+                facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
+                background=0.5,
+                question_rates=OFTEN,
             ),
-            facts=("3-12 8-24 official official", "3-12 8-24 official official official"),
-            background=(0.5, 0.7),
-            questions=("1 1 .5 .2",),
+            Stage(
+                segments=32,
+                steps=720,
+                batch=32,
+                learning_rate=0.005,
+                tasks={"qa1": 0.5, "qa2": 1.6, "qa3": 2.4, "qa4": 0.6, "qa5": 1.0},
+                facts=(SHORT, LONG, OFFICIAL, OFFICIAL, OFFICIAL),
+                background=0.7,
+                question_rates=OFTEN,
+            ),
         ),
         evaluation=Evaluation(lengths=("0k", "1k", "4k"), samples=100, batch=50),
     )
@@ -131,20 +156,21 @@ def long() -> Config:
 def smoke() -> Config:
     """Everything that `small` does, on a model too small to learn."""
     config = small()
+    stage = Stage(
+        segments=1,
+        steps=20,
+        batch=16,
+        learning_rate=1e-2,
+        background=0.5,
+        question_rates=(1.0, 0.5, 0.2),
+    )
     return config.replace(
         init="",
         model=dataclasses.replace(
             config.model, layers=1, width=32, heads=2, conv_width=3, d_mem=16
         ),
         optimizer=dataclasses.replace(config.optimizer, accumulate=1),
-        curriculum=Curriculum(
-            segments=(1, 2),
-            steps=(20, 10),
-            batch=(16,),
-            learning_rate=(1e-2,),
-            background=(0.5, 1.0),
-            questions=("1 .5 .2",),
-        ),
+        stages=(stage, dataclasses.replace(stage, segments=2, steps=10, background=1.0)),
         evaluation=Evaluation(lengths=("1s", "2s", "4s"), samples=10, batch=10),
         checkpoint=Checkpoint(every=10),
         log_every=5,
@@ -156,11 +182,10 @@ def gpt2() -> Config:
     folder), segments of 512, 16 memory tokens, stages of 1 to 32 segments, one question at the
     end of a text."""
     return Config(
-        model=Model(),
+        model=Model(cell="rmt"),
         prompt=Prompt(source="both", place="every", tokens=48),
-        data=Data(tokenizer="gpt2"),
+        data=Data(tasks=TASKS, tokenizer="gpt2"),
         optimizer=Optimizer(),
-        curriculum=Curriculum(),
         evaluation=Evaluation(
             lengths=("0k", "1k", "2k", "4k", "8k", "16k", "32k"), samples=1000, batch=32
         ),

@@ -6,7 +6,7 @@
     python -m rmt_jax.train --config configs/pretrain.py:delta --workdir runs/delta
     python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long
     python -m rmt_jax.train --config configs/pretrain.py:official --workdir runs/official
-    python -m rmt_jax.train --config configs/pretrain.py:decoys --workdir runs/decoys
+    python -m rmt_jax.train --config configs/pretrain.py:hard_negatives --workdir runs/negatives
     python -m rmt_jax.train --config configs/pretrain.py:threshold --workdir runs/threshold_1 \
         --config.data.seed=1                                        # and seeds 2 and 3
     python -m rmt_jax.train --config configs/pretrain.py:wide --workdir runs/wide
@@ -15,17 +15,17 @@
     python -m rmt_jax.train --config configs/pretrain.py:wide_stories --workdir runs/stories_1 \
         --config.data.seed=1                                        # and runs/stories_2, seed 2
 
-`memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `decoys` starts from
-the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
-seven of what `decoys` made of it (runs/mixed); a fifth of each run of `threshold` and two of
-runs/mixed, with `python -m rmt_jax.gating --steps 900 --threshold 0.2` after that, are `multitask`.
-Each of these puts together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are `tasks` and
-`memory`, 22 to 26 `segment` to `official`, 32 and 33 `decoys`, 45 `threshold`, 46 the gates), so it
-will give weights like these, not these; what they taught in one run, with three seeds, is
-`configs/multitask.py:long`. The `wide` presets, nine times as large, from random weights in four
-minutes of a GPU (piece 34), `python -m rmt_jax.gating` after them (40), `wide_stories` from there
-with two seeds (42 and 43), `python -m rmt_jax.convert mean` of all three and the gates once more
-(44) are `multitask-wide`.
+`memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `hard_negatives` starts
+from the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
+seven of what `hard_negatives` made of it (runs/mixed); a fifth of each run of `threshold` and two
+of runs/mixed, with `python -m rmt_jax.gating --steps 900 --threshold 0.2` after that, are
+`multitask`. Each of these puts together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are
+`tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33 `hard_negatives`, 45 `threshold`,
+46 the gates), so it will give weights like these, not these; what they taught in one run, with
+three seeds, is `configs/multitask.py:long`. The `wide` presets, nine times as large, from random
+weights in four minutes of a GPU (piece 34), `python -m rmt_jax.gating` after them (40),
+`wide_stories` from there with two seeds (42 and 43), `python -m rmt_jax.convert mean` of all three
+and the gates once more (44) are `multitask-wide`.
 
 Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -38,17 +38,22 @@ Give --config.data.background=BOOKS to read novels, as `segment` to `official` d
 import dataclasses
 
 from rmt_jax.config import (
+    OFFICIAL,
     Checkpoint,
     Config,
     ConfigError,
-    Curriculum,
     Data,
     Evaluation,
+    Facts,
     Model,
     Optimizer,
     Prompt,
+    Stage,
 )
 
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+OFTEN = (1.0, 1.0, 0.5, 0.2)  # most stories are asked after every fact
+SHORT, LONG = Facts(3, 12), Facts(8, 24)
 MODEL = Model(
     cell="rmt",
     layers=4,
@@ -71,7 +76,7 @@ WIDE = dataclasses.replace(
 def get_config(preset: str = "tasks") -> Config:
     presets = {"tasks": tasks, "memory": memory, "segment": segment, "delta": delta}
     presets |= {"long": long, "official": official}
-    presets |= {"decoys": decoys, "threshold": threshold}
+    presets |= {"hard_negatives": hard_negatives, "threshold": threshold}
     presets |= {"wide": wide, "wide_memory": wide_memory, "wide_long": wide_long}
     presets |= {"wide_stories": wide_stories}
     if preset not in presets:
@@ -86,24 +91,47 @@ def tasks() -> Config:
     return Config(
         model=MODEL,
         prompt=Prompt(source="description", place="every", tokens=12),
+        data=Data(tasks=TASKS),
         optimizer=Optimizer(
             name="muon",
             adam_learning_rate=2e-3,
             b2=0.99,
-            conv_rate=8.0,
+            conv_lr_multiplier=8.0,
             weight_decay=0.2,
             warmup=0.05,
             decay="linear",
         ),
-        curriculum=Curriculum(
-            segments=(1, 1, 1),
-            steps=(450, 2000, 5000),
-            batch=(32,),
-            learning_rate=(0.02, 0.01, 0.008),
-            tasks=("qa1:1", "qa1:1 qa2:3", "qa1:0.6 qa2:2 qa3:1 qa4:1.5 qa5:1"),
-            facts=("2-5", "3-6", "3-7"),
-            background=(0.0, 0.0, 0.05),
-            questions=("1 1 .5 .2",),
+        stages=(
+            Stage(
+                segments=1,
+                steps=450,
+                batch=32,
+                learning_rate=0.02,
+                tasks={"qa1": 1.0},
+                facts=(Facts(2, 5),),
+                background=0.0,
+                question_rates=OFTEN,
+            ),
+            Stage(
+                segments=1,
+                steps=2000,
+                batch=32,
+                learning_rate=0.01,
+                tasks={"qa1": 1.0, "qa2": 3.0},
+                facts=(Facts(3, 6),),
+                background=0.0,
+                question_rates=OFTEN,
+            ),
+            Stage(
+                segments=1,
+                steps=5000,
+                batch=32,
+                learning_rate=0.008,
+                tasks={"qa1": 0.6, "qa2": 2.0, "qa3": 1.0, "qa4": 1.5, "qa5": 1.0},
+                facts=(Facts(3, 7),),
+                background=0.05,
+                question_rates=OFTEN,
+            ),
         ),
         evaluation=Evaluation(lengths=("1s", "2s", "4s"), samples=200, batch=100, every=500),
         checkpoint=Checkpoint(every=500),
@@ -117,15 +145,27 @@ def memory() -> Config:
     return config.replace(
         init="runs/tasks",
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=1.5e-3),
-        curriculum=Curriculum(
-            segments=(2, 4),
-            steps=(900, 1700),
-            batch=(32,),
-            learning_rate=(0.006, 0.005),
-            tasks=("qa1:0.8 qa2:1.7 qa3:1.2 qa4:2 qa5:1",),
-            facts=("2-12", "3-20"),
-            background=(0.4, 0.6),
-            questions=("1 1 .5 .2 0",),
+        stages=(
+            Stage(
+                segments=2,
+                steps=900,
+                batch=32,
+                learning_rate=0.006,
+                tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 1.2, "qa4": 2.0, "qa5": 1.0},
+                facts=(Facts(2, 12),),
+                background=0.4,
+                question_rates=(1.0, 1.0, 0.5, 0.2, 0.0),
+            ),
+            Stage(
+                segments=4,
+                steps=1700,
+                batch=32,
+                learning_rate=0.005,
+                tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 1.2, "qa4": 2.0, "qa5": 1.0},
+                facts=(Facts(3, 20),),
+                background=0.6,
+                question_rates=(1.0, 1.0, 0.5, 0.2, 0.0),
+            ),
         ),
     )
 
@@ -136,17 +176,19 @@ def segment() -> Config:
     return config.replace(
         init="backbone-rmt",
         model=dataclasses.replace(DELTA, segment_tokens=256),
-        data=Data(align="sentence"),
+        data=Data(tasks=TASKS, align="sentence"),
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=1.5e-3, accumulate=8),
-        curriculum=Curriculum(
-            segments=(1,),
-            steps=(600,),
-            batch=(32,),
-            learning_rate=(0.008,),
-            tasks=("qa1:0.8 qa2:1.7 qa3:1.7 qa4:0.6 qa5:1",),
-            facts=("3-12 8-24 official official",),
-            background=(0.3,),
-            questions=("1 1 .5 .2",),
+        stages=(
+            Stage(
+                segments=1,
+                steps=600,
+                batch=32,
+                learning_rate=0.008,
+                tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 1.7, "qa4": 0.6, "qa5": 1.0},
+                facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
+                background=0.3,
+                question_rates=OFTEN,
+            ),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s",), every=200),
     )
@@ -159,12 +201,16 @@ def delta() -> Config:
     return config.replace(
         init="runs/segment",
         model=DELTA,
-        curriculum=dataclasses.replace(
-            config.curriculum, segments=(8,), facts=("3-12 8-24 official official official",),
-            tasks=("qa1:0.8 qa2:1.6 qa3:1.6 qa4:0.7 qa5:1.2",),
+        stages=(
+            dataclasses.replace(
+                config.stages[0],
+                segments=8,
+                facts=(SHORT, LONG, OFFICIAL, OFFICIAL, OFFICIAL),
+                tasks={"qa1": 0.8, "qa2": 1.6, "qa3": 1.6, "qa4": 0.7, "qa5": 1.2},
+            ),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "2s", "4s", "8s")),
-    )  # fmt: skip
+    )
 
 
 def long() -> Config:
@@ -172,19 +218,28 @@ def long() -> Config:
     config = delta()
     return config.replace(
         init="runs/delta",
-        optimizer=dataclasses.replace(config.optimizer, stillness=0.1),
-        curriculum=Curriculum(
-            segments=(8, 32),
-            steps=(2000, 1050),
-            batch=(32,),
-            learning_rate=(0.008, 0.006),
-            tasks=(
-                "qa1:0.9 qa2:1.7 qa3:1.7 qa4:0.6 qa5:1",
-                "qa1:0.5 qa2:1.8 qa3:2.4 qa4:0.4 qa5:1",
+        optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=0.1),
+        stages=(
+            Stage(
+                segments=8,
+                steps=2000,
+                batch=32,
+                learning_rate=0.008,
+                tasks={"qa1": 0.9, "qa2": 1.7, "qa3": 1.7, "qa4": 0.6, "qa5": 1.0},
+                facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
+                background=0.5,
+                question_rates=OFTEN,
             ),
-            facts=("3-12 8-24 official official", "3-12 8-24 official official official"),
-            background=(0.5, 0.6),
-            questions=("1 1 .5 .2",),
+            Stage(
+                segments=32,
+                steps=1050,
+                batch=32,
+                learning_rate=0.006,
+                tasks={"qa1": 0.5, "qa2": 1.8, "qa3": 2.4, "qa4": 0.4, "qa5": 1.0},
+                facts=(SHORT, LONG, OFFICIAL, OFFICIAL, OFFICIAL),
+                background=0.6,
+                question_rates=OFTEN,
+            ),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "4s", "16s"), every=350),
     )
@@ -198,21 +253,23 @@ def official() -> Config:
         init="runs/long",
         data=dataclasses.replace(config.data, facts="official", babi_dir="tasks_1-20_v1-2/en-10k"),
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=1e-3),
-        curriculum=Curriculum(
-            segments=(32,),
-            steps=(450,),
-            batch=(32,),
-            learning_rate=(0.004,),
-            tasks=("qa1:0.4 qa2:1 qa3:3.5 qa4:0.4 qa5:0.9",),
-            facts=("official",),
-            background=(0.5,),
-            questions=("1 1 .5 .2",),
+        stages=(
+            Stage(
+                segments=32,
+                steps=450,
+                batch=32,
+                learning_rate=0.004,
+                tasks={"qa1": 0.4, "qa2": 1.0, "qa3": 3.5, "qa4": 0.4, "qa5": 0.9},
+                facts=(OFFICIAL,),
+                background=0.5,
+                question_rates=OFTEN,
+            ),
         ),
         evaluation=dataclasses.replace(config.evaluation, every=150),
     )
 
 
-def decoys() -> Config:
+def hard_negatives() -> Config:
     """A little more of that, hidden among sentences that hold the tasks' names, at a high price on
     what background does to the memory. From the mean of `long` and `official` (docs/EXPERIMENTS.md
     says how it is made). Give --config.data.babi_dir and --config.data.background: the built-in
@@ -220,20 +277,29 @@ def decoys() -> Config:
     config = official()
     return config.replace(
         init="runs/mean",
-        data=dataclasses.replace(config.data, facts="both", decoys=0.8),
-        optimizer=dataclasses.replace(config.optimizer, stillness=1.0),
-        curriculum=Curriculum(
-            segments=(32, 32),
-            steps=(250, 220),
-            batch=(32,),
-            learning_rate=(0.003,),
-            tasks=(
-                "qa1:0.6 qa2:1 qa3:2.6 qa4:0.6 qa5:1",
-                "qa1:1 qa2:1.2 qa3:2 qa4:0.6 qa5:0.9",
+        data=dataclasses.replace(config.data, facts="both", hard_negative_rate=0.8),
+        optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=1.0),
+        stages=(
+            Stage(
+                segments=32,
+                steps=250,
+                batch=32,
+                learning_rate=0.003,
+                tasks={"qa1": 0.6, "qa2": 1.0, "qa3": 2.6, "qa4": 0.6, "qa5": 1.0},
+                facts=(SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
+                background=0.8,
+                question_rates=OFTEN,
             ),
-            facts=("3-12 official official official",),
-            background=(0.8, 0.9),
-            questions=("1 1 .5 .2",),
+            Stage(
+                segments=32,
+                steps=220,
+                batch=32,
+                learning_rate=0.003,
+                tasks={"qa1": 1.0, "qa2": 1.2, "qa3": 2.0, "qa4": 0.6, "qa5": 0.9},
+                facts=(SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
+                background=0.9,
+                question_rates=OFTEN,
+            ),
         ),
     )
 
@@ -241,18 +307,20 @@ def decoys() -> Config:
 def threshold() -> Config:
     """A little more under a threshold of the gates, once a seed, for a mean with what it starts
     from: that is to keep the answers while gates that open a little stay shut."""
-    config = decoys()
+    config = hard_negatives()
     return config.replace(
         init="runs/mixed",
         model=dataclasses.replace(config.model, gate_threshold=(0.3,)),
-        data=dataclasses.replace(config.data, decoys=0.7),
-        curriculum=dataclasses.replace(
-            config.curriculum,
-            segments=(32,),
-            steps=(100,),
-            tasks=("qa1:0.6 qa2:1 qa3:2.4 qa4:0.7 qa5:1.2",),
-            background=(0.8,),
-            learning_rate=(0.002,),
+        data=dataclasses.replace(config.data, hard_negative_rate=0.7),
+        stages=(
+            dataclasses.replace(
+                config.stages[0],
+                segments=32,
+                steps=100,
+                tasks={"qa1": 0.6, "qa2": 1.0, "qa3": 2.4, "qa4": 0.7, "qa5": 1.2},
+                background=0.8,
+                learning_rate=0.002,
+            ),
         ),
     )
 
@@ -263,19 +331,41 @@ def wide() -> Config:
     config = tasks()
     return config.replace(
         model=WIDE,
-        data=Data(align="sentence", new_names=0.6),
+        data=Data(tasks=TASKS, align="sentence", new_names=0.6),
         optimizer=dataclasses.replace(
             config.optimizer, adam_learning_rate=7e-3 / 6, warmup=0.03, decay="constant"
         ),
-        curriculum=Curriculum(
-            segments=(1, 1, 2),
-            steps=(560, 2750, 2850),
-            batch=(64,),
-            learning_rate=(0.007,),
-            tasks=("qa1:1", "qa1:1 qa2:2", "qa1:0.7 qa2:1.6 qa3:1.4 qa4:1.3 qa5:1.4"),
-            facts=("2-5", "2-5 3-6", "2-5 3-7 3-12"),
-            background=(0.0, 0.0, 0.1),
-            questions=("1", "1 1 .5", "1 1 .5"),
+        stages=(
+            Stage(
+                segments=1,
+                steps=560,
+                batch=64,
+                learning_rate=0.007,
+                tasks={"qa1": 1.0},
+                facts=(Facts(2, 5),),
+                background=0.0,
+                question_rates=(1.0,),
+            ),
+            Stage(
+                segments=1,
+                steps=2750,
+                batch=64,
+                learning_rate=0.007,
+                tasks={"qa1": 1.0, "qa2": 2.0},
+                facts=(Facts(2, 5), Facts(3, 6)),
+                background=0.0,
+                question_rates=(1.0, 1.0, 0.5),
+            ),
+            Stage(
+                segments=2,
+                steps=2850,
+                batch=64,
+                learning_rate=0.007,
+                tasks={"qa1": 0.7, "qa2": 1.6, "qa3": 1.4, "qa4": 1.3, "qa5": 1.4},
+                facts=(Facts(2, 5), Facts(3, 7), SHORT),
+                background=0.1,
+                question_rates=(1.0, 1.0, 0.5),
+            ),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "2s", "4s"), every=0),
     )
@@ -288,21 +378,30 @@ def wide_memory() -> Config:
     return config.replace(
         init="runs/wide",
         data=dataclasses.replace(
-            config.data, facts="both", babi_dir="tasks_1-20_v1-2/en-10k", decoys=0.35
+            config.data, facts="both", babi_dir="tasks_1-20_v1-2/en-10k", hard_negative_rate=0.35
         ),
-        optimizer=dataclasses.replace(config.optimizer, stillness=0.15, decay="linear"),
-        curriculum=dataclasses.replace(
-            config.curriculum,
-            segments=(4, 8),
-            steps=(2190, 1410),
-            learning_rate=(0.007, 0.0056),
-            tasks=(
-                "qa1:0.8 qa2:1.8 qa3:1.6 qa4:1 qa5:1.2",
-                "qa1:0.7 qa2:1.8 qa3:1.9 qa4:0.8 qa5:1.2",
+        optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=0.15, decay="linear"),
+        stages=(
+            dataclasses.replace(
+                config.stages[0],
+                segments=4,
+                steps=2190,
+                learning_rate=0.007,
+                tasks={"qa1": 0.8, "qa2": 1.8, "qa3": 1.6, "qa4": 1.0, "qa5": 1.2},
+                facts=(Facts(2, 5), Facts(3, 7), SHORT, LONG, OFFICIAL),
+                background=0.3,
+                question_rates=(1.0, 1.0, 0.5),
             ),
-            facts=("2-5 3-7 3-12 8-24 official", "3-7 3-12 8-24 official official"),
-            background=(0.3, 0.5),
-            questions=("1 1 .5",),
+            dataclasses.replace(
+                config.stages[0],
+                segments=8,
+                steps=1410,
+                learning_rate=0.0056,
+                tasks={"qa1": 0.7, "qa2": 1.8, "qa3": 1.9, "qa4": 0.8, "qa5": 1.2},
+                facts=(Facts(3, 7), SHORT, LONG, OFFICIAL, OFFICIAL),
+                background=0.5,
+                question_rates=(1.0, 1.0, 0.5),
+            ),
         ),
     )
 
@@ -312,19 +411,21 @@ def wide_long() -> Config:
     config = wide_memory()
     return config.replace(
         init="runs/wide_memory",
-        data=dataclasses.replace(config.data, decoys=0.6),
+        data=dataclasses.replace(config.data, hard_negative_rate=0.6),
         optimizer=dataclasses.replace(
-            config.optimizer, stillness=0.5, adam_learning_rate=3.5e-3 / 6
+            config.optimizer, memory_drift_penalty=0.5, adam_learning_rate=3.5e-3 / 6
         ),
-        curriculum=dataclasses.replace(
-            config.curriculum,
-            segments=(32,),
-            steps=(570,),
-            learning_rate=(0.0035,),
-            tasks=("qa1:0.7 qa2:1.6 qa3:2.1 qa4:0.8 qa5:1.1",),
-            facts=("3-7 3-12 8-24 official official official",),
-            background=(0.7,),
-            questions=("1 1 .5 .2",),
+        stages=(
+            dataclasses.replace(
+                config.stages[0],
+                segments=32,
+                steps=570,
+                learning_rate=0.0035,
+                tasks={"qa1": 0.7, "qa2": 1.6, "qa3": 2.1, "qa4": 0.8, "qa5": 1.1},
+                facts=(Facts(3, 7), SHORT, LONG, OFFICIAL, OFFICIAL, OFFICIAL),
+                background=0.7,
+                question_rates=OFTEN,
+            ),
         ),
     )
 
@@ -336,23 +437,37 @@ def wide_stories() -> Config:
     config = wide_long()
     return config.replace(
         init="runs/wide_gates",
-        data=dataclasses.replace(config.data, new_names=0.5, decoys=0.3),
+        data=dataclasses.replace(config.data, new_names=0.5, hard_negative_rate=0.3),
         optimizer=dataclasses.replace(
-            config.optimizer, adam_learning_rate=5e-4, stillness=1.0, warmup=0.05, accumulate=8
+            config.optimizer,
+            adam_learning_rate=5e-4,
+            memory_drift_penalty=1.0,
+            warmup=0.05,
+            accumulate=8,
         ),
-        curriculum=dataclasses.replace(
-            config.curriculum,
-            segments=(8, 8),
-            steps=(420, 115),
-            batch=(32,),
-            learning_rate=(0.003, 0.002),
-            tasks=(
-                "qa1:0.3 qa2:1 qa3:4 qa4:0.5 qa5:1",
-                "qa1:0.5 qa2:1 qa3:2.5 qa4:1.5 qa5:1",
+        stages=(
+            dataclasses.replace(
+                config.stages[0],
+                segments=8,
+                steps=420,
+                batch=32,
+                learning_rate=0.003,
+                tasks={"qa1": 0.3, "qa2": 1.0, "qa3": 4.0, "qa4": 0.5, "qa5": 1.0},
+                facts=(Facts(8, 80), OFFICIAL),
+                background=0.15,
+                question_rates=(1.0, 1.0, 0.5),
             ),
-            facts=("8-80 official", "3-12 8-80 official official"),
-            background=(0.15, 0.6),
-            questions=("1 1 .5",),
+            dataclasses.replace(
+                config.stages[0],
+                segments=8,
+                steps=115,
+                batch=32,
+                learning_rate=0.002,
+                tasks={"qa1": 0.5, "qa2": 1.0, "qa3": 2.5, "qa4": 1.5, "qa5": 1.0},
+                facts=(SHORT, Facts(8, 80), OFFICIAL, OFFICIAL),
+                background=0.6,
+                question_rates=(1.0, 1.0, 0.5),
+            ),
         ),
         checkpoint=Checkpoint(every=50),
     )

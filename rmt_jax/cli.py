@@ -1,22 +1,40 @@
-"""The doorway from the command line to the typed config.
+"""From the command line to the typed config, and what every command shares: errors, log, bar.
 
 `--config FILE[:PRESET]` runs the file's `get_config(preset)`; `--config.section.field=value` then
-sets any field. (ml_collections' flags would need a mutable twin of the tree and read `sys.argv`
-themselves; the dataclasses know their types and give the errors we want.)
+sets any field. CONTRIBUTING.md says why this is no library's.
 """
 
 import argparse
 import ast
 import inspect
+import json
+import logging
 import runpy
+import shutil
 import sys
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
-from rmt_jax.config import Config, ConfigError, fields, update
+from rmt_jax.config import (
+    Config,
+    ConfigError,
+    Setting,
+    describe,
+    from_dict,
+    import_extensions,
+    settings,
+    to_dict,
+    update,
+)
+from rmt_jax.errors import RmtError
 from rmt_jax.validation import validate
 
+INDENT = 34  # columns of a field's name and value in --help
 
-class Usage(Exception):
+
+class Usage(RmtError):
     """A command line that cannot work; the message is a sentence for the user."""
 
 
@@ -28,7 +46,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def load_config(spec: str) -> Config:
-    """The config that `FILE[:PRESET]` names.
+    """The config that `FILE[:PRESET]` names. The file's folder is appended to `sys.path`, so that
+    modules beside it can be imported, by the file or as `config.imports`.
 
     Raises:
       ConfigError: no such file, no `get_config` in it, or no such preset.
@@ -42,12 +61,15 @@ def load_config(spec: str) -> Config:
             f"There is no config file '{path}' (looked in {Path.cwd()}): give a path such as"
             " configs/multitask.py, or configs/multitask.py:gpt2 for a preset."
         )
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         if get_config is None:
             raise ConfigError(f"{path} has no function get_config(), so it is not a config file.")
         config = get_config(preset) if preset else get_config()
-    except ConfigError:
+    except RmtError:
         raise
     except Exception as error:  # the file is the user's own code
         raise ConfigError(
@@ -55,7 +77,7 @@ def load_config(spec: str) -> Config:
         ) from error
     if not isinstance(config, Config):
         raise ConfigError(f"get_config() in {path} returned {type(config).__name__}, not a Config.")
-    return config
+    return from_dict(to_dict(config))  # which checks every type
 
 
 def parse_overrides(tokens: list[str]) -> dict[str, object]:
@@ -75,9 +97,9 @@ def parse_overrides(tokens: list[str]) -> dict[str, object]:
     return values
 
 
-def apply_overrides(config: Config, texts: dict[str, object]) -> Config:
-    known = fields(config)
-    return update(config, {n: _value(str(t), known.get(n)) for n, t in texts.items()})
+def apply_overrides(config: Config, texts: Mapping[str, object]) -> Config:
+    """The config with the fields that a command line names set. Raises ConfigError."""
+    return update(config, texts, read=_value)
 
 
 def parse(argv: list[str], doc: str) -> tuple[Config, argparse.Namespace]:
@@ -94,23 +116,52 @@ def parse(argv: list[str], doc: str) -> tuple[Config, argparse.Namespace]:
     if known.help:
         config = load_config(known.config) if known.config else Config()
         print(parser.format_help())
-        print(f"fields (--config.NAME=VALUE) and their values in {known.config or 'Config()'}:")
-        for name, value in fields(config).items():
-            print(f"  {name:32} {_show(value)}")
+        print(f"Fields, --config.NAME=VALUE, with their values in {known.config or 'Config()'}:")
+        print(describe_fields(config, shutil.get_terminal_size().columns))
         sys.exit(0)
     if not known.config:
         raise Usage("--config is missing, e.g. --config configs/multitask.py.")
     config = apply_overrides(load_config(known.config), parse_overrides(rest))
+    import_extensions(config)
     validate(config)
     return config, known
 
 
-def run(main, argv: list[str] | None = None) -> None:
-    """Runs a command's `main(argv) -> exit code`; an expected error is one sentence, not a
-    traceback."""
+def describe_fields(config: Config, columns: int) -> str:
+    """Every field with its value, help, unit and choices, grouped by section and wrapped. Of the
+    stages after the first, values alone."""
+    lines: list[str] = []
+    last = ""
+    for name, value, about in settings(config):
+        section = name.rpartition(".")[0]
+        if section != last:
+            about_section = describe(Config, section.partition(".")[0]).help if section else ""
+            lines += ["", f"{section}: {about_section}" if section else "the run:"]
+            last = section
+        left = f"  {name}={_show(value)}"
+        again = section.startswith("stages.") and section != "stages.0"
+        right = (
+            []
+            if again
+            else textwrap.wrap(_help(about), max(24, columns - INDENT), break_on_hyphens=False)
+        )
+        if right and len(left) < INDENT - 1:
+            left = f"{left:{INDENT}}{right.pop(0)}"
+        lines += [left, *(" " * INDENT + text for text in right)]
+    return "\n".join(lines)
+
+
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+    """Runs a command's `main(argv) -> exit code`. An expected error is one sentence, not a
+    traceback, and exit code 2."""
+    log = logging.getLogger("rmt_jax")
+    if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
+        log.addHandler(_StderrHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False  # a root handler of another library would print it again
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
-    except (ConfigError, Usage, OSError) as error:
+    except (RmtError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -118,30 +169,81 @@ def run(main, argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
+def progress_bar(total: float | None, unit: str, shown: bool = True, **options: Any) -> Any:
+    """A tqdm bar on standard error; a line every 30 seconds where that is no terminal.
+
+    Args:
+      total: of `unit`s; None where it is not known.
+      options: tqdm's own.
+    """
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total,
+        unit=unit,
+        disable=not shown,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=1.0 if sys.stderr.isatty() else 30.0,
+        **options,
+    )
+
+
 def summary(module: object) -> str:
     return inspect.getdoc(module) or ""
 
 
-def _value(text: str, like: object) -> object:
-    """A command line's text as a Python value of the kind that the field holds."""
-    if isinstance(like, str):
-        return text
-    if isinstance(like, bool):
+class _StderrHandler(logging.Handler):
+    """Messages alone, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        module = sys.modules.get("tqdm")
+        if module is None:
+            print(self.format(record), file=sys.stderr)
+        else:
+            module.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _value(given: object, kind: Any) -> object:
+    """A command line's text as a value for a field of type `kind`."""
+    text = str(given).strip()
+    if kind is str:
+        return str(given)
+    if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-    if isinstance(like, tuple):
+    if get_origin(kind) is tuple and get_args(kind)[0] in (str, int, float):
         parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
-        # A list of texts stays one where its items look like numbers ('300' tokens, '0' questions).
-        texts = bool(like) and isinstance(like[0], str)
+        # A list of texts stays one where its items look like numbers ('300' tokens).
+        texts = get_args(kind)[0] is str
         return [part.strip("'\"") if texts else _literal(part) for part in parts]
-    return _literal(text)
+    if get_origin(kind) is Mapping and not text:
+        return {}
+    value = _literal(text)
+    return text if kind in (int, float) and not isinstance(value, (int, float)) else value
 
 
 def _literal(text: str) -> object:
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text.strip()
+    """A number, or what JSON or Python writes as a list or an object; else the text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text.strip())
+        except (ValueError, SyntaxError):
+            continue
+    return text.strip()
+
+
+def _help(about: Setting) -> str:
+    parts = [about.unit, " | ".join(about.choices), about.limits()]
+    details = "; ".join(part for part in parts if part)
+    return f"{about.help} [{details}]" if details else about.help
 
 
 def _show(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """As the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple) and all(isinstance(v, (str, int, float)) for v in value):
+        return ",".join(map(str, value))
+    if isinstance(value, (tuple, Mapping)):
+        return json.dumps(to_dict(value))
+    return str(value)

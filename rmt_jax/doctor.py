@@ -223,16 +223,18 @@ def train_step(report: Report, seconds: float) -> None:
     from flax import nnx
 
     from rmt_jax import models
-    from rmt_jax.config import Config, Curriculum, Model, Prompt
+    from rmt_jax.config import Config, Model, Prompt, Stage
     from rmt_jax.training import optimizer
     from rmt_jax.training import step as steps
     from rmt_jax.types import Batch
 
     rows, segments, length, vocab = 8, 2, 128, 1024
     config = Config(
-        model=Model(layers=2, width=128, heads=4, segment_tokens=length, memory_tokens=8),
+        model=Model(
+            cell="rmt", layers=2, width=128, heads=4, segment_tokens=length, memory_tokens=8
+        ),
         prompt=Prompt(source="none"),
-        curriculum=Curriculum((segments,), (100,), (rows,), (1e-3,)),
+        stages=(Stage(segments, 100, rows, 1e-3),),
     )
     rng = np.random.default_rng(0)
     batch = Batch(

@@ -95,7 +95,9 @@ def main(argv: list[str]) -> int:
     data = dataclasses.replace(
         model.config.data,
         background=background,
-        decoys=0.0 if background == "builtin" else 0.8,  # the built-in text holds no such names
+        hard_negative_rate=0.0
+        if background == "builtin"
+        else 0.8,  # the built-in text holds no such names
         facts="both" if args.babi else "simulated",
         babi_dir=args.babi,
         seed=args.seed,
@@ -167,9 +169,9 @@ def _said(values: list[float]) -> str:
 
 def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
     """Batches without end of segments of texts of the model's tasks, cut as training cuts them:
-    half with new names if training had any, `data.decoys` of them hidden among sentences that hold
-    names of the tasks, found (background.holding) or made (lookalikes), one in seven with no
-    background at all. A pure function of `data`."""
+    half with new names if training had any, `data.hard_negative_rate` of them hidden among
+    sentences that hold names of the tasks, found (background.holding) or made (lookalikes), one in
+    seven with no background at all. A pure function of `data`."""
     from rmt_jax.data.collate import fold
     from rmt_jax.data.compose import Composer
     from rmt_jax.data.rng import Dice
@@ -183,7 +185,7 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
         how = manner(data, draw.pick(FACTS), draw.uniform() < 0.5)
         segments = draw.pick(SEGMENTS)
         hidden, decoys = draw.uniform() < 6 / 7, ""
-        if draw.uniform() < data.decoys:
+        if draw.uniform() < data.hard_negative_rate:
             decoys = "lookalikes" if draw.uniform() < LOOKALIKES else "names"
         plant = draw.pick((0.0, 0.2, 0.5))
         address = (task, f"{segments}s", data.seed, index)

@@ -134,7 +134,8 @@ def compilations() -> dict[str, float]:
         count += event == "/jax/core/compile/backend_compile_duration"
 
     config = preset(
-        "smoke", optimizer__name="adamw", curriculum__steps=(4, 12), curriculum__batch=(4,),
+        "smoke", optimizer__name="adamw", stages__0__steps=4, stages__1__steps=12,
+        stages__0__batch=4, stages__1__batch=4,
         evaluation__samples=1, evaluation__batch=5,
     )  # fmt: skip
     words = tokenizer.load("builtin")

@@ -17,12 +17,13 @@ import jax
 from rmt_jax.config import (
     Checkpoint,
     Config,
-    Curriculum,
     Data,
     Evaluation,
+    Facts,
     Model,
     Optimizer,
     Prompt,
+    Stage,
 )
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import loop
@@ -35,6 +36,7 @@ STEPS = 6
 def config(**sections) -> Config:
     return Config(
         model=Model(
+            cell="rmt",
             layers=1,
             width=16,
             heads=2,
@@ -45,14 +47,7 @@ def config(**sections) -> Config:
         ),
         prompt=Prompt(source="none"),
         data=Data(tasks=("qa1",)),
-        curriculum=Curriculum(
-            segments=(1,),
-            steps=(STEPS,),
-            batch=(8,),
-            learning_rate=(1e-2,),
-            facts=("2-3",),
-            background=(0.0,),
-        ),
+        stages=(Stage(1, STEPS, 8, 1e-2, facts=(Facts(2, 3),), background=0.0),),
         optimizer=Optimizer(clip=0.0),
         evaluation=Evaluation(lengths=("1s",), samples=5, batch=5),
         checkpoint=Checkpoint(every=1, keep=3),

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from rmt_jax.config import Config, ConfigError, Curriculum, Model, Optimizer, update
+from rmt_jax.config import Config, ConfigError, Model, Optimizer, Stage, update
 from rmt_jax.runtime import cluster, startup
 
 SLURM = {
@@ -209,7 +209,7 @@ def test_each_core_is_a_device_as_far_as_texts_divide(monkeypatch, cores, settin
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     config = Config(
         model=Model(layers=4, width=64, heads=4),
-        curriculum=Curriculum(segments=(4, 8), steps=(1,), batch=(32,), learning_rate=(1e-3,)),
+        stages=(Stage(4, 1, 32, 1e-3), Stage(8, 1, 32, 1e-3)),
         optimizer=Optimizer(accumulate=4),
     )
     startup.one_device_a_core(update(config, settings))

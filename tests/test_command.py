@@ -10,7 +10,7 @@ import pytest
 from test_data_loader import FACT
 
 from rmt_jax import cli, config, validation
-from rmt_jax.config import Config, ConfigError
+from rmt_jax.config import OFFICIAL, Config, ConfigError, Facts
 from rmt_jax.data import tokenizer
 from rmt_jax.data.loader import Loader
 
@@ -55,7 +55,8 @@ def test_the_long_preset_hides_stories_in_novels():
         "delta",
         "long",
         "official",
-        "decoys",
+        "hard_negatives",
+        "threshold",
         "wide",
         "wide_memory",
         "wide_long",
@@ -71,7 +72,12 @@ def test_overrides_are_typed():
     c = parse(
         "--config.model.layers=3",
         "--config.data.tasks=qa1,qa2",
-        "--config.curriculum.learning_rate=1",
+        "--config.stages.0.tasks=",
+        "--config.stages.0.tasks.qa2=2",
+        "--config.stages.0.question_rates=1,.5",
+        "--config.stages.0.facts.1.most=9",
+        "--config.stages.0.facts.2=null",
+        "--config.stages.0.learning_rate=1",
         "--config.model.remat=false",
         "--config.data.babi_dir",
         "/tmp/x",
@@ -79,8 +85,11 @@ def test_overrides_are_typed():
         "--config.evaluation.lengths=300,'4s'",
     )
     assert c.evaluation.lengths == ("300", "4s")
+    assert c.stages[0].tasks == {"qa2": 2.0} and c.stages[0].question_rates == (1.0, 0.5)
+    assert c.stages[0].facts == (Facts(3, 12), Facts(8, 9), OFFICIAL, OFFICIAL)
     assert (c.model.layers, c.data.tasks, c.seed) == (3, ("qa1", "qa2"), 7)
-    assert c.curriculum.learning_rate == (1.0,) and isinstance(c.curriculum.learning_rate[0], float)
+    rate = c.stages[0].learning_rate
+    assert rate == 1.0 and isinstance(rate, float)
     assert c.model.remat is False and c.data.babi_dir == "/tmp/x"
 
 
@@ -98,7 +107,18 @@ def test_config_survives_json():
         (["--config.model.layers=2.5"], "model.layers takes a whole number, but got 2.5"),
         (["--config.model.remat=maybe"], "model.remat takes true or false, but got 'maybe'"),
         (["--config.optimizer.clip=big"], "optimizer.clip takes a number, but got 'big'"),
-        (["--config.curriculum.segments=1,x"], "curriculum.segments takes a whole number"),
+        (["--config.stages.0.segments=x"], "stages.0.segments takes a whole number, but got 'x'"),
+        (["--config.stages.3.steps=1"], "stages has 1 entry, number 0, so there is no stages.3"),
+        (["--config.stages.first.steps=1"], "so there is no stages.first"),
+        (["--config.stages.0.step=1"], "no field 'stages.0.step'. Did you mean stages.0.steps"),
+        (["--config.stages=8"], "stages.0 takes an object with segments, steps, batch"),
+        (["--config.stages.0.tasks=qa1"], "stages.0.tasks takes an object, such as {}"),
+        (["--config.stages.0.tasks.qa1=much"], "stages.0.tasks.qa1 takes a number, but got 'much'"),
+        (["--config.stages.0.tasks.qa1.x=1"], "has no field 'stages.0.tasks.qa1.x'"),
+        (["--config.stages.0.facts.0.least=x"], "facts.0.least takes a whole number, but got 'x'"),
+        (["--config.model.cell_options.rate=0.9"], "has no field 'model.cell_options.rate'"),
+        (["--config.model.backbone=bert"], "model.backbone must be one of gpt2, but got 'bert'"),
+        (["--config.imports=no_such_module"], "names 'no_such_module', which cannot be imported"),
         (["--config.model.heads=3"], "model.width 64 does not divide into model.heads 3"),
         (["--config.model.cell=rmt", "--config.model.memory_tokens=0"], "needs memory tokens"),
         (
@@ -114,13 +134,13 @@ def test_config_survives_json():
         (["--config.data.tasks="], "data.tasks is empty"),
         (["--config.data.weights=1,2"], "has 2 numbers for 5 tasks"),
         (["--config.data.facts=official"], "needs data.babi_dir"),
-        (["--config.curriculum.batch=0"], "curriculum.batch must be 1 or more, but got 0"),
-        (["--config.curriculum.steps=1,2,3"], "has 3 entries for 1 stage "),
-        (["--config.curriculum.background=2"], "is a probability, but got 2"),
+        (["--config.stages.0.batch=0"], "stages.0.batch must be 1 or more, but got 0"),
+        (["--config.stages.0.steps=1,2,3"], "stages.0.steps takes a whole number, but got '1,2,3'"),
+        (["--config.stages.0.background=2"], "background must be between 0 and 1, but got 2"),
         (["--config.optimizer.accumulate=5"], "does not divide the batches"),
         (
-            ["--config.optimizer.stillness=0.1", "--config.curriculum.questions=0"],
-            "stillness 0.1 needs texts that are asked in every segment",
+            ["--config.optimizer.memory_drift_penalty=0.1", "--config.stages.0.question_rates=0"],
+            "memory_drift_penalty 0.1 needs texts that are asked in every segment",
         ),
         (["--config.checkpoint.keep=0"], "checkpoint.keep must be 1 or more"),
         (["--confg.model.layers=3"], "Unknown argument '--confg.model.layers=3'"),
@@ -144,7 +164,7 @@ def test_positions_that_do_not_fit_are_counted():
     [
         ([], "--config is missing"),
         (["--config", "nothere.py"], "There is no config file 'nothere.py'"),
-        (["--config", str(ROOT / "rmt_jax" / "shapes.py")], "has no function get_config()"),
+        (["--config", str(ROOT / "rmt_jax" / "types.py")], "has no function get_config()"),
         (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, long, gpt2, smoke"),
     ],
 )
@@ -168,4 +188,4 @@ def test_help_loads_no_jax_and_lists_every_field():
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "rmt_jax.config" in loaded
     assert not loaded & {"jax", "flax", "optax", "orbax", "transformers", "grain", "matplotlib"}
-    assert all(name in done.stdout for name in config.fields(Config()))
+    assert all(f"  {name}=" in done.stdout for name in config.fields(parse()))

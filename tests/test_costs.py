@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rmt_jax.config import Config, Curriculum, Data, Model, Prompt
+from rmt_jax.config import Config, Data, Model, Prompt, Stage
 from rmt_jax.models import costs
 from rmt_jax.models.costs import Shape
 from rmt_jax.training import optimizer
@@ -18,14 +18,14 @@ VOCAB = 512
 
 def settings(**changes) -> Config:
     values = dict(
-        layers=2, width=256, heads=4, segment_tokens=128, memory_tokens=8, dtype="float32",
-        scan_layers=False, remat=False,
+        cell="rmt", layers=2, width=256, heads=4, segment_tokens=128, memory_tokens=8,
+        dtype="float32", scan_layers=False, remat=False,
     )  # fmt: skip
     return Config(
         model=Model(**(values | changes)),
         prompt=Prompt(source="none"),
         data=Data(tasks=("qa1",)),
-        curriculum=Curriculum((1,), (10,), (4,), (1e-3,)),
+        stages=(Stage(1, 10, 4, 1e-3),),
     )
 
 

@@ -14,11 +14,12 @@ from rmt_jax.data.corpus import background, documents, hard_negatives
 from rmt_jax.data.rng import Dice
 
 TOKENS = tokenizer.load()
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 
 
 @pytest.fixture(scope="module")
 def composer():
-    return Composer(Data(), TOKENS, "train", segment_tokens=128)
+    return Composer(Data(TASKS), TOKENS, "train", segment_tokens=128)
 
 
 def books(folder, count=12, sentence="It was a dark and stormy night, number {} of book {}."):
@@ -52,7 +53,7 @@ def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
     plain = "Nothing in this whole book was ever said of anybody or of anything at all."
     named = "It was said that old John had left them in the garden before it was dark."
     folder = books(tmp_path / "books", sentence=" ".join([plain, named, plain, plain]))
-    composer = Composer(Data(background=str(folder)), TOKENS)
+    composer = Composer(Data(TASKS, background=str(folder)), TOKENS)
     samples = [composer.sample("qa4", "1k", 0, 0, decoys=decoys) for decoys in ("names", "")]
     texts = [TOKENS.decode(sample.context) for sample in samples]
     assert "Nothing" not in texts[0] and "Nothing" in texts[1] and "John" in texts[1]
@@ -92,22 +93,26 @@ def test_lookalikes_as_background(tmp_path, monkeypatch):
     plain = "Nothing in this whole book was ever said of anybody or of anything at all."
     going = "After a long while the old captain went to the window and looked at the rain."
     folder = books(tmp_path / "books", sentence=f"{plain} {going}")
-    composer = Composer(Data(background=str(folder)), TOKENS)
+    composer = Composer(Data(TASKS, background=str(folder)), TOKENS)
     text = TOKENS.decode(composer.sample("qa4", "1k", 0, 0, decoys="lookalikes").context)
     assert "Nothing" not in text and "window" not in text
     assert len(set(re.findall(r"captain went to the (\w+)", text))) > 3
     empty = books(tmp_path / "empty", sentence=plain)
     with pytest.raises(ValueError, match="no sentence such as 'She came into the room'"):
-        Composer(Data(background=str(empty)), TOKENS).sample("qa4", "1k", 0, 0, decoys="lookalikes")
+        Composer(Data(TASKS, background=str(empty)), TOKENS).sample(
+            "qa4", "1k", 0, 0, decoys="lookalikes"
+        )
 
 
 def test_decoys_need_a_background_that_has_some():
     # The built-in text has none of these names.
-    composer = Composer(Data(), TOKENS)
-    with pytest.raises(ValueError, match=r"holds a name .* set config.data.decoys to 0"):
+    composer = Composer(Data(TASKS), TOKENS)
+    with pytest.raises(
+        ValueError, match=r"holds a name .* set config.data.hard_negative_rate to 0"
+    ):
         composer.sample("qa1", "1k", 0, 0, decoys="names")
     # Evaluation takes text as it comes, whatever training did.
-    assert Composer(Data(decoys=1.0), TOKENS).sample("qa1", "1k", 0, 0).facts
+    assert Composer(Data(TASKS, hard_negative_rate=1.0), TOKENS).sample("qa1", "1k", 0, 0).facts
 
 
 def test_a_folder_of_books_is_split_by_author(tmp_path, monkeypatch):

@@ -18,12 +18,13 @@ from rmt_jax.data.simulator import Manner
 from rmt_jax.data.story import NoStory, Story
 
 TOKENS = tokenizer.load()
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 SHARED = os.environ.get("RMT_JAX_SHARED")
 
 
 @pytest.fixture(scope="module")
 def composer():
-    return Composer(Data(), TOKENS, "train", segment_tokens=128)
+    return Composer(Data(TASKS), TOKENS, "train", segment_tokens=128)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_a_length_that_is_none(text):
 @pytest.mark.parametrize("task", ["qa1", "qa3", "qa5"])
 def test_a_story_with_long_names_is_told_in_fewer_facts(task):
     """A training that asks for many facts must not end at a short text with made-up names."""
-    data = Data(align="sentence", new_names=1.0)
+    data = Data(TASKS, align="sentence", new_names=1.0)
     composer = Composer(data, TOKENS, segment_tokens=96)
     manner = Manner((20, 60), ("people", "places", "objects"), asks=1.0)
     for index in range(40):
@@ -97,7 +98,7 @@ def test_facts_stand_between_sentences(composer):
 
 
 def test_samples_are_pure_in_their_address(composer):
-    again = Composer(Data(), tokenizer.load(), "train", segment_tokens=128)
+    again = Composer(Data(TASKS), tokenizer.load(), "train", segment_tokens=128)
     addresses = [("qa1", "1k", 0, 5), ("qa3", "2k", 1, 5), ("qa5", "2s", 0, 2**33)]
     first = [composer.sample(*a) for a in addresses]
     for a, s in reversed(list(zip(addresses, first, strict=True))):
@@ -110,7 +111,7 @@ def test_samples_are_pure_in_their_address(composer):
 def test_splits_share_no_story():
     seen: dict[str, set] = {}
     for split in documents.SPLITS:
-        composer = Composer(Data(background="none"), TOKENS, split)
+        composer = Composer(Data(TASKS, background="none"), TOKENS, split)
         seen[split] = set()
         for task in ("qa1", "qa4"):  # the tasks with the fewest different stories
             for seed in (0, 1):
@@ -157,13 +158,13 @@ def test_dense_questions_stand_after_their_fact(composer):
 
 def test_a_window_holds_all_facts():
     for low, high in ((0.0, 0.25), (0.4, 0.6), (0.75, 1.0)):
-        composer = Composer(Data(), TOKENS, "train", window=(low, high))
+        composer = Composer(Data(TASKS), TOKENS, "train", window=(low, high))
         s = composer.sample("qa1", "4k", 0, 1)
         facts = sum(b - a for a, b in s.facts)
         for i, (a, _) in enumerate(s.facts):
             inside = (a - sum(y - x for x, y in s.facts[:i])) / (len(s.context) - facts)
             assert low <= inside <= high
-    tight = Composer(Data(), TOKENS, "train", window=(0.5, 0.5001))
+    tight = Composer(Data(TASKS), TOKENS, "train", window=(0.5, 0.5001))
     for index in range(20):  # no gap is in there: the one nearest to it takes all facts
         s = tight.sample("qa1", "300", 0, index)
         ends = [a == b for (_, a), (b, _) in zip(s.facts, s.facts[1:], strict=False)]
@@ -179,7 +180,7 @@ def test_room_that_cannot_do(composer):
 
 @pytest.mark.parametrize("change", [c for c in perturb.PERTURBATIONS if c != "other_background"])
 def test_every_change_keeps_the_budget_and_the_support(change):
-    composer = Composer(Data(), TOKENS, "validation", change=change)
+    composer = Composer(Data(TASKS), TOKENS, "validation", change=change)
     for index in range(3):
         s = composer.sample("qa2", "1k", 0, index)
         assert len(s.context) == 700
@@ -191,7 +192,7 @@ def test_every_change_keeps_the_budget_and_the_support(change):
 
 def test_changes_change():
     def text(change, index=0):
-        composer = Composer(Data(), TOKENS, "validation", change=change)
+        composer = Composer(Data(TASKS), TOKENS, "validation", change=change)
         return composer.sample("qa1", "1k", 0, index)
 
     plain = text("")
@@ -273,14 +274,14 @@ def test_half_of_the_stories_of_official_length_are_from_the_files():
 
 
 def test_both_kinds_of_facts_want_the_files_that_were_named(tmp_path):
-    composer = Composer(Data(facts="both", babi_dir=str(tmp_path / "mistyped")), TOKENS)
+    composer = Composer(Data(TASKS, facts="both", babi_dir=str(tmp_path / "mistyped")), TOKENS)
     with pytest.raises(BabiError, match="mistyped"):
         for index in range(20):  # half of them would be from the files
             composer.sample("qa1", "1k", 0, index)
 
 
 def test_an_answer_that_has_no_room_is_not_asked():
-    composer = Composer(Data(new_names=1.0), TOKENS)
+    composer = Composer(Data(TASKS, new_names=1.0), TOKENS)
     composer.room = 3  # less than many names take
     manner = Manner(names=("people", "places", "objects"))
     for index in range(60):

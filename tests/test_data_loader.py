@@ -10,37 +10,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_worlds import Oracle
 
-from rmt_jax.config import Config, ConfigError, Curriculum, Data, Model, Prompt
+from rmt_jax.config import OFFICIAL, Config, ConfigError, Data, Facts, Model, Prompt, Stage
 from rmt_jax.data import segmentation, tokenizer
 from rmt_jax.data.collate import fold
 from rmt_jax.data.compose import Composer
-from rmt_jax.data.loader import Loader, buckets
+from rmt_jax.data.loader import Loader
 from rmt_jax.data.segmentation import ends, layout, whole
 from rmt_jax.data.simulator import Manner
 
 TOKENS = tokenizer.load()
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 FACT = re.compile(
     r"(?:Mary|John|Daniel|Sandra|Fred|Jeff|Bill) (?:moved|went|journeyed|travelled|picked|got|"
     r"grabbed|took|dropped|left|put|discarded|passed|gave|handed) [a-z ]+(?:to [A-Z]\w+)?\."
 )
 
 
-def config(**curriculum):
-    stages = dict(
-        segments=(1, 4),
-        steps=(5, 7),
-        batch=(8, 8),
-        learning_rate=(1e-3,),
-        tasks=("qa1:1 qa2:3", ""),
-        facts=("2-5", ""),
-        background=(0.0, 0.7),
-        questions=("1 .5 0", "0"),
-    )
+STAGES = (
+    Stage(
+        segments=1,
+        steps=5,
+        batch=8,
+        learning_rate=1e-3,
+        tasks={"qa1": 1.0, "qa2": 3.0},
+        facts=(Facts(2, 5),),
+        background=0.0,
+        question_rates=(1.0, 0.5, 0.0),
+    ),
+    Stage(segments=4, steps=7, batch=8, learning_rate=1e-3, background=0.7),
+)
+
+
+def config(**both):
+    """Two stages, with `both` set in each."""
     return Config(
-        model=dataclasses.replace(Model(), segment_tokens=64),
+        model=Model(cell="rmt", segment_tokens=64),
         prompt=Prompt(source="both", tokens=32),
-        data=Data(),
-        curriculum=Curriculum(**{**stages, **curriculum}),
+        data=Data(TASKS),
+        stages=tuple(dataclasses.replace(stage, **both) for stage in STAGES),
     )
 
 
@@ -115,7 +122,7 @@ def test_sentences_end_where_they_should():
 
 
 def test_training_texts_cut_at_ends_of_sentences_end_there():
-    loader = Loader(config().replace(data=Data(align="sentence")), TOKENS)
+    loader = Loader(config().replace(data=Data(TASKS, align="sentence")), TOKENS)
     for step in range(3):
         batch = loader.batch_at(step)
         ids, stops = batch.tokens, TOKENS.stops
@@ -128,7 +135,7 @@ def test_training_texts_cut_at_ends_of_sentences_end_there():
 @pytest.mark.parametrize("align", ["left", "right", "sentence"])
 @pytest.mark.parametrize("length", ["1s", "2s", "5s", "16s"])
 def test_a_length_in_segments_is_read_in_as_many(align, length):
-    composer = Composer(Data(align=align), TOKENS, segment_tokens=64)
+    composer = Composer(Data(TASKS, align=align), TOKENS, segment_tokens=64)
     for index in range(8):
         s = composer.sample("qa2", length, 0, index)
         question = len(s.question_ids)
@@ -148,7 +155,7 @@ def test_a_tail_longer_than_a_segment():
 
 @pytest.mark.parametrize("align", ["left", "right", "sentence"])
 def test_folded_text_is_the_text(align):
-    composer = Composer(Data(), TOKENS, "train", segment_tokens=64)
+    composer = Composer(Data(TASKS), TOKENS, "train", segment_tokens=64)
     samples = [
         composer.sample("qa1", "0k", 0, 1),
         composer.sample("qa2", "200", 0, 2, Manner(facts=(6, 9), asks=1.0)),
@@ -199,7 +206,7 @@ def test_folded_text_is_the_text(align):
 
 
 def test_a_text_too_long_for_the_batch():
-    composer = Composer(Data(), TOKENS, "train", segment_tokens=64)
+    composer = Composer(Data(TASKS), TOKENS, "train", segment_tokens=64)
     with pytest.raises(ValueError, match="take 4 segments of 64, but the batch has 2"):
         fold(
             [composer.sample("qa1", "200", 0, 0)],
@@ -216,9 +223,9 @@ def test_a_text_too_long_for_the_batch():
 
 
 def test_buckets():
-    assert buckets(1) == (1,)
-    assert buckets(6) == (1, 2, 4, 6)
-    assert buckets(32) == (1, 2, 4, 8, 16, 32)
+    stage = STAGES[0]
+    for segments, lengths in ((1, (1,)), (6, (1, 2, 4, 6)), (32, (1, 2, 4, 8, 16, 32))):
+        assert dataclasses.replace(stage, segments=segments).buckets == lengths
 
 
 def test_a_batch_is_a_function_of_its_step(loader):
@@ -245,7 +252,7 @@ def test_four_hosts_see_what_one_sees(loader):
         shares = [loader.batch_at(step, host, 4) for host in range(4)]
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
         assert same(whole, loader.batch_at(step))
-    with pytest.raises(ConfigError, match="8 rows a batch cannot be shared by 3 hosts"):
+    with pytest.raises(ConfigError, match="8 texts per batch cannot be shared by 3 hosts"):
         loader.batch_at(0, 0, 3)
 
 
@@ -255,7 +262,7 @@ def test_shapes_are_few_and_known_ahead(loader):
         batch = loader.batch_at(step)
         b, s, length = batch.tokens.shape
         assert loader.tokens_at(step) == b * s * length
-        assert s in loader.stage_at(step).buckets
+        assert s in loader.stages[loader.stage_at(step)].buckets
         shapes.add((batch.tokens.shape, batch.answer_start.shape, batch.answer.shape))
     assert len(shapes) <= 1 + 3
 
@@ -272,7 +279,9 @@ def test_a_stage_has_its_tasks_facts_and_questions(loader):
 
 
 def test_ranges_of_facts_are_drawn_a_sample():
-    loader = Loader(config(facts=("4 9-11 official",), background=(0.0,)), TOKENS, "train")
+    loader = Loader(
+        config(facts=(Facts(4, 4), Facts(9, 11), OFFICIAL), background=0.0), TOKENS, "train"
+    )
     facts = [len(loader._sample(loader.stages[1], 8, i).facts) for i in range(120)]
     short, long = facts.count(4) / 120, sum(9 <= n <= 11 for n in facts) / 120
     assert short > 0.2 and long > 0.2 and max(facts) > 11
@@ -289,8 +298,13 @@ def test_a_prompt_with_the_question_has_only_this_question_on_the_way(loader):
 
 
 def test_probes_are_answered_by_what_was_read():
-    stages = dict(facts=("6-12",), questions=("0 .5",), probes=(1,), tasks=("qa1 qa2 qa3 qa5",))
-    still = dataclasses.replace(config().optimizer, stillness=0.1)
+    stages = dict(
+        facts=(Facts(6, 12),),
+        question_rates=(0.0, 0.5),
+        probes=True,
+        tasks=dict.fromkeys(("qa1", "qa2", "qa3", "qa5"), 1.0),
+    )
+    still = dataclasses.replace(config().optimizer, memory_drift_penalty=0.1)
     loader = Loader(config(**stages).replace(optimizer=still), TOKENS, "train")
     assert (
         Loader(config(**stages), TOKENS, "train").batch_at(6).background_only is None
@@ -324,8 +338,8 @@ def test_probes_are_answered_by_what_was_read():
 
 
 def test_idle_segments_are_told_with_planted_questions_too():
-    still = dataclasses.replace(config().optimizer, stillness=0.1)
-    stages = dict(facts=("2-4",), questions=("1 .5",), background=(1.0,))
+    still = dataclasses.replace(config().optimizer, memory_drift_penalty=0.1)
+    stages = dict(facts=(Facts(2, 4),), question_rates=(1.0, 0.5), background=1.0)
     loader = Loader(config(**stages).replace(optimizer=still), TOKENS, "train")
     idle = busy = 0
     for step in range(5, 12):
@@ -370,17 +384,3 @@ def test_worker_processes_give_the_same(loader):
     for step in range(3, 8):
         assert same(next(stream), loader.batch_at(step))
     stream.close()
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (dict(tasks=("qa7:1",)), "'qa7', which data.tasks does not"),
-        (dict(tasks=("qa1:x",)), "is not a task and its weight"),
-        (dict(facts=("x",)), "no range such as '2-6'"),
-        (dict(facts=("6-2",)), "must rise from 2"),
-    ],
-)
-def test_a_curriculum_that_cannot_be(change, what):
-    with pytest.raises(ConfigError, match=what):
-        Loader(config(**change), TOKENS, "train")

@@ -12,7 +12,7 @@ import tiny_run
 
 import rmt_jax
 from rmt_jax import cli, gating, models
-from rmt_jax.config import Data
+from rmt_jax.config import Data, to_dict
 from rmt_jax.data.compose import Composer
 from rmt_jax.evaluation.inspection import opened
 from rmt_jax.models.cells import layerwise
@@ -132,7 +132,7 @@ def test_what_is_shut_already_needs_no_teaching(model, tmp_path, capsys, monkeyp
     shut["associative"]["beta_bias"] -= 100.0
     weights.save(tmp_path / "run", shut)
     tiny_run.words().save(tmp_path / "run" / "tokenizer")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(model.config)))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(model.config)))
     argv = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--steps", "2"]
     with pytest.raises(SystemExit) as stop:
         cli.run(gating.main, argv)

@@ -83,8 +83,8 @@ def test_scripts_parse_and_explain_themselves(script):
         ("sky.sh", ["--run", "r", *TRAIN], "--bucket is missing"),
         (
             "sky.sh",
-            ["--run", "r", "--bucket", "b", *TRAIN, "--config.curriculum.questions=1 .5"],
-            "'--config.curriculum.questions=1 .5': the command goes through an environment",
+            ["--run", "r", "--bucket", "b", *TRAIN, "--config.data.babi_dir=my files"],
+            "'--config.data.babi_dir=my files': the command goes through an environment",
         ),
         ("gke/submit.sh", ["cpu"], "the first argument is tpu or gpu"),
         ("gke/submit.sh", ["tpu", "--image", "i", "--run", "r", *TRAIN], "--bucket is missing"),
@@ -309,9 +309,10 @@ SMALLER = (
     "model.layers=1",
     "model.width=16",
     "data.tasks=qa1",
-    "curriculum.segments=1",
-    "curriculum.steps=20",
-    "curriculum.background=0.5",
+    "stages.0.steps=20",
+    "stages.1.steps=0",
+    "stages.1.segments=1",
+    "stages.1.background=0.5",
     "init=",
     "log_every=1",
     "checkpoint.every=50",
@@ -332,7 +333,7 @@ def node(processes: int, workdir: Path, *settings: str) -> tuple[list[str], dict
 @pytest.mark.slow  # minutes: two processes compile on two cores
 def test_one_of_two_processes_is_told_to_stop(tmp_path):
     """Both save at the same step, whichever got the signal, and ask to be started again."""
-    command, env = node(2, tmp_path, "curriculum.steps=100000")
+    command, env = node(2, tmp_path, "stages.0.steps=100000")
     log = tmp_path / "metrics.jsonl"
     with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         while not (log.exists() and log.read_text().count("\n") > 3):
@@ -351,7 +352,7 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path):
     assert stderr.count("the same command continues from there") == 2
     (saved,) = [int(f.name) for f in (tmp_path / "checkpoints").iterdir() if f.name.isdecimal()]
     # One process continues what two have saved.
-    command, env = node(1, tmp_path, "curriculum.steps=100000")
+    command, env = node(1, tmp_path, "stages.0.steps=100000")
     with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         while json.loads(log.read_text().splitlines()[-1])["step"] < saved + 3:
             assert process.poll() is None
@@ -364,7 +365,7 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path):
 @pytest.mark.slow  # a minute: two processes compile on two cores
 def test_two_processes_are_told_to_stop_while_one_evaluates(tmp_path):
     """Process 0 evaluates alone, the other waits for it: both end, and ask to be started again."""
-    short = ("curriculum.steps=2", "evaluation.batch=100")
+    short = ("stages.0.steps=2", "evaluation.batch=100")
     command, env = node(2, tmp_path, *short, "evaluation.lengths=1s,64s", "evaluation.samples=3000")
     cells = tmp_path / "results" / "cells"
     with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import models
-from rmt_jax.config import Config, Curriculum, Data, Mesh, Model, Prompt
+from rmt_jax.config import Config, Data, Mesh, Model, Prompt, Stage
 from rmt_jax.models import costs
 from rmt_jax.runtime import hardware
 from rmt_jax.runtime import mesh as sharding
@@ -15,9 +15,17 @@ from rmt_jax.types import Batch
 
 CONFIG = Config(
     data=Data(tasks=("qa1",)),
-    model=Model(layers=2, width=256, heads=8, segment_tokens=8, memory_tokens=2, positions="alibi"),
+    model=Model(
+        cell="rmt",
+        layers=2,
+        width=256,
+        heads=8,
+        segment_tokens=8,
+        memory_tokens=2,
+        positions="alibi",
+    ),
     prompt=Prompt(source="none"),
-    curriculum=Curriculum((2,), (10,), (8,), (1e-3,)),
+    stages=(Stage(2, 10, 8, 1e-3),),
 )
 
 

@@ -32,7 +32,8 @@ def test_the_papers_model_on_eight(capsys):
 
 def test_one_device_and_overrides(capsys):
     words = (f"{MULTITASK}:gpt2", "--device", "a100", "--utilisation", "0.5")
-    words += ("--config.curriculum.steps=0,0,0,0,0,0,5",)  # a stage may be left out
+    # Stages may be left out.
+    words += tuple(f"--config.stages.{i}.steps={5 * (i == 6)}" for i in range(7))
     told = shown(capsys, *words, "--config.model.layers=2", "--config.model.remat=false")
     assert "2 layers of 768" in told and "a100, h" in told and "h100" not in told
     assert "products at 50 % of the peak, as told" in told
@@ -62,8 +63,10 @@ def test_unknown_words_are_refused_without_a_plan():
 def test_the_loaders_batches():
     """Sizes of batches and numbers of tokens are those that the loader will make."""
     config = cli.load_config(f"{MULTITASK}:smoke")
-    curriculum = dataclasses.replace(config.curriculum, segments=(3, 6), steps=(2000, 3000))
-    config = config.replace(curriculum=curriculum)
+    stages = zip(config.stages, (3, 6), (2000, 3000), strict=True)
+    config = config.replace(
+        stages=tuple(dataclasses.replace(stage, segments=s, steps=n) for stage, s, n in stages)
+    )
     words = tokenizer.load("builtin")
     loader = Loader(config, words)
     rows = plan.stages(config, words.vocab_size, 1)
@@ -71,7 +74,7 @@ def test_the_loaders_batches():
     for row, start, stop in zip(rows, ends, ends[1:], strict=False):
         drawn = sum(loader.tokens_at(step) for step in range(start, stop))
         assert row.tokens == pytest.approx(drawn, rel=0.03) and row.count == stop - start
-    batch, stage = loader.batch_at(0), loader.stage_at(0)
+    batch, stage = loader.batch_at(0), loader.stages[loader.stage_at(0)]
     shape = plan._shape(config, stage, loader.segments_at(0))
     assert shape[:4] == (*batch.tokens.shape[:2], *batch.answer_start.shape[1:])
     assert shape.tokens >= batch.answer.shape[-1]

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from rmt_jax import models
-from rmt_jax.config import Config, ConfigError, Curriculum, Mesh, Model, Optimizer, Prompt
+from rmt_jax.config import Config, ConfigError, Mesh, Model, Optimizer, Prompt, Stage
 from rmt_jax.models import recurrence
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import metrics, optimizer
@@ -24,6 +24,7 @@ VOCAB, TASKS = 32, 2
 def config(**sections) -> Config:
     base = Config(
         model=Model(
+            cell="rmt",
             layers=1,
             width=16,
             heads=4,
@@ -34,7 +35,7 @@ def config(**sections) -> Config:
             scan_layers=True,
         ),
         prompt=Prompt(tokens=4),
-        curriculum=Curriculum(segments=(2,), steps=(20,), batch=(8,), learning_rate=(1e-2,)),
+        stages=(Stage(2, 20, 8, 1e-2),),
         optimizer=Optimizer(name="adamw", clip=0.0, warmup=0.0),
     )
     return base.replace(**sections)
@@ -69,7 +70,7 @@ def make(c: Config, mesh: jax.sharding.Mesh | None = None):
         bptt=0,
         remat=True,
         accumulate=c.optimizer.accumulate,
-        stillness=c.optimizer.stillness,
+        memory_drift_penalty=c.optimizer.memory_drift_penalty,
         mesh=mesh,
     )
     return step, steps.init_state(params, tx)
@@ -121,8 +122,8 @@ def test_gradients_are_summed_once_and_not_in_every_segment():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_learns(name):
     o = Optimizer(name=name, adam_learning_rate=3e-2, decay="constant", warmup=0.0)
-    c = Curriculum(segments=(2,), steps=(20,), batch=(8,), learning_rate=(3e-2,))
-    losses = curve(config(optimizer=o, curriculum=c), None, batches=1)
+    stages = (Stage(2, 20, 8, 3e-2),)
+    losses = curve(config(optimizer=o, stages=stages), None, batches=1)
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -137,22 +138,22 @@ def test_microbatches_equal_the_whole_batch():
 
 
 @pytest.mark.parametrize("cell", ["rmt", pytest.param("armt", marks=pytest.mark.slow)])
-def test_stillness_calms_idle_segments(cell):
+def test_the_drift_penalty_calms_idle_segments(cell):
     """Twenty steps with the penalty: the idle segment moves the memory less, the other does not."""
     c = config(model=dataclasses.replace(config().model, cell=cell, d_mem=4))
     idle = np.zeros((8, 2), bool)
     idle[:4, 1] = True
     told = batch()._replace(background_only=idle)
     after = {}
-    for stillness in (0.0, 3.0):
-        o = dataclasses.replace(c.optimizer, accumulate=2, stillness=stillness)
+    for penalty in (0.0, 3.0):
+        o = dataclasses.replace(c.optimizer, accumulate=2, memory_drift_penalty=penalty)
         step, state = make(c.replace(optimizer=o))
         step = jax.jit(step)
         for _ in range(20):
             state, _ = step(state, told)
         static, _ = models.split(models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0)))
         drift = recurrence.answers(models.merge(static, state.params), told)[1]
-        after[stillness] = float(drift[idle].mean()), float(drift[:, 0].mean())
+        after[penalty] = float(drift[idle].mean()), float(drift[:, 0].mean())
     assert after[3.0][0] < 0.7 * after[0.0][0]
     assert after[3.0][1] > 0.2 * after[0.0][1]
 
@@ -247,8 +248,8 @@ def test_what_weight_decay_reaches(name, tables):
 
 
 def test_learning_rate_over_stages():
-    c = Curriculum(segments=(1, 2), steps=(10, 20), batch=(4,), learning_rate=(1.0, 0.5))
-    rate = optimizer.schedule(c, Optimizer(warmup=0.2, decay="linear"))
+    stages = (Stage(1, 10, 4, 1.0), Stage(2, 20, 4, 0.5))
+    rate = optimizer.schedule(stages, Optimizer(warmup=0.2, decay="linear"))
     assert float(rate(0)) == pytest.approx(0.5)
     assert float(rate(2)) == pytest.approx(1.0)
     assert float(rate(9)) == pytest.approx(1 / 8)

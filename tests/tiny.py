@@ -12,8 +12,8 @@ CELLS = ("none", "rmt", "prmt", "armt", "delta")
 
 def settings(**changes) -> config.Model:
     values = dict(
-        layers=2, width=16, heads=2, max_positions=32, segment_tokens=LENGTH, memory_tokens=2,
-        d_mem=4, dtype="float32",
+        cell="rmt", layers=2, width=16, heads=2, max_positions=32, segment_tokens=LENGTH,
+        memory_tokens=2, d_mem=4, dtype="float32",
     )  # fmt: skip
     return config.Model(**(values | changes))
 

@@ -1,6 +1,5 @@
 """A run's folder with a tiny random model in it: what evaluation and `ask` are tested on."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -25,7 +24,7 @@ def config(cell="rmt", source="description", **prompt) -> settings.Config:
         ),
         prompt=settings.Prompt(**({"source": source, "tokens": 24} | prompt)),
         data=settings.Data(tasks=("qa1", "qa5")),
-        curriculum=settings.Curriculum(segments=(1, 2), steps=(1,), batch=(2,)),
+        stages=tuple(settings.Stage(n, 1, 2, 1e-5) for n in (1, 2)),
         evaluation=settings.Evaluation(lengths=("1s", "3s"), samples=5, batch=4),
     )  # fmt: skip
 
@@ -46,7 +45,7 @@ def save(folder: Path, config: settings.Config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     weights.save(folder, params)
     words().save(folder / "tokenizer")
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    (folder / "config.json").write_text(json.dumps(settings.to_dict(config)))
     return folder
 
 

@@ -75,7 +75,7 @@ class Simulated:
                 return story
         raise ValueError(
             f"{task}: no story of {most} facts or fewer in {ATTEMPTS:,} attempts. A longer "
-            "length, or fewer facts (config.curriculum.facts), leaves room for one."
+            "length, or fewer facts (config.stages.N.facts), leaves room for one."
         )
 
 

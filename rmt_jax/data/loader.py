@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rmt_jax.config import Config, ConfigError, stage_value
+from rmt_jax.config import Config, ConfigError, Facts, Stage
 from rmt_jax.data.collate import fold
 from rmt_jax.data.compose import Composer, Sample
 from rmt_jax.data.rng import Dice
@@ -21,32 +21,6 @@ NEW_NAMES = ("people", "places", "objects")
 SHORT = 7  # facts
 PROBE = 18  # tokens of the longest question and of ANSWER
 TOKENS_PER_QUESTION = 16  # about what a fact, its question and answer take; beyond Q none counts
-
-
-class Stage:
-    """One stage of the curriculum, its texts parsed."""
-
-    def __init__(self, config: Config, number: int):
-        c = config.curriculum
-
-        def value(name: str):
-            return stage_value(getattr(c, name), number)
-
-        self.number = number
-        self.segments, self.batch = int(value("segments")), int(value("batch"))
-        self.background = float(value("background"))
-        self.tasks, self.weights = _mixture(config, str(value("tasks")))
-        self.facts = _facts(str(value("facts")))  # one is drawn a sample
-        self.rates = tuple(float(rate) for rate in str(value("questions")).split()) or (0.0,)
-        self.probes = bool(value("probes"))
-        self.dense = max(self.rates) > 0
-        self.buckets = buckets(self.segments)
-
-
-def buckets(segments: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and `segments` itself: the lengths, in segments, of a stage's batches."""
-    powers = [2**i for i in range(segments.bit_length()) if 2**i < segments]
-    return (*powers, segments)
 
 
 class Loader:
@@ -61,8 +35,8 @@ class Loader:
         self.composer = Composer(
             config.data, tokenizer, split, segment_tokens=config.model.segment_tokens
         )
-        self.stages = [Stage(config, i) for i in range(len(config.curriculum.segments))]
-        steps = [int(stage_value(config.curriculum.steps, i)) for i in range(len(self.stages))]
+        self.stages = config.stages
+        steps = [stage.steps for stage in self.stages]
         self._ends = np.cumsum(steps)
         rows = np.array([stage.batch for stage in self.stages]) * steps
         self._first = np.concatenate([[0], np.cumsum(rows)])  # number of a stage's first sample
@@ -71,30 +45,31 @@ class Loader:
     def steps(self) -> int:
         return int(self._ends[-1])
 
-    def stage_at(self, step: int) -> Stage:
-        number = int(np.searchsorted(self._ends, step, "right"))
-        return self.stages[min(number, len(self.stages) - 1)]
+    def stage_at(self, step: int) -> int:
+        """The number of the stage that a step belongs to."""
+        return min(int(np.searchsorted(self._ends, step, "right")), len(self.stages) - 1)
 
     def segments_at(self, step: int) -> int:
         """S of the batch of a step."""
-        stage = self.stage_at(step)
+        stage = self.stages[self.stage_at(step)]
         return Dice(self.config.data.seed, step, 2).pick(stage.buckets)
 
     def tokens_at(self, step: int) -> int:
         """B * S * L of the batch of a step, without making it."""
-        stage, length = self.stage_at(step), self.config.model.segment_tokens
+        stage, length = self.stages[self.stage_at(step)], self.config.model.segment_tokens
         return stage.batch * self.segments_at(step) * length
 
     def batch_at(self, step: int, host: int = 0, hosts: int = 1) -> Batch:
         """The batch of a step, or the rows of one of several hosts (equal shares, in order)."""
-        stage = self.stage_at(step)
+        number = self.stage_at(step)
+        stage = self.stages[number]
         if stage.batch % hosts:
             raise ConfigError(
-                f"{stage.batch} rows a batch cannot be shared by {hosts} hosts equally: make "
-                "config.curriculum.batch a multiple of the number of hosts."
+                f"{stage.batch} texts per batch cannot be shared by {hosts} hosts equally: make"
+                f" config.stages.{number}.batch a multiple of the number of hosts."
             )
-        begin = int(self._ends[stage.number - 1]) if stage.number else 0
-        first = int(self._first[stage.number]) + (step - begin) * stage.batch
+        begin = int(self._ends[number - 1]) if number else 0
+        first = int(self._first[number]) + (step - begin) * stage.batch
         share = stage.batch // hosts
         rows = range(first + host * share, first + (host + 1) * share)
         segments = self.segments_at(step)
@@ -104,7 +79,7 @@ class Loader:
         if stage.dense:
             questions = max(2, self.config.model.segment_tokens // TOKENS_PER_QUESTION)
         probe = PROBE + self.composer.room if stage.probes and segments > 1 else 0
-        idle = self.config.optimizer.stillness > 0 and answered > 1
+        idle = self.config.optimizer.memory_drift_penalty > 0 and answered > 1
         return self.fold(samples, segments, answered, questions, probe, idle)
 
     def fold(
@@ -135,18 +110,18 @@ class Loader:
     def _sample(self, stage: Stage, segments: int, index: int) -> Sample:
         data = self.config.data
         dice = Dice(data.seed, index, 3)
-        task = dice.weighted(stage.tasks, stage.weights)
+        task = dice.weighted(*_mixture(self.config, stage))
         hidden = dice.uniform() < stage.background
-        rate = dice.pick(stage.rates)
+        rate = dice.pick(stage.question_rates)
         names = NEW_NAMES if dice.uniform() < data.new_names else ()
         # Two persons in half of the short stories: with four, a short story seldom comes back to
         # anybody, and 'the last place mentioned' would be right too often.
-        facts = dice.pick(stage.facts)
+        facts = _range(dice.pick(stage.facts))
         few = SHORT if facts and dice.uniform() < 0.5 else 0
         same = stage.probes or self.config.prompt.source in ("question", "both")
         asks, plant = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
         manner = Manner(facts, names, asks=asks, few=few, same=same)
-        decoys = "names" if dice.uniform() < data.decoys else ""
+        decoys = "names" if dice.uniform() < data.hard_negative_rate else ""
         address = (task, f"{segments}s", data.seed, index)
         return self.composer.sample(*address, manner, hidden, plant, decoys)
 
@@ -166,7 +141,7 @@ class Loader:
                 if chosen is not None:
                     dice = Dice(seed, index, 4)
                     hidden = dice.uniform() < chosen.background
-                    manner = Manner(dice.pick(chosen.facts))
+                    manner = Manner(_range(dice.pick(chosen.facts)))
                 sample = self.composer.sample(task, f"{segments}s", seed, index, manner, hidden)
                 samples.append(sample)
             yield self.fold(samples, segments)
@@ -220,43 +195,13 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _mixture(config: Config, text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Task names and weights of a stage: 'qa1:1 qa2:3', or '' for data.weights."""
-    known = config.data.tasks
-    if not text.strip():
-        return known, config.data.weights or (1.0,) * len(known)
-    names, weights = [], []
-    for word in text.split():
-        name, _, weight = word.partition(":")
-        if name not in known:
-            raise ConfigError(
-                f"curriculum.tasks names {name!r}, which data.tasks does not: {', '.join(known)}."
-            )
-        try:
-            weights.append(float(weight or 1))
-        except ValueError:
-            raise ConfigError(
-                f"curriculum.tasks: {word!r} is not a task and its weight, as in 'qa1:1 qa2:3'."
-            ) from None
-        names.append(name)
-    return tuple(names), tuple(weights)
+def _mixture(config: Config, stage: Stage) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Tasks of a stage and their shares."""
+    if stage.tasks:
+        return tuple(stage.tasks), tuple(stage.tasks.values())
+    tasks = config.data.tasks
+    return tasks, config.data.weights or (1.0,) * len(tasks)
 
 
-def _facts(text: str) -> tuple[tuple[int, int] | None, ...]:
-    """'2-6 4 official' -> ((2, 6), (4, 4), None); '' -> (None,): as the official files."""
-    found: list[tuple[int, int] | None] = []
-    for word in text.split() or ["official"]:
-        if word == "official":
-            found.append(None)
-            continue
-        low, _, high = word.partition("-")
-        try:
-            least, most = int(low), int(high or low)
-        except ValueError:
-            raise ConfigError(
-                f"curriculum.facts: {word!r} is no range such as '2-6', nor 'official'."
-            ) from None
-        if not 2 <= least <= most:
-            raise ConfigError(f"curriculum.facts: {word!r} must rise from 2 or more, as '2-6'.")
-        found.append((least, most))
-    return tuple(found)
+def _range(facts: Facts | None) -> tuple[int, int] | None:
+    return None if facts is None else (facts.least, facts.most)

@@ -19,7 +19,8 @@ def text(source: str, task: str, question: str, description: str | None = None) 
         return f"{told} {question}".strip()
     if source in ("none", "learned"):
         return ""
-    raise ValueError(f"Unknown prompt source {source!r}: {', '.join(config.PROMPT_SOURCES)}.")
+    known = config.describe(config.Prompt, "source").choices
+    raise ValueError(f"Unknown prompt source {source!r}: {', '.join(known)}.")
 
 
 def ids(

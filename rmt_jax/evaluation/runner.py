@@ -221,7 +221,7 @@ def batch_size(batch: int, samples: int, tokens: int) -> int:
 
 def trained(config: Any, job: Job, tokens: float) -> bool:
     """Was the task trained, at this length or a longer one, in this world?"""
-    longest = max(config.curriculum.segments) * config.model.segment_tokens
+    longest = config.longest_segments * config.model.segment_tokens
     return job.task in config.data.tasks and tokens <= longest and not job.perturb
 
 

@@ -109,9 +109,9 @@ def paper(
     """The whole suite; its parts are written and printed as they are finished."""
     config, out = model.config, settings["out"]
     tasks = list(tasks or config.data.tasks)
-    longest = max(config.curriculum.segments)
+    longest = config.longest_segments
     doubled = {1 << k for k in range(longest.bit_length())}
-    trained = [f"{s}s" for s in sorted({*config.curriculum.segments, *doubled})]
+    trained = [f"{s}s" for s in sorted({*(stage.segments for stage in config.stages), *doubled})]
     longer = [f"{longest * k}s" for k in (2, 4, 8, 16)]
     changes = words(args.perturb) or source.perturbations()
     for how in changes:  # a wrong name is told before hours of work

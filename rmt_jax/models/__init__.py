@@ -63,6 +63,7 @@ def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> RecurrentModel:
 
 def check(config: settings.Model, prompt: settings.Prompt) -> None:
     """What backbone and cell ask of their settings. Raises ConfigError, RegistryError."""
+    settings.check_values(settings.Config(model=config, prompt=prompt))
     backbone, cell = BACKBONES[config.backbone], CELLS[config.cell]
     backbone.check(config)
     cell.check(config)

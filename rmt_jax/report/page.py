@@ -89,7 +89,7 @@ def overview(parts: Sequence[tuple[str, str, Sequence[Cell]]]) -> str:
 def about(model: Any) -> str:
     """What was evaluated, in a sentence."""
     m, p, d = model.config.model, model.config.prompt, model.config.data
-    longest = max(model.config.curriculum.segments)
+    longest = model.config.longest_segments
     return (
         f"Cell {m.cell}, {m.layers} layers of width {m.width}, {memory_of(m)}, "
         f"segments of {m.segment_tokens} tokens; trained on {', '.join(d.tasks)} up to {longest} "

@@ -88,7 +88,7 @@ def fits(compiled: Any, device: Any, config: Config) -> None:
     need, limit = needed_memory(compiled), device_memory(device)
     if need is None or limit is None or need <= limit:
         return
-    largest, ways = max(config.curriculum.batch), config.optimizer.accumulate
+    largest, ways = max(stage.batch for stage in config.stages), config.optimizer.accumulate
     split = next((n for n in range(ways + 1, largest + 1) if need * ways / n <= limit / 1.1), None)
     advice = ["raise config.mesh.fsdp on more devices"]
     if split is not None:

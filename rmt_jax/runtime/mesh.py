@@ -95,11 +95,12 @@ def check_batches(config: cfg.Config, mesh: jax.sharding.Mesh | AbstractMesh) ->
       ConfigError: with the nearest batch that does.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulate
-    for batch in config.curriculum.batch:
+    for number, stage in enumerate(config.stages):
+        batch = stage.batch
         if batch % ways:
             parts = " · ".join(f"{axis}={mesh.shape[axis]}" for axis in AXES[:2])
             raise ConfigError(
-                f"curriculum.batch {batch} does not divide evenly over mesh {parts}"
+                f"stages.{number}.batch {batch} does not divide evenly over mesh {parts}"
                 f" · optimizer.accumulate={config.optimizer.accumulate}: make it a multiple of"
                 f" {ways}, such as {-(-batch // ways) * ways}."
             )

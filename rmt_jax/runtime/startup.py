@@ -52,7 +52,7 @@ def one_device_a_core(config: Config) -> None:
     if 12 * m.layers * m.width**2 > COPIED or cluster.find(os.environ) is not None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows = [batch // config.optimizer.accumulate for batch in config.curriculum.batch]
+    rows = [stage.batch // config.optimizer.accumulate for stage in config.stages]
     fitting = [n for n in range(1, (cores or 1) + 1) if all(r % n == 0 for r in rows)]
     with contextlib.suppress(RuntimeError):  # JAX has its devices already
         jax.config.update("jax_num_cpu_devices", max(fitting))

@@ -84,7 +84,7 @@ class Rescues:
         if len(self._past) >= TRIES:
             raise ConfigError(
                 f"Training diverged at {trouble}, for the {TRIES + 1}th time, now at"
-                f" {self.scale:g} times the learning rate: lower config.curriculum.learning_rate"
+                f" {self.scale:g} times the learning rate: lower the learning_rate of config.stages"
                 " or raise config.optimizer.warmup in a new --workdir. The checkpoints before it"
                 " are kept."
             )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmt_jax.config import Config, stage_value
+from rmt_jax.config import Config
 from rmt_jax.data.loader import Loader
 from rmt_jax.models import costs
 from rmt_jax.models.io import weights
@@ -76,7 +76,7 @@ class Loop:
         self.config, self.mesh, self.train, self.check = config, mesh, train, check
         self.checkpoints, self.path, self.signals = checkpoints, path, signals
         self.stages = stages(config)
-        self.rate = optimizer.schedule(config.curriculum, config.optimizer, scale)
+        self.rate = optimizer.schedule(config.stages, config.optimizer, scale)
         self.trackers: list[Tracker] = []
         self.profiled: tuple[int, int] = (0, 0)
 
@@ -149,7 +149,7 @@ class Loop:
                     record = {
                         "step": step,
                         "stage": stage + 1,
-                        "segments": stage_value(self.config.curriculum.segments, stage),
+                        "segments": self.config.stages[stage].segments,
                         "learning_rate": float(np.asarray(self.rate(step - 1))),
                     }
                     means = window.close()
@@ -254,8 +254,7 @@ class Window:
 
 def stages(config: Config) -> list[int]:
     """The stage of every step."""
-    c = config.curriculum
-    return [s for s in range(len(c.segments)) for _ in range(int(stage_value(c.steps, s)))]
+    return [number for number, stage in enumerate(config.stages) for _ in range(stage.steps)]
 
 
 @jax.jit

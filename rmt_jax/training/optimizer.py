@@ -1,22 +1,21 @@
 """The optimiser, built from optax, and its learning rate over the whole curriculum."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import optax
 
-from rmt_jax.config import Config, Curriculum, Optimizer, stage_value
+from rmt_jax.config import Config, Optimizer, Stage
 from rmt_jax.runtime.mesh import path_name
 from rmt_jax.types import WeightInfo
 
 
-def schedule(curriculum: Curriculum, optimizer: Optimizer, scale: float = 1.0) -> optax.Schedule:
+def schedule(stages: Sequence[Stage], optimizer: Optimizer, scale: float = 1.0) -> optax.Schedule:
     """Learning rate at a global step: each stage warms up from zero and decays to zero (or stays,
     `decay='constant'`). All of it is multiplied by `scale` (`divergence` lowers it)."""
     parts, boundaries, end = [], [], 0
-    for stage in range(len(curriculum.segments)):
-        steps = int(stage_value(curriculum.steps, stage))
-        peak = scale * float(stage_value(curriculum.learning_rate, stage))
+    for stage in stages:
+        steps, peak = stage.steps, scale * stage.learning_rate
         warm = max(1, round(steps * optimizer.warmup))
         rest = max(1, steps - warm)
         if optimizer.decay == "linear":
@@ -63,13 +62,13 @@ def build(
         return jax.tree_util.tree_map_with_path(numbers, params)
 
     o = config.optimizer
-    rate = schedule(config.curriculum, o, scale)
+    rate = schedule(config.stages, o, scale)
     if o.name == "adamw":
         core = optax.adamw(
             rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=of_kind("matrix", "embedding")
         )
     else:
-        base = float(config.curriculum.learning_rate[0])
+        base = config.stages[0].learning_rate
         ratio = (o.adam_learning_rate or base) / base
 
         def adam_rate(step):
@@ -85,7 +84,7 @@ def build(
         )
     parts = [optax.clip_by_global_norm(o.clip)] if o.clip else []
     parts.append(core)
-    if o.conv_rate != 1.0:
+    if o.conv_lr_multiplier != 1.0:
         # Starts at zero and must grow beside inputs of unit variance before it binds words.
-        parts.append(optax.masked(optax.scale(o.conv_rate), of_kind("convolution")))
+        parts.append(optax.masked(optax.scale(o.conv_lr_multiplier), of_kind("convolution")))
     return optax.chain(*parts)

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rmt_jax.config import Config, stage_value
+from rmt_jax.config import Config, Stage
 from rmt_jax.data.lengths import Length
-from rmt_jax.data.loader import TOKENS_PER_QUESTION, Stage
+from rmt_jax.data.loader import TOKENS_PER_QUESTION
 from rmt_jax.models import costs
 from rmt_jax.models.costs import Shape
 from rmt_jax.training import step_costs
@@ -59,13 +59,11 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
     sharding.check_batches(config, sharding.planned(sizes))
     weights = costs.count_weights(config, vocab)
     rows = []
-    for number in range(len(config.curriculum.segments)):
-        stage = Stage(config, number)
-        steps = int(stage_value(config.curriculum.steps, number))
+    for number, stage in enumerate(config.stages):
         tokens = flops = moved = least = 0.0
         for segments in stage.buckets:
             shape = _shape(config, stage, segments)
-            share = steps / len(stage.buckets)
+            share = stage.steps / len(stage.buckets)
             tokens += share * shape.batch * segments * config.model.segment_tokens
             flops += share * step_costs.step_flops(config, shape, vocab)
             # Every device reads its own copy of the weights.
@@ -75,7 +73,7 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
         largest = _shape(config, stage, stage.segments)
         held = step_costs.step_memory(config, largest, vocab, sizes)
         name = f"stage {number + 1}: 1-{stage.segments} segments of {config.model.segment_tokens}"
-        rows.append(Row(name, steps, tokens, flops, moved, held, least))
+        rows.append(Row(name, stage.steps, tokens, flops, moved, held, least))
     return rows
 
 

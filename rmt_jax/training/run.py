@@ -83,7 +83,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
                 bptt=config.model.bptt,
                 remat=config.model.remat,
                 accumulate=config.optimizer.accumulate,
-                stillness=config.optimizer.stillness,
+                memory_drift_penalty=config.optimizer.memory_drift_penalty,
                 mesh=mesh,
             ),
             donate_argnums=0,

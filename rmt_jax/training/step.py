@@ -36,7 +36,7 @@ def make_train_step(
     bptt: int,
     remat: bool,
     accumulate: int = 1,
-    stillness: float = 0.0,
+    memory_drift_penalty: float = 0.0,
     mesh: jax.sharding.Mesh | None = None,
 ):
     """The train step of one model.
@@ -47,7 +47,7 @@ def make_train_step(
       bptt: segments that gradients flow back through; 0: all.
       accumulate: microbatches; their gradients are of sums, so that any split of the batch gives
         the same step up to rounding.
-      stillness: weight of the penalty on what idle segments do to the memory, the mean of
+      memory_drift_penalty: weight of what idle segments do to the memory, the mean of
         `RecurrentModel.drift` over them. 0: none.
       mesh: where `data` has several devices, each goes through its own texts and the gradients are
         summed once. Left to the compiler, they are summed in every segment of every microbatch.
@@ -57,8 +57,8 @@ def make_train_step(
         model = models.merge(static, params)
         logits, drift = answers(model, batch, bptt=bptt, remat=remat)
         total, sums = answer_sums(logits, batch, rows)
-        if stillness and batch.background_only is not None:
-            return total * scale + stillness * still * (drift * batch.background_only).sum(), sums
+        if memory_drift_penalty and batch.background_only is not None:
+            return total * scale + memory_drift_penalty * still * (drift * batch.background_only).sum(), sums
         return total * scale, sums
 
     gradient = jax.grad(loss, has_aux=True)

@@ -73,7 +73,7 @@ class Background:
         if not spans:
             raise ValueError(
                 f"No sentence of the background {self.name!r} ({self.split} split) holds a name of "
-                "the tasks: give more text, or set config.data.decoys to 0."
+                "the tasks: give more text, or set config.data.hard_negative_rate to 0."
             )
         starts = np.concatenate([[0], np.cumsum([len(span) for span in spans])])
         return Background(np.concatenate(spans), starts, self.name, self.split)
