@@ -4,11 +4,12 @@ devices are touched."""
 import dataclasses
 import re
 
-from rmt_jax.config import SIDES, Config, ConfigError, build_options, check_values
+from rmt_jax.config import Config, ConfigError, check_values
 
 
 def validate(config: Config) -> None:
-    """Checks what can be checked without data or devices.
+    """Checks what can be checked without data, devices or JAX. Backbone, cell and tasks check
+    their own settings (`models.check`, `data.tasks.check`).
 
     Raises:
       ConfigError: one sentence with the numbers and the way out.
@@ -18,7 +19,7 @@ def validate(config: Config) -> None:
     _validate_data(config)
     _validate_stages(config)
     _validate_training(config)
-    validate_model(config)
+    _validate_schedule(config)
 
 
 def _validate_data(config: Config) -> None:
@@ -115,83 +116,23 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"config.{name} must be one of {', '.join(choices)}, but got '{value}'.")
 
 
-def check_diagonal(cell: str) -> None:
-    """Raises ConfigError for a cell that the diagonal schedule cannot run."""
-    if cell not in ("prmt", "armt", "delta"):
-        why = "it has no memory, and its segments do not depend on each other"
-        if cell == "rmt":
-            why = "its last layer's output of one segment is the first layer's input of the next"
+def _validate_schedule(config: Config) -> None:
+    if config.prompt.source != "none" and config.prompt.tokens < 1:
         raise ConfigError(
-            f"model.schedule=diagonal does not go with model.cell={cell}: {why}. Take"
-            " model.cell=armt, delta or prmt, whose layers keep their own memory, or"
-            " model.schedule=auto."
+            f"config.prompt.tokens must be 1 or more, but got {config.prompt.tokens}."
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _NoOptions:
-    """What GPT-2 and the five cells declare: their settings are fields of `Model`."""
-
-
-def validate_model(config: Config) -> None:
-    """Backbone, cell, positions, schedule. Raises ConfigError."""
-    m, p = config.model, config.prompt
-    _one_of("model.backbone", m.backbone, ("gpt2",))
-    _one_of("model.cell", m.cell, tuple(SIDES))
-    build_options(_NoOptions, m.backbone_options, "model.backbone_options")
-    build_options(_NoOptions, m.cell_options, "model.cell_options")
-    if m.width % m.heads:
+    if config.model.schedule != "diagonal":
+        return
+    penalty = config.optimizer.memory_drift_penalty
+    if penalty:
         raise ConfigError(
-            f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width that"
-            f" is a multiple of the heads, e.g. {m.heads * max(1, round(m.width / m.heads))}."
+            f"optimizer.memory_drift_penalty {penalty:g} needs the memory after each segment,"
+            " which the diagonal schedule never holds whole: take model.schedule=auto, or set"
+            " the penalty to 0."
         )
-    if len(m.gate_threshold) not in (0, 1, m.layers):
+    if any(stage.probes for stage in config.stages):
         raise ConfigError(
-            f"model.gate_threshold has {len(m.gate_threshold)} numbers for {m.layers} layers: give"
-            " one for each, one for all, or none."
-        )
-    if SIDES[m.cell] and m.memory_tokens == 0:
-        raise ConfigError(
-            f"model.cell '{m.cell}' needs memory tokens, but model.memory_tokens is 0: set it to 1"
-            " or more, or take model.cell=delta, which has none."
-        )
-    if m.schedule == "diagonal":
-        check_diagonal(m.cell)
-        penalty = config.optimizer.memory_drift_penalty
-        if penalty:
-            raise ConfigError(
-                f"optimizer.memory_drift_penalty {penalty:g} needs the memory after each segment,"
-                " which the diagonal schedule never holds whole: take model.schedule=auto, or set"
-                " the penalty to 0."
-            )
-        if any(stage.probes for stage in config.stages):
-            raise ConfigError(
-                "probes of a stage ask the memory of one segment after the other, which the"
-                " diagonal schedule never holds whole: take model.schedule=auto, or set probes to"
-                " false."
-            )
-    if p.source != "none" and p.tokens < 1:
-        raise ConfigError(f"config.prompt.tokens must be 1 or more, but got {p.tokens}.")
-    prompt = 0 if p.source == "none" else p.tokens
-    sides = SIDES[m.cell]
-    if m.position_layout == "wrap_pos" and sides:
-        sides -= 1  # the write memory has positions of its own
-        if m.positions != "learned":
-            raise ConfigError(
-                "model.position_layout=wrap_pos gives memory tokens rows of the position table,"
-                f" which model.positions={m.positions} does not have: take"
-                " model.positions=learned, or model.position_layout=plain."
-            )
-    need = sides * m.memory_tokens + prompt + m.segment_tokens
-    if m.positions == "rotary" and m.width // m.heads % 2:
-        raise ConfigError(
-            f"Rotary positions turn pairs of columns, but a head has {m.width // m.heads}"
-            " (model.width / model.heads): make that an even number."
-        )
-    if m.positions == "learned" and need > m.max_positions:
-        raise ConfigError(
-            f"{sides}·{m.memory_tokens} memory + {prompt} prompt + {m.segment_tokens:,} segment"
-            f" tokens = {need:,} positions, but the backbone has {m.max_positions:,}: lower"
-            f" model.segment_tokens to {max(1, m.segment_tokens - need + m.max_positions):,} or"
-            " raise model.max_positions."
+            "probes of a stage ask the memory of one segment after the other, which the"
+            " diagonal schedule never holds whole: take model.schedule=auto, or set probes to"
+            " false."
         )

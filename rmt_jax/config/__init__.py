@@ -7,7 +7,6 @@ command line as `--config.section.field=value` (`rmt_jax.cli`).
 
 from rmt_jax.config.schema import (
     OFFICIAL,
-    SIDES,
     Checkpoint,
     Config,
     Data,
@@ -34,7 +33,6 @@ from rmt_jax.errors import ConfigError
 
 __all__ = [
     "OFFICIAL",
-    "SIDES",
     "Checkpoint",
     "Config",
     "ConfigError",

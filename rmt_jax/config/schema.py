@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from rmt_jax.config.setting import FrozenDict, freeze, section, setting
 
-# How often a cell's M memory tokens stand in a segment.
-SIDES = {"rmt": 2, "prmt": 2, "armt": 1, "delta": 0, "none": 0}
 LARGEST_SEED = 2**31 - 1
 
 

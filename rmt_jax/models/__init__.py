@@ -65,6 +65,8 @@ def check(config: settings.Model, prompt: settings.Prompt) -> None:
     """What backbone and cell ask of their settings. Raises ConfigError, RegistryError."""
     settings.check_values(settings.Config(model=config, prompt=prompt))
     backbone, cell = BACKBONES[config.backbone], CELLS[config.cell]
+    settings.build_options(backbone.Options, config.backbone_options, "model.backbone_options")
+    settings.build_options(cell.Options, config.cell_options, "model.cell_options")
     backbone.check(config)
     cell.check(config)
     if config.schedule == "diagonal":

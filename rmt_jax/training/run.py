@@ -26,6 +26,7 @@ from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
 def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
     """Trains, evaluates, reports; returns the exit code."""
     looks.profiled()
+    models.check(config.model, config.prompt)
     startup.one_device_a_core(config)
     startup.prepare()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:

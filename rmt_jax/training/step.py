@@ -58,7 +58,9 @@ def make_train_step(
         logits, drift = answers(model, batch, bptt=bptt, remat=remat)
         total, sums = answer_sums(logits, batch, rows)
         if memory_drift_penalty and batch.background_only is not None:
-            return total * scale + memory_drift_penalty * still * (drift * batch.background_only).sum(), sums
+            return total * scale + memory_drift_penalty * still * (
+                drift * batch.background_only
+            ).sum(), sums
         return total * scale, sums
 
     gradient = jax.grad(loss, has_aux=True)

@@ -9,6 +9,7 @@ Letters as in `rmt_jax.types`: B texts, N places, D width, V vocabulary.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,6 +27,11 @@ from rmt_jax.types import WeightInfo
 BACKBONES: "Registry[type[Backbone]]" = Registry(
     "backbone", "config.model.backbone", "rmt_jax.models.backbones"
 )
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A backbone or cell without settings of its own."""
 
 
 class HFNames(NamedTuple):
@@ -85,6 +91,7 @@ class Backbone(nnx.Module):
     sets `layers`, `width`, `dtype` (compute).
     """
 
+    Options: ClassVar[type] = NoOptions  # a frozen dataclass of settings beyond `config.Model`'s
     model_types: ClassVar[tuple[str, ...]] = ()  # of Hugging Face's config.json, that it can load
     embedding: ClassVar[str] = ""  # name of the weight [V, D] that embeds tokens
     hf: ClassVar[HFNames] = HFNames()
@@ -135,6 +142,13 @@ class Backbone(nnx.Module):
     def position_rows(self) -> int:
         """Rows of the position table; 0: there is none."""
         return 0
+
+    @classmethod
+    def options(cls, config: settings.Model) -> Any:
+        """`config.backbone_options` as the `Options` of this backbone."""
+        return settings.build_options(
+            cls.Options, config.backbone_options, "model.backbone_options"
+        )
 
     @classmethod
     def table_rows(cls, config: settings.Model, memory_rows: int) -> int:

@@ -20,7 +20,7 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.config import ConfigError
-from rmt_jax.models.backbones import Backbone, Block
+from rmt_jax.models.backbones import Backbone, Block, NoOptions
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.registry import Registry
 from rmt_jax.types import Prompt, Segment, WeightInfo
@@ -45,6 +45,7 @@ class MemoryCell(nnx.Module):
     first axis; `layer` gets its slice.
     """
 
+    Options: ClassVar[type] = NoOptions  # a frozen dataclass of settings beyond `config.Model`'s
     # Memory tokens in front of the text (read) and behind it (write)?
     reads: ClassVar[bool] = False
     writes: ClassVar[bool] = False
@@ -150,6 +151,11 @@ class MemoryCell(nnx.Module):
                 f"model.cell '{config.cell}' needs memory tokens, but model.memory_tokens is 0: set"
                 " it to 1 or more, or take a cell that has none."
             )
+
+    @classmethod
+    def options(cls, config: settings.Model) -> Any:
+        """`config.cell_options` as the `Options` of this cell."""
+        return settings.build_options(cls.Options, config.cell_options, "model.cell_options")
 
     @classmethod
     def token_copies(cls) -> int:
