@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_steps
 import tiny
 
-from rmt_jax import config, doctor, models
+from rmt_jax import doctor, models
 from rmt_jax.models.ops import attention
-from rmt_jax.runtime import mesh as sharding
 
 
 def arrays(dtype=jnp.float32, batch=2, places=10, heads=2, width=8):
@@ -25,30 +23,6 @@ def einsum(queries, keys, values, known):
     places = queries.shape[1]
     visible = jnp.tril(jnp.ones((places, places), bool)) & known[:, None]
     return attention.attend(queries, keys, values, visible)  # without `known`: always the einsum
-
-
-@pytest.mark.parametrize(
-    "mesh, serves",
-    ((config.Mesh(data=8), True), (config.Mesh(data=4, fsdp=2), False)),
-    ids=("data", "data and fsdp"),
-)
-def test_cudnn_serves_under_the_train_step_of_several_devices(mesh, serves, monkeypatch):
-    """JAX's call of cuDNN compiles where a mesh is split by hand along every axis, or by the
-    compiler along every axis; half and half it failed on every machine with two GPUs."""
-    grid, seen = sharding.make_mesh(mesh), []
-
-    def attend(queries, keys, values, visible, bias=None, known=None, packed=False):
-        manual = jax.sharding.get_abstract_mesh().manual_axes
-        seen.append((attention.available(jnp.bfloat16, (8, 592, 12, 64), True, False), manual))
-        return attention.plain(queries, keys, values, visible, bias)
-
-    monkeypatch.setattr(attention, "attend", attend)
-    step, state = test_steps.make(test_steps.config(), grid)
-    monkeypatch.setattr(attention, "chosen", lambda *_: "cudnn")
-    jax.eval_shape(step, state, test_steps.batch())
-    axes = set(sharding.AXES) if serves else {"data", "tensor"}
-    assert seen and all(found == ("cudnn" if serves else "xla") for found, _ in seen)
-    assert all(set(manual) == axes for _, manual in seen)
 
 
 def test_the_choice():

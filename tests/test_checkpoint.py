@@ -1,4 +1,4 @@
-"""Checkpoints: on another mesh, the last few and the best."""
+"""Checkpoints: the last few and the best; `devices/checkpoints.py` has them on other meshes."""
 
 import gc
 
@@ -36,34 +36,6 @@ def kernel(restored: TrainState) -> jax.Array:
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "checkpoints"
-
-
-MESHES = [Mesh(), Mesh(fsdp=8), Mesh(fsdp=2, tensor=4), Mesh(data=2, fsdp=2, tensor=2)]
-
-
-def test_restored_on_another_mesh(folder):
-    one = sharding.make_mesh(Mesh(), jax.devices()[:1])
-    first = Checkpoints(folder, Checkpoint(keep=1))
-    first.save(state(3, sharding.make_mesh(MESHES[-1])))
-    first.close()
-    for mesh in [one, *map(sharding.make_mesh, MESHES)]:
-        again = Checkpoints(folder, Checkpoint(keep=1))
-        like = state(0, mesh)
-        restored = again.restore(like)
-        assert np.array_equal(kernel(restored), KERNEL + 3) and int(restored.step) == 3
-        assert kernel(restored).sharding == kernel(like).sharding
-        again.close()
-
-
-def test_fsdp_and_tensor_divide_the_state():
-    def bytes_on_first(mesh):
-        return sum(
-            x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state(0, mesh).params)
-        )
-
-    assert bytes_on_first(sharding.make_mesh(Mesh())) == KERNEL.nbytes
-    for mesh in MESHES[1:3]:
-        assert bytes_on_first(sharding.make_mesh(mesh)) == KERNEL.nbytes / 8
 
 
 def test_the_last_and_the_best_are_kept(folder):

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import test_steps
 import tiny
 from jax.sharding import PartitionSpec
 from test_recurrence import ASKED, loss_of
 
-from rmt_jax import config, models
+from rmt_jax import models
 from rmt_jax.models import diagonal, recurrence
 from rmt_jax.models.ops import fused, kernels
 from rmt_jax.runtime import mesh as sharding
@@ -28,8 +27,7 @@ from rmt_jax.runtime import mesh as sharding
 def interpreted(monkeypatch):
     """Has the kernels serve everywhere, by the interpreter; gives the names of those that ran."""
     pytest.importorskip("triton", reason="the kernels need Triton, which is for Linux alone")
-    import torch
-
+    torch = pytest.importorskip("torch", reason="Triton's interpreter is called with torch arrays")
     code = importlib.import_module("rmt_jax.models.ops.triton_kernels")
     ran, alone = set(), threading.Lock()
 
@@ -142,22 +140,13 @@ def test_a_model_learns_the_same_with_them(cell, scanned, schedule, interpreted,
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_each_device_has_them_do_its_own_texts(interpreted, monkeypatch):
-    """Two devices under the train step's `shard_map`: the curve of one without the kernels."""
-    monkeypatch.setattr(kernels, "TILE", 1024)
-    settings = test_steps.config()
-    shared = test_steps.curve(settings, config.Mesh(data=2), count=2, devices=2)
-    assert interpreted
-    monkeypatch.setattr(kernels, "ready", lambda x: False)
-    np.testing.assert_allclose(shared, test_steps.curve(settings, None, count=2), rtol=1e-5)
-
-
 def test_they_serve_where_one_device_sees_the_whole_array(monkeypatch):
     x = jnp.zeros((kernels.LEAST, 8))
     assert not kernels.ready(x)  # a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not kernels.ready(x)  # no NVIDIA GPU behind it
     monkeypatch.setattr(kernels, "_compiler", object)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
     assert not kernels.ready(x)  # eight devices, and nothing says who has what
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert kernels.ready(x)
@@ -166,7 +155,7 @@ def test_they_serve_where_one_device_sees_the_whole_array(monkeypatch):
     assert not kernels.ready(jnp.zeros((kernels.LEAST, kernels.WIDEST + 1)))
 
     def seen(data: int, fsdp: int) -> bool:
-        mesh, found = sharding.make_mesh(config.Mesh(data=data, fsdp=fsdp)), []
+        mesh, found = sharding.planned((data, fsdp, 1)), []
 
         def look(x):
             found.append(kernels.ready(x))

@@ -1,4 +1,4 @@
-"""The train step: pure, the same on one device and on eight, whole batch or microbatches."""
+"""The train step: pure, whole batch or microbatches; `devices/training.py` has it on a mesh."""
 
 import dataclasses
 import functools
@@ -94,31 +94,6 @@ def curve(
     return losses
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [Mesh(data=8), Mesh(fsdp=8, data=1), Mesh(tensor=4, data=2), Mesh(data=2, fsdp=2, tensor=2)],
-    ids=["data", "fsdp", "tensor", "mixed"],
-)
-def test_eight_devices_give_the_curve_of_one(mesh):
-    np.testing.assert_allclose(curve(config(), mesh), curve(config(), None), rtol=1e-5)
-
-
-def test_gradients_are_summed_once_and_not_in_every_segment():
-    two = dataclasses.replace(config().optimizer, accumulate=2)
-    grid = sharding.make_mesh(Mesh(data=4), jax.devices()[:4])
-    step, state = make(config(optimizer=two), grid)
-    state = jax.device_put(state, sharding.place_state(state, state.params, grid))
-    text = jax.jit(step).lower(state, sharding.put_batch(batch(), grid)).compile().as_text()
-    # Computations start at the margin; loops are computations of their own, called by ENTRY.
-    holders = set()
-    for line in text.splitlines():
-        if line and not line[0].isspace():
-            computation = line.split()[0]
-        if " all-reduce(" in line:
-            holders.add(computation)
-    assert holders == {"ENTRY"}
-
-
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_learns(name):
     o = Optimizer(name=name, adam_learning_rate=3e-2, decay="constant", warmup=0.0)
@@ -186,7 +161,7 @@ def test_every_weight_has_one_row_and_every_row_a_weight():
 
 def test_moments_live_where_their_weight_lives():
     _, state = make(config())
-    mesh = sharding.make_mesh(Mesh(fsdp=8, data=1))
+    mesh = sharding.planned((1, 8, 1))
     place = sharding.place_state(state, state.params, mesh)
     kernel = place.params["backbone"]["blocks"]["up"]["kernel"].spec
     moments = [
@@ -198,13 +173,12 @@ def test_moments_live_where_their_weight_lives():
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 1), (4, 1, 1), (-1, 3, 1)])
 def test_a_mesh_that_does_not_fit_is_a_sentence(sizes):
     with pytest.raises(ConfigError, match="mesh"):
-        sharding.make_mesh(Mesh(*sizes))
+        sharding.mesh_sizes(Mesh(*sizes), 8)
 
 
 def test_an_axis_that_does_not_divide_names_the_weight():
     with pytest.raises(ConfigError, match="'backbone/wte'"):
-        mesh = sharding.make_mesh(Mesh(tensor=8, data=1))
-        sharding.weight_spec("backbone/wte", (32, 12), mesh)
+        sharding.weight_spec("backbone/wte", (32, 12), sharding.planned((1, 1, 8)))
 
 
 def test_sums_count_whole_answers():

@@ -1,0 +1,62 @@
+"""The train step on a mesh: the curve of one device, and one sum of gradients per step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_steps import batch, config, curve, make
+
+from rmt_jax.config import Mesh
+from rmt_jax.models.ops import attention
+from rmt_jax.runtime import mesh as sharding
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [Mesh(data=8), Mesh(fsdp=8, data=1), Mesh(tensor=4, data=2), Mesh(data=2, fsdp=2, tensor=2)],
+    ids=["data", "fsdp", "tensor", "mixed"],
+)
+def test_eight_devices_give_the_curve_of_one(mesh):
+    np.testing.assert_allclose(curve(config(), mesh), curve(config(), None), rtol=1e-5)
+
+
+def test_gradients_are_summed_once_and_not_in_every_segment():
+    two = dataclasses.replace(config().optimizer, accumulate=2)
+    grid = sharding.make_mesh(Mesh(data=4), jax.devices()[:4])
+    step, state = make(config(optimizer=two), grid)
+    state = jax.device_put(state, sharding.place_state(state, state.params, grid))
+    text = jax.jit(step).lower(state, sharding.put_batch(batch(), grid)).compile().as_text()
+    # Computations start at the margin; loops are computations of their own, called by ENTRY.
+    holders = set()
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            computation = line.split()[0]
+        if " all-reduce(" in line:
+            holders.add(computation)
+    assert holders == {"ENTRY"}
+
+
+@pytest.mark.parametrize(
+    "mesh, serves",
+    ((Mesh(data=8), True), (Mesh(data=4, fsdp=2), False)),
+    ids=("data", "data and fsdp"),
+)
+def test_cudnn_serves_under_the_train_step_of_several_devices(mesh, serves, monkeypatch):
+    """JAX's call of cuDNN compiles where a mesh is split by hand along every axis, or by the
+    compiler along every axis; half and half it failed on every machine with two GPUs."""
+    grid, seen = sharding.make_mesh(mesh), []
+
+    def attend(queries, keys, values, visible, bias=None, known=None, packed=False):
+        manual = jax.sharding.get_abstract_mesh().manual_axes
+        seen.append((attention.available(jnp.bfloat16, (8, 592, 12, 64), True, False), manual))
+        return attention.plain(queries, keys, values, visible, bias)
+
+    monkeypatch.setattr(attention, "attend", attend)
+    step, state = make(config(), grid)
+    monkeypatch.setattr(attention, "chosen", lambda *_: "cudnn")
+    jax.eval_shape(step, state, batch())
+    axes = set(sharding.AXES) if serves else {"data", "tensor"}
+    assert seen and all(found == ("cudnn" if serves else "xla") for found, _ in seen)
+    assert all(set(manual) == axes for _, manual in seen)
