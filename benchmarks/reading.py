@@ -77,13 +77,14 @@ def main() -> None:
     peaks, speeds = [], []
     for length in args.lengths.split(","):
         reset_peak()
-        cell = measure(length)
+        result = measure(length)
         peaks.append(peak())
-        tokens = cell.tokens * cell.samples
-        speeds.append(tokens / cell.seconds)
+        tokens = result.tokens * result.samples
+        speeds.append(tokens / result.seconds)
         say(
-            f"| {length} | {args.samples} | {tokens:,.0f} | {cell.characters * cell.samples:,.0f} "
-            f"| {peaks[-1]:.0f} | {cell.seconds:.1f} | {speeds[-1]:,.0f} |"
+            f"| {length} | {args.samples} | {tokens:,.0f} "
+            f"| {result.characters * result.samples:,.0f} | {peaks[-1]:.0f} "
+            f"| {result.seconds:.1f} | {speeds[-1]:,.0f} |"
         )
     apart = [100 * (max(x) / min(x) - 1) for x in (peaks, speeds)]
     say(

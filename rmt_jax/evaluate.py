@@ -3,10 +3,10 @@
     python -m rmt_jax.evaluate --workdir RUN [--tasks qa1,qa2] [--lengths 0k,4k,1M] [--samples 100]
                                [--data generated|official|FOLDER] [--perturb NAME,…] [--out DIR]
 
-A context of any length is read with constant memory; samples are read in batches; each batch size
-is compiled once for all lengths. Answers are kept in OUT/cells as they come, so that a stopped
-evaluation continues where it stopped, and one with more --samples asks the new ones only. Decoding
-is free-running and greedy; `--teacher_forced` is faster and kinder, and every table then says so.
+A context of any length is read with constant memory, in batches; each batch size is compiled once
+for all lengths. Answers are kept in OUT/answers as they come: a stopped evaluation continues where
+it stopped, and one with more --samples asks only the new questions. Decoding is free-running and
+greedy. `--teacher_forced` is faster and gives higher scores; every table then says so.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--workdir", required=True, help="a run's folder, or any checkpoint rmt_jax.load takes")
     add("--tasks", default="", help="qa1,qa2,… (default: the tasks it was trained on)")
     add("--lengths", default="", help="e.g. 1s,4s or 0k,4k,32k,1M (default: the config's)")
-    add("--samples", type=int, default=0, help="questions a task and length")
+    add("--samples", type=int, default=0, help="questions per task and length")
     add("--data", default="generated", help="generated | official | FOLDER (see README)")
     add("--babi", default="", help="folder of bAbI files for --data official")
     add("--lengths_by", default="", help="tokenizer that counts the lengths, e.g. GPT-2's folder")
@@ -43,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
         "--teacher_forced",
         "--teacher-forced",
         action="store_true",
-        help="faster, kinder; named in every table",
+        help="faster, scores higher; named in every table",
     )
     add("--no_reset", "--no-reset", action="store_true", help="leave out the memory-reset control")
     add("--score", default="", choices=("", *scores.RULES), help="of summary.csv and pictures")
@@ -58,9 +58,9 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     # JAX loads only now: --help answers at once.
-    from rmt_jax.evaluation import suite
+    from rmt_jax.evaluation import command
 
-    return suite.run(args)
+    return command.run(args)
 
 
 if __name__ == "__main__":

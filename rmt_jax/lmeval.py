@@ -62,11 +62,11 @@ def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> 
         names.append(task)
         one = sources.ask(model, task, question)
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
-        asked.append(answering.Asked(context, one.tail, one.prompt, one.task))
+        asked.append(answering.EncodedQuestion(context, one.question, one.prompt, one.task_index))
     order = np.argsort([len(a.context) for a in asked], kind="stable")
     # Not `max_gen_toks`: a longer room would cut the texts otherwise than training did.
     room = sources.room(model, names)
-    said, _ = answering.answer(model, [asked[i] for i in order], room=room, batch=batch)
+    said, _ = answering.greedy_answers(model, [asked[i] for i in order], room=room, batch=batch)
     found = [""] * len(asked)
     for place, output in zip(order, said, strict=True):
         found[place] = cut(output, requests[place].args[1].get("until", []))

@@ -16,7 +16,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 _PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _NO_YES = ("no", "yes")
@@ -156,35 +155,3 @@ def chance(task: str, targets: Sequence[str]) -> float:
     if task in LABELS and set(targets) <= set(LABELS[task]):
         return 1 / len(LABELS[task])
     return 1 / len(set(targets)) if targets else 0.0
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One task at one length: a row of every table. Rates are fractions, not per cent."""
-
-    task: str
-    length: str  # as asked for: "4k", "2s"
-    samples: int
-    right: dict[str, int]  # rule -> right answers
-    majority: float = 0.0
-    chance: float = 0.0
-    tokens: float = 0.0  # mean tokens read a sample, question included
-    characters: float = 0.0  # mean characters of the same text
-    tokenizer: str = ""  # whose tokens
-    counted: str = ""  # whose tokens the length names, where they are not the model's own
-    gpt2_tokens: float = 0.0  # the same text as GPT-2 counts it, for published lengths; 0: unknown
-    decoding: str = "greedy"  # free-running greedy | teacher-forced
-    reset: dict[str, int] | None = None  # the same with the memory reset at each segment
-    perturb: str = ""
-    trained: bool | None = None  # was this task and length trained on?
-    seconds: float = 0.0
-    depths: tuple[tuple[float, bool], ...] = field(default=())  # (depth of the last fact, right)
-
-    def accuracy(self, rule: str = "official") -> float:
-        return self.right[rule] / self.samples if self.samples else math.nan
-
-    def interval(self, rule: str = "official") -> tuple[float, float]:
-        return wilson(self.right[rule], self.samples)
-
-    def reset_accuracy(self, rule: str = "official") -> float | None:
-        return None if self.reset is None else self.reset[rule] / self.samples

@@ -45,8 +45,8 @@ def test_a_streamed_text_is_answered_as_evaluation_does(model):
     held = session(model)
     one = sources.ask(model, "qa1", "Where is Mary?")
     context = text_stream.encode(model.tokenizer, sources.context_text(TEXT))
-    asked = answering.Asked(context, one.tail, one.prompt)
-    expected = answering.answer(model, [asked], room=held.room, batch=1)[0][0]
+    asked = answering.EncodedQuestion(context, one.question, one.prompt)
+    expected = answering.greedy_answers(model, [asked], room=held.room, batch=1)[0][0]
     assert held.answer("Where is Mary?") == expected
     assert held.tokens == len(context) and held.characters == len(TEXT)
     assert held.answer("Where is John?", "qa1") is not None  # the memory is not used up
@@ -61,14 +61,14 @@ def test_texts_that_end_with_their_last_segment(tmp_path, asked):
     one = sources.ask(model, "qa1", asked)
     for text in ("Mary went.", TEXT[:300], TEXT):
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
-        whole = answering.Asked(context, one.tail, one.prompt)
+        whole = answering.EncodedQuestion(context, one.question, one.prompt)
         held = recall.Session(model)
-        expected = answering.answer(model, [whole], room=held.room, batch=1)[0][0]
+        expected = answering.greedy_answers(model, [whole], room=held.room, batch=1)[0][0]
         head = held.head(text_stream.pieces(io.StringIO(text), 100), [asked])
         held.read(
             text_stream.pieces(io.StringIO(text), 100), held.prompts_for([asked], "qa1"), head
         )
-        place = answering.layout(len(context), len(one.tail), held.room, 48, "right")
+        place = answering.layout(len(context), len(one.question), held.room, 48, "right")
         assert len(held.rest) == place.kept and held.tokens == len(context)
         assert held.answer(asked, "qa1") == expected
     pipe = io.TextIOWrapper(io.BufferedReader(Pipe(TEXT.encode())), encoding="utf-8", newline="")
@@ -85,8 +85,8 @@ def test_segments_that_end_with_a_sentence(tmp_path, size):
     one = sources.ask(model, "qa1", "Where is Mary?")
     for text in ("Mary went.", TEXT[:300], TEXT, "no end " * 70):
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
-        asked = answering.Asked(context, one.tail, one.prompt)
-        expected = answering.answer(model, [asked], room=sources.room(model), batch=1)[0][0]
+        asked = answering.EncodedQuestion(context, one.question, one.prompt)
+        expected = answering.greedy_answers(model, [asked], room=sources.room(model), batch=1)[0][0]
         held = recall.Session(model)
         held.read(text_stream.pieces(io.StringIO(text), size), held.prompts_for([], "qa1"))
         assert held.tokens == len(context) and len(held.rest) <= 48
@@ -113,10 +113,10 @@ def test_pieces_give_the_tokens_of_the_whole(monkeypatch):
     for size in (1, 7, 50, 10_000):
         parts = list(text_stream.pieces(io.StringIO(text), size))
         assert "".join(parts) == text
-        assert np.concatenate(list(text_stream.tokens(words, iter(parts)))).tolist() == whole
+        assert np.concatenate(list(text_stream.encode_pieces(words, iter(parts)))).tolist() == whole
         monkeypatch.setattr(text_stream, "PIECE", size)
         assert text_stream.encode(words, text).tolist() == whole
-        assert "".join(text_stream.decoded(words, np.array(whole))) == text
+        assert "".join(text_stream.decode_pieces(words, np.array(whole))) == text
     assert text_stream.encode(words, "").tolist() == []
 
 
@@ -124,9 +124,9 @@ def test_other_writings_stream_too(monkeypatch):
     words, text = tiny_run.words(), " Мария пошла в сад и взяла молоко" * 60
     parts = list(text_stream.pieces(io.StringIO(text), 100))
     assert len(parts) > 10 and "".join(parts) == text
-    assert np.concatenate(list(text_stream.tokens(words, iter(parts)))).tolist() == words.encode(
-        text
-    )
+    assert np.concatenate(
+        list(text_stream.encode_pieces(words, iter(parts)))
+    ).tolist() == words.encode(text)
 
 
 def test_a_writing_without_spaces_is_not_held_whole(monkeypatch):

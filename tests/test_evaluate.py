@@ -1,4 +1,4 @@
-"""Long texts answered: the layout of training, whatever the batch; cells kept; clear errors."""
+"""Long texts answered: the layout of training, whatever the batch; answers kept; clear errors."""
 
 import csv
 import dataclasses
@@ -14,10 +14,11 @@ import pytest
 import tiny_run
 
 from rmt_jax import api, report
-from rmt_jax import evaluate as command
+from rmt_jax import evaluate as evaluate_command
 from rmt_jax.data import segmentation
-from rmt_jax.evaluation import answering, evaluate, inspection, runner, sources, suite
-from rmt_jax.evaluation.answering import Asked
+from rmt_jax.evaluation import answering, evaluate, inspection, runner, sources, tracing
+from rmt_jax.evaluation.answering import EncodedQuestion
+from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.runtime.preemption import REQUEUE
 
 
@@ -35,7 +36,9 @@ def asked(counts, tail=5):
     rng = np.random.default_rng(0)
     ids = rng.integers(5, 4000, (len(counts), max(counts) + tail)).astype(np.int32)
     prompt = np.array([7, 8, 9], np.int32)
-    return [Asked(row[:n], row[-tail:], prompt) for row, n in zip(ids, counts, strict=True)]
+    return [
+        EncodedQuestion(row[:n], row[-tail:], prompt) for row, n in zip(ids, counts, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("align", ["left", "right", "sentence"])
@@ -46,13 +49,13 @@ def test_layout_is_that_of_training(align):
         bounds = segmentation.layout(context, tail + room, size, align, stops)
         assert x.bounds.tolist() == bounds.tolist()
         tokens, mask = np.zeros((x.segments, size), int), np.zeros((x.segments, size), bool)
-        answering.cut(np.arange(context), x, 0, tokens, mask)
-        assert tokens[mask].tolist() == list(range(context - x.kept))
+        answering.fill_segments(np.arange(context), x, 0, tokens, mask)
+        assert tokens[mask].tolist() == list(range(context - x.remainder))
         assert mask.sum(axis=1).tolist() == np.diff(bounds)[:-1].tolist()
         half = np.zeros((2, size), int)  # the same in blocks
         for start in range(0, x.segments, 2):
             part = np.zeros((2, size), bool)
-            answering.cut(np.arange(context), x, start, half, part)
+            answering.fill_segments(np.arange(context), x, start, half, part)
             assert (part[: x.segments - start] == mask[start : start + 2]).all()
     with pytest.raises(answering.AnsweringError, match=r"takes 15 \+ 3 tokens, but a segment"):
         answering.layout(9, 15, 3, size, align)
@@ -60,40 +63,40 @@ def test_layout_is_that_of_training(align):
 
 def test_answers_do_not_depend_on_the_batch(model):
     texts = asked([0, 3, 45, 48, 96, 130, 200])
-    together, _ = answering.answer(model, texts, room=3, batch=4)
-    alone = [answering.answer(model, [a], room=3, batch=1)[0][0] for a in texts]
+    together, _ = answering.greedy_answers(model, texts, room=3, batch=4)
+    alone = [answering.greedy_answers(model, [a], room=3, batch=1)[0][0] for a in texts]
     assert together == alone
     assert len(set(together)) > 1  # the texts are told apart
 
 
 def test_blocks_of_segments_join(model, monkeypatch):
     texts = asked([400, 300])
-    whole, _ = answering.answer(model, texts, room=3, batch=2)
+    whole, _ = answering.greedy_answers(model, texts, room=3, batch=2)
     monkeypatch.setattr(answering, "BLOCK", 3)
-    assert answering.answer(model, texts, room=3, batch=2)[0] == whole
+    assert answering.greedy_answers(model, texts, room=3, batch=2)[0] == whole
 
 
 def test_memory_reset_leaves_the_last_segment_alone(model):
     texts = asked([0, 40, 300])
-    answers, control = answering.answer(model, texts, room=3, batch=3, reset=True)
+    answers, control = answering.greedy_answers(model, texts, room=3, batch=3, reset=True)
     assert control[:2] == answers[:2]  # one segment: there is no memory to reset
     last = [dataclasses.replace(a, context=a.context[len(a.context) // 48 * 48 :]) for a in texts]
-    assert control == answering.answer(model, last, room=3, batch=3)[0]
+    assert control == answering.greedy_answers(model, last, room=3, batch=3)[0]
 
 
 def test_teacher_forced_agrees_where_the_free_answer_is_forced(model):
     texts = asked([10, 130])
-    free, _ = answering.answer(model, texts, room=3, batch=2)
+    free, _ = answering.greedy_answers(model, texts, room=3, batch=2)
     ids = [model.generate_from(*_tail(model, a), max_new_tokens=2)[0] for a in texts]
-    forced, _ = answering.forced(model, texts, ids, room=3, batch=2)
+    forced, _ = answering.teacher_forced_answers(model, texts, ids, room=3, batch=2)
     assert forced == free  # forcing the model's own tokens changes nothing
 
 
 def _tail(model, a):
-    place = answering.aligned(model, [a], 3)
+    place = answering.segment_layouts(model, [a], 3)
     prompt = answering.prompts(model, [a])
-    memory = answering.read(model, [a], place, prompt, model.initial_memory(1))
-    return memory, *answering.tails(model, [a], place), prompt
+    memory = answering.read_contexts(model, [a], place, prompt, model.initial_memory(1))
+    return memory, *answering.last_segments(model, [a], place), prompt
 
 
 @pytest.mark.parametrize("source", ["none", "question", "both", "learned"])
@@ -106,7 +109,7 @@ def test_every_prompt_source(tmp_path, source):
             evaluate(model, tasks=["qa2"], lengths=["2s"], samples=1, progress=False)
 
 
-def test_cells_say_what_was_measured(model, tmp_path):
+def test_results_say_what_was_measured(model, tmp_path):
     found = evaluate(model, out=tmp_path, progress=False)
     assert [(c.task, c.length) for c in found] == [
         ("qa1", "1s"), ("qa5", "1s"), ("qa1", "3s"), ("qa5", "3s"),
@@ -125,7 +128,7 @@ def test_cells_say_what_was_measured(model, tmp_path):
     assert {"prompt", "generate_kwargs"} <= set(json.loads((folder / f"{stem}.json").read_text()))
 
 
-def test_finished_cells_are_kept(model, tmp_path, monkeypatch):
+def test_finished_answers_are_kept(model, tmp_path, monkeypatch):
     what = {"tasks": ["qa1"], "lengths": ["1s"], "samples": 3, "progress": False}
     first = evaluate(model, out=tmp_path, **what)
 
@@ -133,7 +136,7 @@ def test_finished_cells_are_kept(model, tmp_path, monkeypatch):
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "answer", never)
+        patch.setattr(answering, "greedy_answers", never)
         assert evaluate(model, out=tmp_path, **what) == first
         with pytest.raises(AssertionError):  # another question set is another evaluation
             evaluate(model, out=tmp_path, **(what | {"seed": 9}))
@@ -141,16 +144,16 @@ def test_finished_cells_are_kept(model, tmp_path, monkeypatch):
 
 def test_an_evaluation_goes_on_behind_its_last_answer(model, tmp_path, monkeypatch):
     what = {"tasks": ["qa1"], "lengths": ["1s"], "progress": False}
-    file = tmp_path / "cells" / "qa1_1s.jsonl"
+    file = tmp_path / "answers" / "qa1_1s.jsonl"
     whole = evaluate(model, out=tmp_path / "whole", samples=5, **what)
     asked = []
 
     def counting(model, some, **named):
         asked.append(len(some))
-        return answer(model, some, **named)
+        return greedy_answers(model, some, **named)
 
-    answer = answering.answer
-    monkeypatch.setattr(answering, "answer", counting)
+    greedy_answers = answering.greedy_answers
+    monkeypatch.setattr(answering, "greedy_answers", counting)
     evaluate(model, out=tmp_path, samples=3, **what)
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 3 and asked == [3]
@@ -204,7 +207,7 @@ def test_the_shipped_checkpoint_remembers():
     source = sources.Generated(model)
     asked = [q for task in ("qa1", "qa2", "qa4") for q in source.ask(task, "16s", range(12))]
     room = max(source.room(task) for task in ("qa1", "qa2", "qa4"))
-    said = answering.answer(model, [q.asked for q in asked], room=room, batch=12)[0]
+    said = answering.greedy_answers(model, [q.encoded for q in asked], room=room, batch=12)[0]
     right = sum(answer == q.target for answer, q in zip(said, asked, strict=True))
     assert right >= 34, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
 
@@ -216,7 +219,7 @@ def test_the_shipped_checkpoint_that_copies_names(how, least):
     source = sources.Generated(model)
     asked = [q for task in ("qa1", "qa4") for q in source.ask(task, "1s", range(20), how)]
     room = max(source.room(task, how) for task in ("qa1", "qa4"))
-    said = answering.answer(model, [q.asked for q in asked], room=room, batch=20)[0]
+    said = answering.greedy_answers(model, [q.encoded for q in asked], room=room, batch=20)[0]
     right = sum(answer == q.target for answer, q in zip(said, asked, strict=True))
     assert right >= least, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
 
@@ -224,12 +227,14 @@ def test_the_shipped_checkpoint_that_copies_names(how, least):
 def test_inspection_sees_every_segment(model, tmp_path):
     source = sources.Generated(model)
     q = source.ask("qa1", "3s", range(1))[0]
-    seen = inspection.trace(model, q.asked)
-    assert seen.change.shape == (3, 2) and seen.looks.shape == (3, 2, 48)
+    trace = tracing.trace(model, q.encoded)
+    assert trace.change.shape == (3, 2) and trace.token_values.shape == (3, 2, 48)
     # What write memory pays to the text is a part of its attention, padding gets none.
-    assert (seen.looks.sum(axis=2) <= 1 + 1e-5).all() and seen.looks.max() > 0
-    assert (seen.looks[~np.broadcast_to(seen.mask[:, None], seen.looks.shape)] == 0).all()
-    paths = inspection.inspect(model, source, ["qa1"], ["3s"], tmp_path)
+    assert (trace.token_values.sum(axis=2) <= 1 + 1e-5).all() and trace.token_values.max() > 0
+    assert (
+        trace.token_values[~np.broadcast_to(trace.mask[:, None], trace.token_values.shape)] == 0
+    ).all()
+    paths = inspection.inspect_memory(model, source, ["qa1"], ["3s"], tmp_path)
     assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
 
 
@@ -238,58 +243,59 @@ def test_inspection_marks_facts_where_they_were_read(tmp_path):
     config = config.replace(data=dataclasses.replace(config.data, align="sentence"))
     model = api.load(tiny_run.save(tmp_path, config))
     asked = sources.Generated(model).ask("qa1", "3s", range(1))[0]
-    seen = inspection.trace(model, asked.asked)
-    assert (np.diff(seen.bounds) < seen.mask.shape[1]).any()  # ragged
-    flat, facts = seen.tokens.reshape(-1), asked.facts
-    for (start, stop), (first, last) in zip(facts, inspection.spans(seen, facts), strict=True):
-        assert np.array_equal(flat[first:last], asked.asked.context[start:stop])
+    trace = tracing.trace(model, asked.encoded)
+    assert (np.diff(trace.bounds) < trace.mask.shape[1]).any()  # ragged
+    flat, facts = trace.tokens.reshape(-1), asked.facts
+    for (start, stop), (first, last) in zip(facts, tracing.read_spans(trace, facts), strict=True):
+        assert np.array_equal(flat[first:last], asked.encoded.context[start:stop])
 
 
 @pytest.mark.parametrize("cell", ["none", "prmt", "armt", "delta"])
 def test_other_cells_can_be_inspected(tmp_path, cell):
     model = tiny_run.model(tmp_path, cell)
     source = sources.Generated(model)
-    seen = inspection.trace(model, source.ask("qa1", "3s", range(1))[0].asked)
-    assert len(seen.change) == 3 and np.isfinite(seen.change).all()
-    if seen.gated:  # the gate of every token of the text, layer by layer; padding has none
-        assert seen.looks.shape[1] == model.config.model.layers
-        assert (0 <= seen.looks).all() and 0 < seen.looks.max() <= 1
-        assert not np.moveaxis(seen.looks, 1, 2)[~seen.mask].any()
-        paths = inspection.inspect(model, source, ["qa1"], ["3s"], tmp_path)
+    trace = tracing.trace(model, source.ask("qa1", "3s", range(1))[0].encoded)
+    assert len(trace.change) == 3 and np.isfinite(trace.change).all()
+    if (
+        trace.value_label == "write gate"
+    ):  # the gate of every token of the text, layer by layer; padding has none
+        assert trace.token_values.shape[1] == model.config.model.layers
+        assert (0 <= trace.token_values).all() and 0 < trace.token_values.max() <= 1
+        assert not np.moveaxis(trace.token_values, 1, 2)[~trace.mask].any()
+        paths = inspection.inspect_memory(model, source, ["qa1"], ["3s"], tmp_path)
         assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
 
 
 def test_progress_counts_what_texts_really_hold(capsys):
     """1,000 of another tokenizer's tokens may be 1,200 of ours: the bar ends at 100 %."""
-    job = runner.Job("qa1", "1k", 4)
-    with runner.Bar(Counter({"1k": 4000, "2k": 2000}), shown=True) as bar:
+    with TokenProgress(Counter({"1k": 4000, "2k": 2000}), shown=True) as bar:
         for _ in range(4):
-            bar.tick(1200)
-            bar.show(job, [], asked=1000)
+            bar.add_tokens(1200)
+            bar.batch_done("qa1_1k", "1k", [], nominal=1000)
         assert bar.bar.total == 4 * 1200 + 2000  # of the other length nothing is known yet
-        bar.tick(1800)
-        bar.show(dataclasses.replace(job, length="2k"), [], asked=2000)
+        bar.add_tokens(1800)
+        bar.batch_done("qa1_2k", "2k", [], nominal=2000)
         assert bar.bar.total == bar.bar.n == 6600
     assert "100% |" in capsys.readouterr().err
 
 
 def test_command_line(run, tmp_path, capsys):
     words = ["--workdir", str(run), "--tasks", "qa1", "--lengths", "1s", "--samples", "2"]
-    assert command.main([*words, "--out", str(tmp_path), "--name", "us/ours"]) == 0
+    assert evaluate_command.main([*words, "--out", str(tmp_path), "--name", "us/ours"]) == 0
     text = capsys.readouterr().out
     assert "qa1   1s" in text and "score: official" in text
     assert report.read(tmp_path)[0].samples == 2
     assert (tmp_path / "predictions" / "us" / "ours").is_dir()
     forced = [*words, "--out", str(tmp_path), "--teacher_forced", "--no-reset"]
-    assert command.main(forced) == 0
+    assert evaluate_command.main(forced) == 0
     assert "teacher-forced decoding" in capsys.readouterr().out
 
 
-def test_sigterm_keeps_finished_cells_and_asks_to_be_started_again(run, tmp_path):
+def test_sigterm_keeps_answers_and_asks_to_be_started_again(run, tmp_path):
     command = [sys.executable, "-m", "rmt_jax.evaluate", "--workdir", str(run), "--batch", "20"]
     command += ["--tasks", "qa1", "--lengths", "1s,400s", "--samples", "200"]
     command += ["--out", str(tmp_path), "--no_reset"]
-    first = tmp_path / "cells" / "qa1_1s.jsonl"
+    first = tmp_path / "answers" / "qa1_1s.jsonl"
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         while not (first.exists() and len(first.read_text().splitlines()) == 201):
@@ -299,7 +305,7 @@ def test_sigterm_keeps_finished_cells_and_asks_to_be_started_again(run, tmp_path
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == REQUEUE and "Traceback" not in stderr, stderr
     assert "told to stop; answers are kept: the same command continues" in stderr
-    assert list((tmp_path / "cells").iterdir()) == [first]
+    assert list((tmp_path / "answers").iterdir()) == [first]
 
 
 @pytest.mark.parametrize(
@@ -316,19 +322,19 @@ def test_sigterm_keeps_finished_cells_and_asks_to_be_started_again(run, tmp_path
     ],
 )
 def test_command_line_errors_are_sentences(run, tmp_path, capsys, words, message):
-    assert command.main(["--workdir", str(run), "--out", str(tmp_path), *words]) == 2
+    assert evaluate_command.main(["--workdir", str(run), "--out", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_no_checkpoint(tmp_path, capsys):
-    assert command.main(["--workdir", str(tmp_path / "none")]) == 2
+    assert evaluate_command.main(["--workdir", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_paper_suite(run, tmp_path):
     words = ["--workdir", str(run), "--suite", "paper", "--samples", "2", "--out", str(tmp_path)]
-    assert suite.run(command.arguments().parse_args([*words, "--perturb", "typos"])) == 0
+    assert evaluate_command.main([*words, "--perturb", "typos"]) == 0
     text = (tmp_path / "report.html").read_text()
     for part in ("Lengths", "Unseen tasks", "Perturbed typos"):
         assert f"<h2>{part}</h2>" in text
@@ -337,7 +343,7 @@ def test_paper_suite(run, tmp_path):
 def test_a_description_longer_than_any_in_training(model):
     texts = [dataclasses.replace(a, prompt=np.arange(5, 5 + n)) for a, n in zip(
         asked([60, 60]), (20, 30), strict=True)]  # fmt: skip
-    together, _ = answering.answer(model, texts, room=3, batch=2)
-    assert together == [answering.answer(model, [a], room=3, batch=1)[0][0] for a in texts]
+    together, _ = answering.greedy_answers(model, texts, room=3, batch=2)
+    assert together == [answering.greedy_answers(model, [a], room=3, batch=1)[0][0] for a in texts]
     with pytest.raises(answering.AnsweringError, match="takes 49 tokens, but this model has room"):
         answering.prompts(model, [dataclasses.replace(texts[0], prompt=np.arange(49))])

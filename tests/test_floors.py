@@ -9,7 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "rmt_jax"
 
 FLOORS = (
-    ("__init__", "config", "validation", "types", "scores", "errors", "registry", "cli", "files"),
+    (
+        "__init__",
+        "config",
+        "validation",
+        "types",
+        "scores",
+        "results",
+        "errors",
+        "registry",
+        "cli",
+        "files",
+    ),
     ("models", "data", "runtime"),
     ("api", "report"),
     ("evaluation",),

@@ -367,15 +367,15 @@ def test_two_processes_are_told_to_stop_while_one_evaluates(tmp_path):
     """Process 0 evaluates alone, the other waits for it: both end, and ask to be started again."""
     short = ("stages.0.steps=2", "evaluation.batch=100")
     command, env = node(2, tmp_path, *short, "evaluation.lengths=1s,64s", "evaluation.samples=3000")
-    cells = tmp_path / "results" / "cells"
+    answers = tmp_path / "results" / "answers"
     with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while not (cells / "qa1_1s.jsonl").exists():
+        while not (answers / "qa1_1s.jsonl").exists():
             assert process.poll() is None
             time.sleep(0.2)
         process.terminate()
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == REQUEUE and "Traceback" not in stderr, stderr[-3000:]
-    assert [file.name for file in cells.iterdir()] == ["qa1_1s.jsonl"]
+    assert [file.name for file in answers.iterdir()] == ["qa1_1s.jsonl"]
     command, env = node(1, tmp_path, *short)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0 and (tmp_path / "results" / "summary.csv").is_file()

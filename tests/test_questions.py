@@ -28,7 +28,7 @@ def test_babilong_files(model, tmp_path):
     assert source.count("qa1", "0k", 100) == 3 and source.count("qa1", "1k", 2) == 2
     assert [q.target for q in source.ask("qa1", "1k", range(0, 2))] == ["garden", "office"]
     assert [q.target for q in source.ask("qa1", "1k", range(2, 3))] == ["kitchen"]
-    assert source.ask("qa1", "0k", range(1))[0].asked.context.tolist() == tiny_run.words().encode(
+    assert source.ask("qa1", "0k", range(1))[0].encoded.context.tolist() == tiny_run.words().encode(
         " Rain fell. Mary went to the garden."
     )
     found = evaluate(model, source=source, tasks=["qa1"], lengths=["0k"], samples=9, progress=False)
@@ -55,7 +55,7 @@ def test_lengths_counted_by_another_tokenizer_read_the_same_text(model):
     data = dataclasses.replace(model.config.data, background="none")
     source = sources.Generated(model, data=data, lengths_by=Letters())
     q = source.ask("qa1", "0k", range(1))[0]
-    text = tiny_run.words().decode(q.asked.context)
+    text = tiny_run.words().decode(q.encoded.context)
     assert len(text) + len(q.question) + 1 == q.characters and text.startswith(" ")
 
 
@@ -65,7 +65,7 @@ def test_lengths_in_segments_are_of_the_models_whoever_counts(model):
     other = sources.Generated(model, data=one.data)
     other.counter = coarse
     first, second = (s.ask("qa1", "3s", range(1))[0] for s in (one, other))
-    assert first.asked.context.tolist() == second.asked.context.tolist()
+    assert first.encoded.context.tolist() == second.encoded.context.tolist()
 
 
 def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, 
         evaluate(model, **what)
 
     def kept():  # the last in place, what stepped aside before it
-        files = sorted((out / "cells").iterdir())
+        files = sorted((out / "answers").iterdir())
         return [json.loads(file.read_text().splitlines()[1])["target"] for file in files]
 
     ask(tmp_path / "one", "kitchen")
@@ -95,22 +95,22 @@ def test_files_that_changed_are_asked_anew_and_nothing_is_lost(model, tmp_path, 
     assert kept() == ["office", "kitchen"] and read == ["kitchen", "office"]
 
 
-def test_rows_of_others_step_aside_and_come_back(tmp_path):
-    def row(answer):
-        return answer_log.Row("Where?", answer, answer, None, None, 1, 1, 1.0, 1.0)
+def test_answers_under_another_key_are_set_aside_and_put_back(tmp_path):
+    def record(answer):
+        return answer_log.AnswerRecord("Where?", answer, answer, None, None, 1, 1, 1.0, 1.0)
 
     def found():
         return {file.name: len(file.read_text().splitlines()) - 1 for file in tmp_path.iterdir()}
 
-    answer_log.Kept(tmp_path, "qa1_1s", "aa").add([row("office"), row("garden")])
-    answer_log.Kept(tmp_path, "qa1_1s", "bb").add([row("kitchen")])
+    answer_log.AnswerLog(tmp_path, "qa1_1s", "aa").append([record("office"), record("garden")])
+    answer_log.AnswerLog(tmp_path, "qa1_1s", "bb").append([record("kitchen")])
     assert found() == {"qa1_1s.jsonl": 1, "qa1_1s.aa.jsonl": 2}
-    again = answer_log.Kept(tmp_path, "qa1_1s", "aa")
-    assert [one.target for one in again.rows] == ["office", "garden"]
-    again.add([row("hallway")])
+    again = answer_log.AnswerLog(tmp_path, "qa1_1s", "aa")
+    assert [one.target for one in again.records] == ["office", "garden"]
+    again.append([record("hallway")])
     assert found() == {"qa1_1s.jsonl": 3, "qa1_1s.bb.jsonl": 1}
     (tmp_path / "qa1_1s.jsonl").write_text("not ours")
-    assert answer_log.Kept(tmp_path, "qa1_1s", "aa").rows == []
+    assert answer_log.AnswerLog(tmp_path, "qa1_1s", "aa").records == []
 
 
 def test_copied_facts_and_books_are_the_same(model, tmp_path):

@@ -3,20 +3,22 @@
 import csv
 import dataclasses
 import json
+import math
 
 import pytest
 
-from rmt_jax import report
+from rmt_jax import report, scores
 from rmt_jax.report import __main__ as comparison
 from rmt_jax.report import curves, figures, page, tables
-from rmt_jax.scores import RULES, Cell
+from rmt_jax.results import EvalResult
+from rmt_jax.scores import RULES
 
 RIGHT = {"1s": 19, "4s": 18, "16s": 9}
 
 
-def cells(less=0, perturb=""):
+def results(less=0, perturb=""):
     return [
-        Cell(
+        EvalResult(
             task,
             length,
             20,
@@ -47,9 +49,17 @@ def metrics(folder):
     return file
 
 
+def test_rates_and_intervals_of_a_result():
+    result = EvalResult("qa1", "4k", 10, {"official": 9}, reset={"official": 2})
+    assert result.accuracy() == 0.9 and result.reset_accuracy() == 0.2
+    assert result.interval() == scores.wilson(9, 10)
+    assert math.isnan(EvalResult("qa1", "4k", 0, {"official": 0}).accuracy())
+    assert EvalResult("qa1", "4k", 1, {"official": 1}).reset_accuracy() is None
+
+
 def test_write_makes_every_file(tmp_path):
     out = tmp_path / "results"
-    paths = report.write(cells(), out, metrics=metrics(tmp_path), references=True)
+    paths = report.write(results(), out, metrics=metrics(tmp_path), references=True)
     names = {p.name for p in paths}
     assert {"summary.csv", "scores.csv", "summary.json", "table.md"} <= names
     for picture in ("heatmap", "lengths", "curves", "depths", "published"):
@@ -68,36 +78,36 @@ def test_write_makes_every_file(tmp_path):
         assert {r["score"] for r in csv.DictReader(file)} == set(RULES)
 
 
-def test_cells_come_back_from_json(tmp_path):
-    report.write(cells(), tmp_path)
-    assert report.read(tmp_path) == tables.in_order(cells())
+def test_results_come_back_from_json(tmp_path):
+    report.write(results(), tmp_path)
+    assert report.read(tmp_path) == tables.in_order(results())
     with pytest.raises(report.ReportError, match="holds no summary.json"):
         report.read(tmp_path / "nothing")
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(report.ReportError, match="not one of our summaries"):
         report.read(tmp_path)
-    with pytest.raises(report.ReportError, match="no cell"):
+    with pytest.raises(report.ReportError, match="no result"):
         report.write([], tmp_path)
 
 
 def test_tables_name_what_was_counted():
-    text = report.table(cells())
+    text = report.table(results())
     assert "qa1   1s" in text and "16s*" in text and "mean at 1s: 91.7" in text
     assert "majority 25.0, random 16.7, memory reset 25.0" in text
-    for table in (text, report.markdown(cells(), "official")):
+    for table in (text, report.markdown(results(), "official")):
         assert "score: official" in table and "greedy decoding" in table
         assert "tokens of builtin" in table and "250" in table
-    kinder = [Cell("qa1", "1s", 4, {"exact": 4}, decoding="teacher-forced")]
+    kinder = [EvalResult("qa1", "1s", 4, {"exact": 4}, decoding="teacher-forced")]
     assert "teacher-forced decoding" in report.table(kinder)
     assert report.main_rule(kinder) == report.main_rule(kinder, "official") == "exact"
-    assert report.main_rule(cells(), "lm_eval") == "lm_eval"
+    assert report.main_rule(results(), "lm_eval") == "lm_eval"
 
 
 def test_learning_curves_want_a_training_step(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "validation": {"qa1": {"1s": 1.0}}}\n')
     with pytest.raises(ValueError, match="no training step yet"):
-        curves.learning(file, tmp_path / "curves.png")
+        curves.learning_curves(file, tmp_path / "curves.png")
     train, checks = curves.read_metrics(metrics(tmp_path))
     assert [r["step"] for r in train] == [0, 10, 20, 30, 40, 50] and len(checks) == 1
     assert checks[0]["accuracy/qa1"] == pytest.approx(0.8)
@@ -110,7 +120,7 @@ def test_depth_bins():
 
 def test_runs_side_by_side(tmp_path, capsys):
     for k in range(2):
-        report.write(cells(less=k), tmp_path / str(k))
+        report.write(results(less=k), tmp_path / str(k))
     runs = [str(tmp_path / "0"), str(tmp_path / "1")]
     out = ["--out", str(tmp_path / "out")]
     assert comparison.main([*runs, "--groups", "rmt,rmt", "--references", *out]) == 0
@@ -119,7 +129,7 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert "| majority answer | | mean | 25.0 |" in text
     assert "| random answer | | mean | 16.7 |" in text
     assert (tmp_path / "out" / "comparison.png").exists()
-    changed = [dataclasses.replace(cell, perturb="typos") for cell in cells()]
+    changed = [dataclasses.replace(result, perturb="typos") for result in results()]
     report.write(changed, tmp_path / "typos")
     assert comparison.main([str(tmp_path / "typos"), *out]) == 2
     assert "answers to perturbed texts only" in capsys.readouterr().err
@@ -135,19 +145,17 @@ def test_published_figures_name_metric_and_source():
 
 
 def test_page_holds_its_pictures(tmp_path):
-    from types import SimpleNamespace
-
-    from rmt_jax.config import Config
-
-    report.write(cells(), tmp_path / "lengths")
-    model = SimpleNamespace(config=Config(), tokenizer=SimpleNamespace(name="builtin"))
-    parts = [("Lengths", "Trained lengths & longer.", cells())]
-    parts += [("Perturbed typos", "x", cells(2, "typos")), ("Other", "Left out: why.", [])]
-    page.write(tmp_path, parts, model)
+    report.write(results(), tmp_path / "lengths")
+    sections = [page.Section("Lengths", "Trained lengths & longer.", results())]
+    sections.append(page.Section("Perturbed typos", "x", results(2, "typos")))
+    sections.append(page.Section("Other", "Left out: why.", []))
+    page.write(tmp_path, sections, "Two layers & a memory.")
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:image/png;base64,") == 3 and "Trained lengths &amp; longer." in text
+    assert "<h1>Evaluation report</h1><p>Two layers &amp; a memory.</p>" in text
     assert "<h2>Other</h2><p>Left out: why.</p>" in text
     summary = (tmp_path / "report.md").read_text().split("## Lengths")[0]
+    assert "\n\nTwo layers & a memory.\n\n" in summary
     assert "| unchanged | 91.7 | 86.7 | 41.7 | official |" in summary
     assert "| typos | 81.7 | 76.7 | 31.7 | official |" in summary
     assert "<th>16s</th>" in text and "<b>mean</b>" in text
@@ -155,4 +163,9 @@ def test_page_holds_its_pictures(tmp_path):
 
 
 def test_axis_numbers():
-    assert [figures.short(n) for n in (62, 999.9, 1_000, 1_234_567)] == ["62", "1k", "1k", "1.23M"]
+    assert [figures.short_number(n) for n in (62, 999.9, 1_000, 1_234_567)] == [
+        "62",
+        "1k",
+        "1k",
+        "1.23M",
+    ]

@@ -143,13 +143,6 @@ def test_baselines():
     assert scores.chance("mine", ["a", "b"]) == 0.5
 
 
-def test_cell_rates():
-    cell = scores.Cell("qa1", "4k", 10, {"official": 9}, reset={"official": 2})
-    assert cell.accuracy() == 0.9 and cell.reset_accuracy() == 0.2
-    assert cell.interval() == scores.wilson(9, 10)
-    assert scores.Cell("qa1", "4k", 0, {"official": 0}).accuracy() != 0.0
-
-
 def test_every_stored_prediction_file():
     shared = os.environ.get("RMT_JAX_SHARED")
     if not shared:

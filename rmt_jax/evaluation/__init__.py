@@ -1,14 +1,19 @@
 """Evaluation: questions about long texts, answers, scores.
 
-| file       | does                                                                              |
-|------------|-----------------------------------------------------------------------------------|
-| texts      | texts of any size as a stream of tokens; records of data files one at a time      |
-| questions  | where questions come from: the config's own world, BABILong's files, bAbI's       |
-| answering  | reads contexts into memory in blocks and lets the model answer                    |
-| cells      | `evaluate`: a score a task and length                                             |
-| rows       | what was asked and answered, kept as it comes                                     |
-| recall     | one text in memory, kept in a file, asked again                                   |
-| inspection | what memory does while a text is read                                             |
+| file        | does                                                                             |
+|-------------|----------------------------------------------------------------------------------|
+| sources     | where questions come from: generated stories, BABILong's files, bAbI's           |
+| text_stream | texts of any size as a stream of tokens                                          |
+| answering   | reads contexts into memory in blocks and lets the model answer                   |
+| answer_log  | questions and answers, kept as they come                                         |
+| scoring     | from answers to an `EvalResult`                                                  |
+| runner      | `evaluate`: one `EvalResult` per task and length                                 |
+| progress    | the bar, in tokens                                                               |
+| suite       | all that a paper's table needs, in one report                                    |
+| tracing     | what memory does while one text is read                                          |
+| inspection  | its pictures and numbers                                                         |
+| command     | `python -m rmt_jax.evaluate`                                                     |
+| session     | one text in memory, kept in a file, asked again                                  |
 """
 
 from rmt_jax.evaluation.runner import EvaluationError, evaluate

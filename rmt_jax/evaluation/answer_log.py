@@ -1,7 +1,7 @@
-"""What was asked and answered, a line each, kept as it comes: OUT/cells/TASK_LENGTH.jsonl.
+"""The answer log: every question and its answer, kept as it comes in OUT/answers/TASK_LENGTH.jsonl.
 
-The first line says which evaluation the answers belong to. Stopped anywhere, an evaluation goes on
-with the question after the last line; asked for more questions, it asks the new ones only.
+The first line names the evaluation that the answers belong to. An evaluation that was stopped
+continues after the last line; with more questions asked for, it asks only the new ones.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from rmt_jax.report import tables
 
 
 @dataclass(frozen=True)
-class Row:
+class AnswerRecord:
     """One question and its answer."""
 
     question: str
     target: str
     output: str
-    control: str | None  # the answer with the memory reset; None: not asked for
+    reset_output: str | None  # the answer with the memory reset; None: not asked for
     depth: float | None  # of the last supporting fact: 0 start, 1 end
     tokens: int  # of the text and the question, in the model's own tokens
     characters: int
@@ -29,45 +29,50 @@ class Row:
     seconds: float  # its share of its batch
 
 
-class Kept:
-    """The rows of one cell, in a file if there is a folder. `key`: of all that answers depend on
-    but the number of questions. Rows under another key step aside, as TASK_LENGTH.KEY.jsonl, and
-    come back when they are asked for again."""
+class AnswerLog:
+    """The records of one task at one length; in a file if there is a folder.
+
+    Args:
+      folder: where the file lies; None keeps the records in memory alone.
+      stem: the file's name without its ending.
+      key: a hash of all that answers depend on but the number of questions. A file under another
+        key is set aside as TASK_LENGTH.KEY.jsonl, and put back when that key is asked for again.
+    """
 
     def __init__(self, folder: Path | None, stem: str, key: str):
         self.file = None if folder is None else folder / f"{stem}.jsonl"
-        self.head = json.dumps({"key": key})
+        self.header = json.dumps({"key": key})
         if self.file is not None and (other := _key(self.file)) not in ("", key):
             os.replace(self.file, self.file.with_suffix(f".{other}.jsonl"))
         if self.file is not None and _key(aside := self.file.with_suffix(f".{key}.jsonl")) == key:
             os.replace(aside, self.file)
-        self.rows, self.whole = self._read()
+        self.records, self.intact = self._read()
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Behind the others, in the file too when this returns."""
-        self.rows += rows
+    def append(self, records: Sequence[AnswerRecord]) -> None:
+        """Adds records behind the others; they are in the file when this returns."""
+        self.records += records
         if self.file is None:
             return
-        if not self.whole:
-            tables.replace(self.file, _lines([self.head, *map(_line, self.rows)]))
-            self.whole = True
+        if not self.intact:
+            tables.replace(self.file, _join([self.header, *map(_to_json, self.records)]))
+            self.intact = True
             return
         with open(self.file, "a", encoding="utf-8") as file:
-            file.write(_lines(map(_line, rows)))
+            file.write(_join(map(_to_json, records)))
 
-    def _read(self) -> tuple[list[Row], bool]:
-        """Rows of this key, and whether the file holds them and nothing else."""
+    def _read(self) -> tuple[list[AnswerRecord], bool]:
+        """The records of this key, and whether the file holds them and nothing else."""
         text = _text(self.file) if self.file else ""
-        head, *lines = text.split("\n")
-        if head != self.head:
+        header, *lines = text.split("\n")
+        if header != self.header:
             return [], False
-        rows = []
+        records = []
         for line in lines:
             try:
-                rows.append(Row(**json.loads(line)))
-            except (ValueError, TypeError):  # a kill in the middle of a line
+                records.append(AnswerRecord(**json.loads(line)))
+            except (ValueError, TypeError):  # the process was killed in the middle of a line
                 break
-        return rows, _lines([head, *lines[: len(rows)]]) == text
+        return records, _join([header, *lines[: len(records)]]) == text
 
 
 def _text(file: Path) -> str:
@@ -79,16 +84,16 @@ def _text(file: Path) -> str:
 
 
 def _key(file: Path) -> str:
-    """Whose rows a file holds; empty where there is none, or none of ours."""
+    """The key of an answer log; empty where the file is missing or is none."""
     try:
         return json.loads(_text(file).split("\n")[0])["key"]
     except (ValueError, TypeError, KeyError):
         return ""
 
 
-def _line(row: Row) -> str:
-    return json.dumps(dataclasses.asdict(row), ensure_ascii=False)
+def _to_json(record: AnswerRecord) -> str:
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False)
 
 
-def _lines(lines: Iterable[str]) -> str:
+def _join(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)

@@ -1,7 +1,7 @@
-"""Read long texts into memory and let the model answer: `evaluate`, `ask`, the harness do it here.
+"""Reads long texts into memory and lets the model answer: for `evaluate`, `ask` and the harness.
 
 A context of any length is read in blocks of segments, batched over samples; the memory is all that
-stays. The layout is that of training, `data.cuts`.
+stays. Texts are cut into segments as in training (`data.segmentation`).
 """
 
 import functools
@@ -24,13 +24,13 @@ class AnsweringError(ValueError):
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedQuestion:
     """A text and its question, as tokens."""
 
     context: np.ndarray  # i32[n] or narrower; n = 0 is fine: facts may stand in memory already
-    tail: np.ndarray  # i32[m]  the question, the ANSWER token
-    prompt: np.ndarray  # i32[<= P]
-    task: int = 0  # row of the learned prompts
+    question: np.ndarray  # i32[m]  the question, the ANSWER token
+    prompt: np.ndarray  # i32[<= P]  the task prompt
+    task_index: int = 0  # of the learned prompts
 
 
 @dataclass(frozen=True)
@@ -46,250 +46,268 @@ class Layout:
         return len(self.bounds) - 2
 
     @property
-    def kept(self) -> int:
-        """Tokens that stand before the question in the last segment."""
+    def remainder(self) -> int:
+        """Tokens of the context that stand before the question, in the last segment."""
         return int(self.bounds[-1] - self.bounds[-2])
 
 
 def layout(
     context: int,
-    tail: int,
+    question: int,
     room: int,
     segment: int,
     align: str = "left",
     stops: np.ndarray | None = None,
 ) -> Layout:
-    """`data.cuts.layout` with `room` for the answer. Raises AnsweringError if the question and its
-    answer do not fit in one segment."""
-    if tail + room > segment:
+    """The layout of a context and a question of these numbers of tokens, with `room` for the
+    answer. Raises AnsweringError if the question and its answer do not fit in one segment."""
+    if question + room > segment:
         raise AnsweringError(
-            f"The question with its answer takes {tail:,} + {room} tokens, but a segment of this "
-            f"model holds {segment:,}: ask a shorter question."
+            f"The question with its answer takes {question:,} + {room} tokens, but a segment of"
+            f" this model holds {segment:,}: ask a shorter question."
         )
-    return Layout(segmentation.layout(context, tail + room, segment, align, stops))
+    return Layout(segmentation.layout(context, question + room, segment, align, stops))
 
 
-def mark(model: Any) -> str:
-    """Sixteen letters that tell these weights and this config from others."""
+def model_fingerprint(model: Any) -> str:
+    """Sixteen letters for the weights (a thousand numbers of each) and the model's settings."""
     import jax
 
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         flat = np.asarray(leaf).ravel()
-        some = flat[:: max(1, flat.size // 1000)].astype(np.float32)
-        digest.update(str((jax.tree_util.keystr(path), flat.size)).encode() + some.tobytes())
+        sample = flat[:: max(1, flat.size // 1000)].astype(np.float32)
+        digest.update(str((jax.tree_util.keystr(path), flat.size)).encode() + sample.tobytes())
     for part in (model.config.model, model.config.prompt):
         digest.update(repr(part).encode())
     return digest.hexdigest()[:16]
 
 
-def prompts(model: Any, asked: Sequence[Asked]) -> Prompt:
+def prompts(model: Any, questions: Sequence[EncodedQuestion]) -> Prompt:
     """The batch's task prompts, padded to P tokens; to more, in steps of 8, where a description is
     longer than any in training. Raises AnsweringError for one that the model cannot hold."""
-    config = model.config
-    longest = max(len(a.prompt) for a in asked)
-    room = config.prompt.tokens
-    if longest > room:
-        room, m = -(-longest // 8) * 8, config.model
-        most = m.segment_tokens
-        if m.positions == "learned":
-            most = min(most, m.max_positions - 2 * m.memory_tokens - m.segment_tokens)
-        if longest > max(most, config.prompt.tokens):
+    longest = max(len(q.prompt) for q in questions)
+    padded = model.config.prompt.tokens
+    if longest > padded:
+        most = model.prompt_room
+        if longest > most:
             raise AnsweringError(
                 f"The task prompt takes {longest} tokens, but this model has room for {most}: "
                 "shorten the description."
             )
-        room = min(room, most)
-    tokens = np.zeros((len(asked), room), np.int32)
-    mask = np.zeros((len(asked), room), bool)
-    for b, a in enumerate(asked):
-        tokens[b, : len(a.prompt)] = a.prompt
-        mask[b, : len(a.prompt)] = True
+        padded = min(-(-longest // 8) * 8, most)
+    tokens = np.zeros((len(questions), padded), np.int32)
+    mask = np.zeros((len(questions), padded), bool)
+    for b, q in enumerate(questions):
+        tokens[b, : len(q.prompt)] = q.prompt
+        mask[b, : len(q.prompt)] = True
         if model.config.prompt.source == "learned":
             mask[b] = True
-    return Prompt(tokens, mask, np.array([a.task for a in asked], np.int32))
+    return Prompt(tokens, mask, np.array([q.task_index for q in questions], np.int32))
 
 
-def aligned(model: Any, asked: Sequence[Asked], room: int) -> list[Layout]:
+def segment_layouts(model: Any, questions: Sequence[EncodedQuestion], room: int) -> list[Layout]:
+    """The layout of each context, as in training; `room`: tokens for the answer."""
     size, align, tokenizer = model.segment_tokens, model.config.data.align, model.tokenizer
     return [
         layout(
-            len(a.context),
-            len(a.tail),
+            len(q.context),
+            len(q.question),
             room,
             size,
             align,
-            segmentation.ends(a.context, tokenizer, align),
+            segmentation.ends(q.context, tokenizer, align),
         )
-        for a in asked
+        for q in questions
     ]
 
 
-def read(
+def read_contexts(
     model: Any,
-    asked: Sequence[Asked],
+    questions: Sequence[EncodedQuestion],
     layouts: Sequence[Layout],
     prompt: Prompt,
     memory: Any,
-    tick: Callable[[int], None] | None = None,
+    on_tokens_read: Callable[[int], None] | None = None,
 ) -> Any:
     """The memory after the contexts, without the tokens that stand before the question. Peak host
-    memory does not depend on the contexts' lengths. `tick` hears how many tokens were read."""
+    memory does not depend on the contexts' lengths. `on_tokens_read` is called with the number of
+    tokens in each block that was read."""
     size = model.segment_tokens
     total = max(x.segments for x in layouts)
     for start in range(0, total, BLOCK):
         count = min(BLOCK, total - start)
-        tokens = np.zeros((len(asked), count, size), np.int32)
+        tokens = np.zeros((len(questions), count, size), np.int32)
         mask = np.zeros(tokens.shape, bool)
-        for b, (a, x) in enumerate(zip(asked, layouts, strict=True)):
-            cut(a.context, x, start, tokens[b], mask[b])
+        for b, (q, x) in enumerate(zip(questions, layouts, strict=True)):
+            fill_segments(q.context, x, start, tokens[b], mask[b])
         memory = model.read(memory, tokens, mask, prompt)
-        if tick is not None:
-            tick(int(mask.sum()))
+        if on_tokens_read is not None:
+            on_tokens_read(int(mask.sum()))
     return memory
 
 
-def cut(context: np.ndarray, x: Layout, start: int, tokens: np.ndarray, mask: np.ndarray) -> None:
-    """Fills segments start, start + 1, … of one context into tokens, mask [count, L]."""
-    stop = min(start + len(tokens), x.segments)
-    for row, (begin, end) in enumerate(itertools.pairwise(x.bounds[start : stop + 1])):
-        tokens[row, : end - begin] = context[begin:end]
-        mask[row, : end - begin] = True
+def fill_segments(
+    context: np.ndarray, layout: Layout, start: int, tokens: np.ndarray, mask: np.ndarray
+) -> None:
+    """Writes segments start, start + 1, … of one context into tokens, mask [count, L]."""
+    stop = min(start + len(tokens), layout.segments)
+    for k, (begin, end) in enumerate(itertools.pairwise(layout.bounds[start : stop + 1])):
+        tokens[k, : end - begin] = context[begin:end]
+        mask[k, : end - begin] = True
 
 
-def tails(
-    model: Any, asked: Sequence[Asked], layouts: Sequence[Layout]
+def last_segments(
+    model: Any, questions: Sequence[EncodedQuestion], layouts: Sequence[Layout]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The last segments, (tokens i32[B, L], mask bool[B, L]): what is left of the context, the
+    """The last segments, (tokens i32[B, L], mask bool[B, L]): the remainder of the context, the
     question, ANSWER; padded on the right."""
-    tokens = np.zeros((len(asked), model.segment_tokens), np.int32)
+    tokens = np.zeros((len(questions), model.segment_tokens), np.int32)
     mask = np.zeros(tokens.shape, bool)
-    for b, (a, x) in enumerate(zip(asked, layouts, strict=True)):
-        kept = a.context[len(a.context) - x.kept :] if x.kept else a.context[:0]
-        row = np.concatenate([kept, a.tail])
-        tokens[b, : len(row)] = row
-        mask[b, : len(row)] = True
+    for b, (q, x) in enumerate(zip(questions, layouts, strict=True)):
+        ids = np.concatenate([q.context[len(q.context) - x.remainder :], q.question])
+        tokens[b, : len(ids)] = ids
+        mask[b, : len(ids)] = True
     return tokens, mask
 
 
-def generate(
+def generate_answers(
     model: Any, memory: Any, tokens: np.ndarray, mask: np.ndarray, prompt: Prompt, room: int
 ) -> list[str]:
-    """Greedy, free-running answers, cut at the END token; without spaces around."""
+    """Greedy, free-running answers of at most `room` tokens, cut at the END token; without spaces
+    around."""
     ids = np.asarray(
         model.generate_from(
             memory, tokens, mask, prompt, max_new_tokens=room, end=model.tokenizer.end
         )
     )
-    return [text(model.tokenizer, row) for row in ids]
+    return [decode_answer(model.tokenizer, answer) for answer in ids]
 
 
-def text(tokenizer: Any, ids: np.ndarray) -> str:
-    """The words before the first END token."""
+def decode_answer(tokenizer: Any, ids: np.ndarray) -> str:
+    """The text of i32[T] before the first END token."""
     ends = np.flatnonzero(ids == tokenizer.end)
-    kept = ids[: ends[0]] if len(ends) else ids
-    return tokenizer.decode([int(i) for i in kept]).strip()
+    before = ids[: ends[0]] if len(ends) else ids
+    return tokenizer.decode([int(i) for i in before]).strip()
 
 
-def answer(
+def greedy_answers(
     model: Any,
-    asked: Sequence[Asked],
+    questions: Sequence[EncodedQuestion],
     *,
     room: int,
     batch: int,
     reset: bool = False,
-    tick: Callable[[int], None] | None = None,
+    on_tokens_read: Callable[[int], None] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Free-running greedy answers: (with memory, with the memory reset at each segment; the latter
-    empty unless `reset`).
+    """Free-running greedy answers: (with memory, with the memory reset before each segment; the
+    latter empty unless `reset`).
 
     `batch` texts are read together; a last, smaller batch is filled up, so that each batch size is
-    compiled once whatever the lengths. With the memory reset at every segment, only the last one
+    compiled once whatever the lengths. With the memory reset before each segment only the last one
     can matter: that control costs next to nothing.
     """
 
-    def ask(memory: Any, group: Sequence[Asked], layouts: Sequence[Layout], prompt: Prompt):
-        return generate(model, memory, *tails(model, group, layouts), prompt, room)
+    def answer_batch(
+        memory: Any, group: Sequence[EncodedQuestion], layouts: Sequence[Layout], prompt: Prompt
+    ) -> list[str]:
+        tokens, mask = last_segments(model, group, layouts)
+        return generate_answers(model, memory, tokens, mask, prompt, room)
 
-    return _in_batches(model, asked, room, batch, reset, tick, ask)
+    return _in_batches(model, questions, room, batch, reset, on_tokens_read, answer_batch)
 
 
-def forced(
+def teacher_forced_answers(
     model: Any,
-    asked: Sequence[Asked],
-    answers: Sequence[np.ndarray],
+    questions: Sequence[EncodedQuestion],
+    targets: Sequence[np.ndarray],
     *,
     room: int,
     batch: int,
     reset: bool = False,
-    tick: Callable[[int], None] | None = None,
+    on_tokens_read: Callable[[int], None] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Teacher-forced answers, as `answer` gives them: each token is the likeliest after the true
-    tokens before it. One pass and no loop, but kinder than a free-running answer. `answers` hold
-    the true ids i32[t] without END."""
-    true = {id(a): np.asarray(t, np.int32)[: room - 1] for a, t in zip(asked, answers, strict=True)}
+    """Teacher-forced answers, returned as `greedy_answers` does: each token is the likeliest after
+    the true tokens before it. One pass and no loop, but it scores higher than a free-running
+    answer. `targets` hold the true ids i32[t] without END."""
+    true = {
+        id(q): np.asarray(t, np.int32)[: room - 1] for q, t in zip(questions, targets, strict=True)
+    }
 
-    def ask(memory: Any, group: Sequence[Asked], layouts: Sequence[Layout], prompt: Prompt):
-        tokens, mask = tails(model, group, layouts)
-        at = mask.sum(axis=1) - 1  # the ANSWER token
-        for b, a in enumerate(group):
-            told = true.get(id(a), np.zeros(0, np.int32))
-            tokens[b, at[b] + 1 :][: len(told)] = told
-            mask[b, at[b] + 1 :][: len(told)] = True
-        ids = _predicted(model)(model.params, memory, Segment(tokens, mask), prompt, at, room)
+    def answer_batch(
+        memory: Any, group: Sequence[EncodedQuestion], layouts: Sequence[Layout], prompt: Prompt
+    ) -> list[str]:
+        tokens, mask = last_segments(model, group, layouts)
+        start = mask.sum(axis=1) - 1  # the ANSWER token
+        # A text that only fills the batch up has no target.
+        forced = [true.get(id(q), np.zeros(0, np.int32)) for q in group]
+        for b, ids in enumerate(forced):
+            tokens[b, start[b] + 1 :][: len(ids)] = ids
+            mask[b, start[b] + 1 :][: len(ids)] = True
+        likeliest = np.asarray(
+            _likeliest_tokens(model)(
+                model.params, memory, Segment(tokens, mask), prompt, start, room
+            )
+        )
         # Past the true answer nothing was forced: what END would cut is cut there at the latest.
-        rows = []
-        for b, a in enumerate(group):
-            rows.append(text(model.tokenizer, np.asarray(ids[b])[: len(true.get(id(a), [])) + 1]))
-        return rows
+        return [
+            decode_answer(model.tokenizer, likeliest[b, : len(ids) + 1])
+            for b, ids in enumerate(forced)
+        ]
 
-    return _in_batches(model, asked, room, batch, reset, tick, ask)
+    return _in_batches(model, questions, room, batch, reset, on_tokens_read, answer_batch)
 
 
 @functools.lru_cache(maxsize=1)
-def _predicted(model: Any) -> Any:
-    """Compiled: the likeliest tokens i32[B, room] after places at, at + 1, … of one segment."""
+def _likeliest_tokens(model: Any) -> Any:
+    """Compiled: the likeliest tokens i32[B, room] after places start, start + 1, … of one
+    segment."""
     import jax
     import jax.numpy as jnp
 
     from rmt_jax import models
 
-    def run(params, memory, segment, prompt, at, room):
+    def run(params, memory, segment, prompt, start, room):
         module = models.merge(model.graph, params)
-        told = None if model.config.prompt.source == "none" else prompt
-        hidden, _ = module.step(memory, segment, told)
-        places = jnp.minimum(at[:, None] + jnp.arange(room), hidden.shape[1] - 1)
-        some = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
-        return jnp.argmax(module.backbone.logits(some), axis=-1)
+        visible_prompt = None if model.config.prompt.source == "none" else prompt
+        hidden, _ = module.step(memory, segment, visible_prompt)
+        places = jnp.minimum(start[:, None] + jnp.arange(room), hidden.shape[1] - 1)
+        answers = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+        return jnp.argmax(module.backbone.logits(answers), axis=-1)
 
     return jax.jit(run, static_argnums=5)
 
 
 def _in_batches(
     model: Any,
-    asked: Sequence[Asked],
+    questions: Sequence[EncodedQuestion],
     room: int,
     batch: int,
     reset: bool,
-    tick: Callable[[int], None] | None,
-    ask: Callable[..., list[str]],
+    on_tokens_read: Callable[[int], None] | None,
+    answer_batch: Callable[..., list[str]],
 ) -> tuple[list[str], list[str]]:
     outputs: list[str] = []
-    controls: list[str] = []
-    for start in range(0, len(asked), batch):
-        real = list(asked[start : start + batch])
-        empty = Asked(np.zeros(0, np.int32), real[0].tail, real[0].prompt, real[0].task)
-        group = real + [empty] * (batch - len(real))
-        layouts = aligned(model, group, room)
+    reset_outputs: list[str] = []
+    for start in range(0, len(questions), batch):
+        group = list(questions[start : start + batch])
+        count = len(group)
+        first = group[0]
+        empty = EncodedQuestion(
+            np.zeros(0, np.int32), first.question, first.prompt, first.task_index
+        )
+        group += [empty] * (batch - count)
+        layouts = segment_layouts(model, group, room)
         prompt = prompts(model, group)
-        fresh = model.initial_memory(batch)
-        memory = read(model, group, layouts, prompt, fresh, tick)
-        outputs += ask(memory, group, layouts, prompt)[: len(real)]
+        initial = model.initial_memory(batch)
+        memory = read_contexts(model, group, layouts, prompt, initial, on_tokens_read)
+        outputs += answer_batch(memory, group, layouts, prompt)[:count]
         if reset:
             # Reset the state alone: whether the text has started also decides where a prompt at
             # the start is seen, which is not what this control is about.
-            blank = memory._replace(state=fresh.state)
-            controls += ask(blank, group, layouts, prompt)[: len(real)]
-        if tick is not None:
-            tick(sum(x.kept + len(a.tail) for a, x in zip(real, layouts, strict=False)))
-    return outputs, controls
+            cleared = memory._replace(state=initial.state)
+            reset_outputs += answer_batch(cleared, group, layouts, prompt)[:count]
+        if on_tokens_read is not None:
+            pairs = zip(group[:count], layouts[:count], strict=True)
+            on_tokens_read(sum(x.remainder + len(q.question) for q, x in pairs))
+    return outputs, reset_outputs

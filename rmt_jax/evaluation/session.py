@@ -16,8 +16,8 @@ from rmt_jax import models
 from rmt_jax.data import segmentation
 from rmt_jax.data.tasks.babi import TASKS
 from rmt_jax.evaluation import answering, sources
-from rmt_jax.evaluation.answering import Asked
-from rmt_jax.evaluation.text_stream import tokens as encoded
+from rmt_jax.evaluation.answering import EncodedQuestion
+from rmt_jax.evaluation.text_stream import encode_pieces
 
 TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
 
@@ -135,7 +135,9 @@ class Session:
             bounds = np.zeros(1, int) if head else self._whole(held)
             place = answering.Layout(np.append(bounds, len(held)))
             asked = [self._asked(held, told) for told in prompts]
-            self.memory = answering.read(self.model, asked, [place] * many, batch, self.memory)
+            self.memory = answering.read_contexts(
+                self.model, asked, [place] * many, batch, self.memory
+            )
             self.rest = held[bounds[-1] :].copy()
 
     def answer(self, question: str, task: str = "") -> str:
@@ -152,12 +154,12 @@ class Session:
         k, model = self.prompts.index(told), self.model
         asked = self._asked(self.rest, told, sources.tail_ids(model.tokenizer, question))
         size = model.segment_tokens  # of the whole text only the last, ragged segment is left
-        place = answering.layout(len(self.rest), len(asked.tail), self.room, size)
+        place = answering.layout(len(self.rest), len(asked.question), self.room, size)
         prompt = answering.prompts(model, [asked])
         memory = self._row(k)
-        memory = answering.read(model, [asked], [place], prompt, memory)
-        tail = answering.tails(model, [asked], [place])
-        return answering.generate(model, memory, *tail, prompt, self.room)[0]
+        memory = answering.read_contexts(model, [asked], [place], prompt, memory)
+        tail = answering.last_segments(model, [asked], [place])
+        return answering.generate_answers(model, memory, *tail, prompt, self.room)[0]
 
     def _whole(self, held: np.ndarray) -> np.ndarray:
         """Bounds of the segments that are sure to end here, whatever text follows."""
@@ -168,11 +170,11 @@ class Session:
     def _encoded(self, pieces: Iterable[str]) -> Iterable[np.ndarray]:
         """i32[n] of each piece. Later pieces begin with a space anyway."""
         spaced = (sources.context_text(piece) for piece in pieces if not piece.isspace())
-        return encoded(self.model.tokenizer, spaced)
+        return encode_pieces(self.model.tokenizer, spaced)
 
-    def _asked(self, context: np.ndarray, told: Told, tail: Any = ()) -> Asked:
+    def _asked(self, context: np.ndarray, told: Told, tail: Any = ()) -> EncodedQuestion:
         ids = np.asarray(told.ids, np.int32)
-        return Asked(context, np.asarray(tail, np.int32), ids, told.row)
+        return EncodedQuestion(context, np.asarray(tail, np.int32), ids, told.row)
 
     def _row(self, k: int) -> Any:
         """The memory of prompt k alone, a batch of one."""
@@ -186,7 +188,7 @@ class Session:
         """Bytes written to `path` (.npz): memory, unfinished segment, prompts, whose weights."""
         leaves = jax.tree.leaves(self.memory)
         about = {
-            "weights": answering.mark(self.model),
+            "weights": answering.model_fingerprint(self.model),
             "tokens": self.tokens,
             "characters": self.characters,
             "prompts": [[t.name, t.row, list(t.ids)] for t in self.prompts],
@@ -213,7 +215,7 @@ class Session:
         # TypeError: an .npy file is one array and no folder of them.
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecallError(f"{path} is no memory that --save_memory wrote ({error}).") from error
-        if about["weights"] != answering.mark(self.model):
+        if about["weights"] != answering.model_fingerprint(self.model):
             raise RecallError(
                 f"{path} was read by another model: a memory means something only to the weights "
                 "that made it. Read the text again with this one."

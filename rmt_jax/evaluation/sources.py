@@ -18,7 +18,7 @@ from rmt_jax.data.corpus import background
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.tasks import babi as tasks
 from rmt_jax.evaluation import text_stream
-from rmt_jax.evaluation.answering import Asked
+from rmt_jax.evaluation.answering import EncodedQuestion
 
 
 class QuestionError(ValueError):
@@ -29,7 +29,7 @@ class QuestionError(ValueError):
 class Question:
     question: str
     target: str
-    asked: Asked
+    encoded: EncodedQuestion
     answer: np.ndarray  # ids of the target, END not included
     characters: int  # of context and question
     gpt2_tokens: float = 0.0  # of the same, where known
@@ -56,7 +56,7 @@ def context_text(text: str) -> str:
     return " " + " ".join(text.split())
 
 
-def ask(model: Any, task: str, question: str, told: str | None = None) -> Asked:
+def ask(model: Any, task: str, question: str, told: str | None = None) -> EncodedQuestion:
     """A question without its context; `told` replaces the task's description."""
     config, learned = model.config, 0
     if config.prompt.source == "learned":
@@ -66,7 +66,7 @@ def ask(model: Any, task: str, question: str, told: str | None = None) -> Asked:
             )
         learned = config.data.tasks.index(task)
     ids = prompt_ids(config.prompt, model.tokenizer, task if told is None else told, question)
-    return Asked(np.zeros(0, np.int32), tail_ids(model.tokenizer, question), ids, learned)
+    return EncodedQuestion(np.zeros(0, np.int32), tail_ids(model.tokenizer, question), ids, learned)
 
 
 def room(model: Any, asked: Sequence[str] = (), renamed: bool = False) -> int:
@@ -172,7 +172,7 @@ class Generated:
         facts, context, parts = (
             s.facts,
             s.context,
-            text_stream.decoded(composer.tokenizer, s.context),
+            text_stream.decode_pieces(composer.tokenizer, s.context),
         )
         if composer.tokenizer is self.model.tokenizer:
             characters = sum(map(len, parts))

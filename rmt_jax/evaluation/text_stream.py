@@ -76,13 +76,13 @@ def rewindable(stream: IO[str]) -> IO[str]:
     return copy
 
 
-def tokens(tokenizer: Any, parts: Iterator[str]) -> Iterator[np.ndarray]:
+def encode_pieces(tokenizer: Any, parts: Iterator[str]) -> Iterator[np.ndarray]:
     """i32[n] of each piece."""
     for part in parts:
         yield np.asarray(tokenizer.encode(part), np.int32)
 
 
-def decoded(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
+def decode_pieces(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
     """The text of i32[n] in pieces (a list of a million Python integers takes 60 MB). A piece ends
     before a token that begins with a space: no letter of several bytes is cut in two."""
     start = 0

@@ -1,10 +1,10 @@
-"""What a run leaves behind: tables and pictures of its cells.
+"""What a run leaves behind: tables and pictures of its results.
 
 | file                      | holds                                                              |
 |---------------------------|--------------------------------------------------------------------|
-| summary.csv               | a row a task and length: the main score and its baselines          |
+| summary.csv               | one row per task and length: the main score and its baselines      |
 | scores.csv                | the same for each of the four scores, with Wilson intervals        |
-| summary.json              | all of it, machine-readable; `read` gives the cells back           |
+| summary.json              | all of it, machine-readable; `read` reads it again                 |
 | table.md                  | a Markdown table for a paper or README                             |
 | heatmap, lengths, curves, | pictures, PNG and PDF                                              |
 | depths                    |                                                                    |
@@ -27,16 +27,16 @@ from rmt_jax.report.tables import (
     markdown,
     read,
     replace,
-    rules,
+    shared_rules,
     table,
 )
-from rmt_jax.scores import Cell
+from rmt_jax.results import EvalResult
 
 __all__ = ["ReportError", "main_rule", "markdown", "read", "reference", "replace", "table", "write"]
 
 
 def write(
-    cells: Sequence[Cell],
+    results: Sequence[EvalResult],
     folder: Path,
     *,
     title: str = "",
@@ -48,33 +48,33 @@ def write(
 
     `rule` is the score of the pictures and of summary.csv (the official one, where every task has
     labels for it). `metrics` is the run's metrics.jsonl, for the learning curves.
-    Raises ReportError for no cells.
+    Raises ReportError for no results.
     """
-    if not cells:
+    if not results:
         raise ReportError(
-            "there is no cell to report: evaluate at least one task and length first."
+            "There is no result to report: evaluate at least one task and length first."
         )
-    rule = main_rule(cells, rule)
+    rule = main_rule(results, rule)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        "summary.csv": csv_text(cells, [rule]),
-        "scores.csv": csv_text(cells, rules(cells)),
-        "summary.json": json_text(cells, rule),
-        "table.md": markdown(cells, rule),
+        "summary.csv": csv_text(results, [rule]),
+        "scores.csv": csv_text(results, shared_rules(results)),
+        "summary.json": json_text(results, rule),
+        "table.md": markdown(results, rule),
     }
     paths = []
     for name, text in files.items():
         replace(folder / name, text)
         paths.append(folder / name)
-    paths += figures.heatmap(cells, folder / "heatmap.png", rule=rule, title=title)
-    paths += curves.lengths(cells, folder / "lengths.png", rule=rule, title=title)
+    paths += figures.heatmap(results, folder / "heatmap.png", rule=rule, title=title)
+    paths += curves.length_curves(results, folder / "lengths.png", rule=rule, title=title)
     if references:
-        path, ours = folder / "published.png", {title or "this run": [cells]}
-        paths += comparison.curves(ours, path, rule=rule, references=reference())
-    paths += curves.depths(cells, folder / "depths.png", title=title)
+        path, ours = folder / "published.png", {title or "this run": [results]}
+        paths += comparison.comparison_curves(ours, path, rule=rule, references=reference())
+    paths += curves.depth_curves(results, folder / "depths.png", title=title)
     if metrics is not None and metrics.exists():
         try:
-            paths += curves.learning(metrics, folder / "curves.png", title=title)
+            paths += curves.learning_curves(metrics, folder / "curves.png", title=title)
         except ValueError as error:  # evaluated before the first log line
             print(error, file=sys.stderr)
     return paths

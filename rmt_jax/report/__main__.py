@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmt_jax.report import ReportError, comparison, main_rule, read, reference, replace
-from rmt_jax.scores import RULES, Cell
+from rmt_jax.results import EvalResult
+from rmt_jax.scores import RULES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,19 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders with a summary.json")
     parser.add_argument("--names", default="", help="a name for each run, with commas between")
-    parser.add_argument("--groups", default="", help="a group for each run: seeds of one setting")
+    parser.add_argument(
+        "--groups", default="", help="one group per run: seeds of one setting share one"
+    )
     parser.add_argument("--references", action="store_true", help="published curves behind ours")
     parser.add_argument("--score", default="", choices=("", *RULES), help="of table and curves")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     args = parser.parse_args(argv)
     try:
-        cells = [read(folder) for folder in args.runs]
+        runs = [read(folder) for folder in args.runs]
         names = _one_each(args.names, args.runs, "--names")
         groups = _one_each(args.groups, args.runs, "--groups") if args.groups else names
     except ReportError as error:
         print(error, file=sys.stderr)
         return 2
-    shown = [c for run in cells for c in run if not c.perturb]
+    shown = [r for run in runs for r in run if not r.perturb]
     if not shown:
         print(
             "These runs hold answers to perturbed texts only, which stand in a table of their own "
@@ -42,14 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     rule = main_rule(shown, args.score)
-    grouped: dict[str, list[Sequence[Cell]]] = {}
-    for group, run in zip(groups, cells, strict=True):
+    grouped: dict[str, list[Sequence[EvalResult]]] = {}
+    for group, run in zip(groups, runs, strict=True):
         grouped.setdefault(group, []).append(run)
     args.out.mkdir(parents=True, exist_ok=True)
-    text = comparison.spread(grouped, rule)
+    text = comparison.comparison_table(grouped, rule)
     replace(args.out / "comparison.md", text)
     published = reference() if args.references else []
-    paths = comparison.curves(grouped, args.out / "comparison.png", rule=rule, references=published)
+    paths = comparison.comparison_curves(
+        grouped, args.out / "comparison.png", rule=rule, references=published
+    )
     print(text)
     print("written:", ", ".join(str(p) for p in [args.out / "comparison.md", *paths]))
     return 0

@@ -12,92 +12,97 @@ from rmt_jax.report.figures import (  # fmt: skip
     INK,
     PALE,
     canvas,
+    figure_title,
     footnote,
     mean,
-    names,
     save,
-    short,
+    short_number,
     task_order,
-    titled,
-    wrapped,
+    tasks_and_lengths,
+    wrap_note,
 )
-from rmt_jax.scores import Cell, wilson
+from rmt_jax.results import EvalResult
+from rmt_jax.scores import wilson
 
-FEW = 5  # questions at a depth, below which a point would be chance
+FEW = 5  # questions at one depth; fewer make no point
 
 # Light for short texts, dark for long ones.
 DEPTHS = ("#BFD9E6", "#8FC1D4", "#5FA6C0", "#3587AB", "#1B668E", "#0B4566", "#06283D")
 
 
-def lengths(
-    cells: Sequence[Cell], path: Path, *, rule: str = "official", title: str = ""
+def length_curves(
+    results: Sequence[EvalResult], path: Path, *, rule: str = "official", title: str = ""
 ) -> list[Path]:
-    """Accuracy against tokens read (log axis): a line a task with its Wilson band, mean in black,
-    the memory-reset control and the majority answer dashed."""
-    tasks, _ = names(cells)
+    """Accuracy against tokens read (log axis): one line per task with its Wilson band, the mean in
+    black, the memory-reset control and the majority answer dashed."""
+    tasks, _ = tasks_and_lengths(results)
     figure, axes = canvas(7.2, 4.4)
     ends = []
     for i, task in enumerate(tasks):
-        x, y, band = curve([c for c in cells if c.task == task], rule)
+        x, y, band = accuracy_curve([r for r in results if r.task == task], rule)
         colour = COLOURS[i % len(COLOURS)]
         axes.fill_between(x, band[0], band[1], color=colour, alpha=0.10, lw=0)
         axes.plot(x, y, "o-", color=colour, lw=1.8, ms=4, zorder=3)
         ends.append((y[-1], task.upper(), colour))
-    x, y = _means(cells, tasks, lambda c: c.accuracy(rule))
+    x, y = _means(results, tasks, lambda r: r.accuracy(rule))
     if len(tasks) > 1 and x:
         axes.plot(x, y, "-", color=INK, lw=3, zorder=4)
         ends.append((y[-1], "mean", INK))
     for name, style, pick in (
-        ("memory reset at each segment (mean)", (0, (1, 1.5)), lambda c: c.reset_accuracy(rule)),
-        ("majority answer (mean)", (0, (5, 3)), lambda c: c.majority),
+        ("memory reset at each segment (mean)", (0, (1, 1.5)), lambda r: r.reset_accuracy(rule)),
+        ("majority answer (mean)", (0, (5, 3)), lambda r: r.majority),
     ):
-        x, y = _means(cells, tasks, pick)
+        x, y = _means(results, tasks, pick)
         if x:
             axes.plot(x, y, color=GREY, lw=1.6, ls=style, label=name, zorder=2)
-    _shade_trained(axes, cells)
-    _length_axis(axes, cells)
+    _shade_trained(axes, results)
+    _length_axis(axes, results)
     _label_ends(axes, ends)
-    axes.set_title(titled("Accuracy against length", title))
+    axes.set_title(figure_title("Accuracy against length", title))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", fontsize=8, handlelength=2.6)
-    figure.supxlabel(footnote(cells, rule), fontsize=7, color="#6B6B6B")
+    figure.supxlabel(footnote(results, rule), fontsize=7, color="#6B6B6B")
     return save(figure, path, pdf=True)
 
 
-def curve(cells: Sequence[Cell], rule: str) -> tuple[list, list, tuple[list, list]]:
-    cells = sorted(cells, key=lambda c: c.tokens)
-    intervals = [c.interval(rule) for c in cells]
-    x = [max(1.0, c.tokens) for c in cells]
-    y = [100 * c.accuracy(rule) for c in cells]
+def accuracy_curve(
+    results: Sequence[EvalResult], rule: str
+) -> tuple[list, list, tuple[list, list]]:
+    results = sorted(results, key=lambda r: r.tokens)
+    intervals = [r.interval(rule) for r in results]
+    x = [max(1.0, r.tokens) for r in results]
+    y = [100 * r.accuracy(rule) for r in results]
     return x, y, ([100 * low for low, _ in intervals], [100 * high for _, high in intervals])
 
 
-def _means(cells: Sequence[Cell], tasks: Sequence[str], pick: Any) -> tuple[list, list]:
+def _means(results: Sequence[EvalResult], tasks: Sequence[str], pick: Any) -> tuple[list, list]:
     """Means over tasks, in per cent, at the lengths where each task has a value."""
     points = []
-    for length in names(cells)[1]:
-        here = [c for c in cells if c.length == length]
-        values = [pick(c) for c in here]
+    for length in tasks_and_lengths(results)[1]:
+        here = [r for r in results if r.length == length]
+        values = [pick(r) for r in here]
         if len(here) == len(tasks) and all(v is not None for v in values):
-            points.append((max(1.0, mean([c.tokens for c in here])), 100 * mean(values)))
+            points.append((max(1.0, mean([r.tokens for r in here])), 100 * mean(values)))
     points.sort()
     return [p[0] for p in points], [p[1] for p in points]
 
 
-def _shade_trained(axes: Any, cells: Sequence[Cell]) -> None:
-    trained = [c.tokens for c in cells if c.trained and c.tokens]
-    if trained and max(trained) < max(c.tokens for c in cells):
-        low = min(c.tokens for c in cells) / 1.15
+def _shade_trained(axes: Any, results: Sequence[EvalResult]) -> None:
+    trained = [r.tokens for r in results if r.trained and r.tokens]
+    if trained and max(trained) < max(r.tokens for r in results):
+        low = min(r.tokens for r in results) / 1.15
         axes.axvspan(low, max(trained) * 1.15, color="#F3F6F4", zorder=0, lw=0)
         axes.text(low, 101, " trained", ha="left", va="bottom", fontsize=8, color=GREY)
 
 
-def _length_axis(axes: Any, cells: Sequence[Cell]) -> None:
-    ticks = sorted({n: mean([c.tokens for c in cells if c.length == n]) for n in names(cells)[1]}
-                   .items(), key=lambda p: p[1])  # fmt: skip
+def _length_axis(axes: Any, results: Sequence[EvalResult]) -> None:
+    tokens: dict[str, list[float]] = {}
+    for result in results:
+        tokens.setdefault(result.length, []).append(result.tokens)
+    ticks = sorted(((n, mean(values)) for n, values in tokens.items()), key=lambda p: p[1])
     places = [max(1.0, p[1]) for p in ticks]
     axes.set_xscale("log")
-    axes.set_xticks(places, [f"{n}\n{short(t)}" for n, t in ticks], fontsize=8.5)
+    axes.set_xticks(places, [f"{n}\n{short_number(t)}" for n, t in ticks], fontsize=8.5)
     axes.minorticks_off()
     if len(places) > 1:
         axes.set_xlim(places[0] / 1.15, places[-1] * 1.15)
@@ -132,36 +137,38 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
+def learning_curves(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
     """Accuracy per task (top) and loss (bottom) against training steps, from `metrics.jsonl`; the
     stages of the curriculum as bands; validation as dots. Raises ValueError for a file without a
     training step."""
-    rows, checks = read_metrics(metrics)
-    tasks = sorted({t for r in rows for t in _tasks(r)}, key=task_order)
+    lines, checks = read_metrics(metrics)
+    tasks = sorted({t for line in lines for t in _tasks(line)}, key=task_order)
     figure, (top, bottom) = canvas(7.2, 5.2, 2, 1)
-    smooth = max(1, len(rows) // 60)
+    smooth = max(1, len(lines) // 60)
     ends = []
     for i, task in enumerate(tasks):
         key = f"accuracy/{task}"
-        points = [(r["step"], 100 * r[key]) for r in rows if key in r]
-        dots = [(r["step"], 100 * r[key]) for r in checks if key in r]
+        points = [(x["step"], 100 * x[key]) for x in lines if key in x]
+        dots = [(x["step"], 100 * x[key]) for x in checks if key in x]
         x, y = [p[0] for p in points], [p[1] for p in points]
         colour = COLOURS[i % len(COLOURS)]
         if smooth > 1:
             top.plot(x, y, color=colour, lw=0.6, alpha=0.25)
-        y = _running(y, smooth)
+        y = _running_mean(y, smooth)
         top.plot(x, y, color=colour, lw=1.8)
         top.plot([p[0] for p in dots], [p[1] for p in dots], "D", color=colour, ms=4.5, mec="white")
         ends.append((y[-1], task.upper(), colour))
-    loss = [(r["step"], r["loss"]) for r in rows]
+    loss = [(x["step"], x["loss"]) for x in lines]
     if smooth > 1:
         bottom.plot(*zip(*loss, strict=True), color=INK, lw=0.6, alpha=0.25)
-    bottom.plot([p[0] for p in loss], _running([p[1] for p in loss], smooth), color=INK, lw=1.6)
+    bottom.plot(
+        [p[0] for p in loss], _running_mean([p[1] for p in loss], smooth), color=INK, lw=1.6
+    )
     low, high = min(p[1] for p in loss), max(p[1] for p in loss)
     if 0 < 10 * low < high:
         bottom.set_yscale("log")
         bottom.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-    steps = [r["step"] for r in rows]
+    steps = [x["step"] for x in lines]
     for axes in (top, bottom):
         axes.set_xlim(0, max(steps) * 1.005 + 1)
         axes.yaxis.grid(True, color=PALE, lw=0.8)
@@ -171,61 +178,61 @@ def learning(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
         top.plot([], [], "D", color=GREY, ms=4.5, label="validation (mean over lengths)")
         top.legend(loc="lower left", fontsize=8)
     _label_ends(top, ends)
-    _bands((top, bottom), rows)
+    _stage_bands((top, bottom), lines)
     top.set_ylabel("accuracy in training, %", fontsize=9)
-    bottom.set_ylabel("loss (nats a token)", fontsize=9)
+    bottom.set_ylabel("loss (nats per token)", fontsize=9)
     bottom.set_xlabel("training step", fontsize=9)
-    top.set_title(titled("Learning curves", title), pad=18)
+    top.set_title(figure_title("Learning curves", title), pad=18)
     return save(figure, path, pdf=True)
 
 
 def read_metrics(metrics: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training lines, validation lines) of a run's `metrics.jsonl` in order of steps, flat:
-    "step", "stage", "loss", "accuracy/qa1", …. In the file, a training line has
+    """(training lines, validation lines) of `metrics.jsonl` in order of steps, flat:
+    "step", "stage", "loss", "accuracy/TASK", …. In the file, a training line has
     "accuracy": {task: rate} and a validation line "validation": {task: {length: rate}} (the mean
     over lengths is taken). After a resume the later line of a step counts; a line cut short by a
     kill is left out. Raises ValueError where there is no training line."""
     train: dict[int, dict[str, Any]] = {}
     checks: dict[int, dict[str, Any]] = {}
-    for line in Path(metrics).read_text(encoding="utf-8").splitlines():
+    for text in Path(metrics).read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if "step" not in row:
+        if "step" not in line:
             continue
-        if isinstance(row.get("validation"), dict):
-            rates = {t: mean(list(v.values())) for t, v in row["validation"].items() if v}
-            checks[int(row["step"])] = row | {f"accuracy/{t}": v for t, v in rates.items()}
-        elif isinstance(row.get("accuracy"), dict) and "loss" in row:
-            rates = row["accuracy"]
-            train[int(row["step"])] = row | {f"accuracy/{t}": v for t, v in rates.items()}
+        if isinstance(line.get("validation"), dict):
+            rates = {t: mean(list(v.values())) for t, v in line["validation"].items() if v}
+            checks[int(line["step"])] = line | {f"accuracy/{t}": v for t, v in rates.items()}
+        elif isinstance(line.get("accuracy"), dict) and "loss" in line:
+            rates = line["accuracy"]
+            train[int(line["step"])] = line | {f"accuracy/{t}": v for t, v in rates.items()}
     if not train:
         raise ValueError(f"{metrics} holds no training step yet: nothing to draw.")
     return [train[step] for step in sorted(train)], [checks[step] for step in sorted(checks)]
 
 
-def _tasks(row: Mapping[str, Any]) -> list[str]:
-    """The tasks that a line has an accuracy of (auxiliary questions are none)."""
-    found = (k.removeprefix("accuracy/") for k in row if k.startswith("accuracy/"))
+def _tasks(line: Mapping[str, Any]) -> list[str]:
+    """The tasks whose accuracy a line holds (auxiliary questions are none)."""
+    found = (k.removeprefix("accuracy/") for k in line if k.startswith("accuracy/"))
     return [t for t in found if not t.startswith("aux")]
 
 
-def _running(values: Sequence[float], width: int) -> list[float]:
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean over the last `width` values."""
     return [mean(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
 
 
-def _bands(plots: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """One band a stage; its segments written above the top plot."""
+def _stage_bands(plots: Sequence[Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """One band per stage; its segments written above the top plot."""
     starts: list[tuple[int, str]] = []  # (last step before the stage, which stage)
     before = 0
-    for row in rows:
-        key = f"{row.get('stage', '')}/{row.get('segments', '')}"
+    for line in lines:
+        key = f"{line.get('stage', '')}/{line.get('segments', '')}"
         if not starts or starts[-1][1] != key:
             starts.append((before, key))
-        before = row["step"]
-    last = rows[-1]["step"]
+        before = line["step"]
+    last = lines[-1]["step"]
     for k, (begin, key) in enumerate(starts):
         end = starts[k + 1][0] if k + 1 < len(starts) else last
         segments = key.split("/")[1]
@@ -237,24 +244,26 @@ def _bands(plots: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
                           fontsize=7.5, color=GREY)  # fmt: skip
 
 
-def depths(cells: Sequence[Cell], path: Path, *, bins: int = 5, title: str = "") -> list[Path]:
+def depth_curves(
+    results: Sequence[EvalResult], path: Path, *, bins: int = 5, title: str = ""
+) -> list[Path]:
     """Accuracy against where in the text the last supporting fact stands (0 the start, 1 the end):
-    one small plot a task, a line a length, Wilson bars; a fifth of the text with fewer than FEW
-    questions has no point. Cells without depths are left out; returns no file when none has any."""
-    known = [c for c in cells if c.depths]
+    one small plot per task, one line per length, Wilson bars. A fifth of the text with fewer than
+    FEW questions has no point. Results without depths are left out; no file where none has any."""
+    known = [r for r in results if r.depths]
     if not known:
         return []
-    tasks, order = names(known)
+    tasks, order = tasks_and_lengths(known)
     columns = 2 if len(tasks) in (2, 4) else min(3, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure, grid = canvas(3.6 * columns + 0.6, 2.8 * rows + 0.9, rows, columns)
     flat = list(grid.ravel()) if hasattr(grid, "ravel") else [grid]
     for place, (axes, task) in enumerate(zip(flat, tasks, strict=False)):
         for k, length in enumerate(order):
-            for c in known:
-                if (c.task, c.length) != (task, length):
+            for r in known:
+                if (r.task, r.length) != (task, length):
                     continue
-                points = [p for p in depth_bins(c.depths, bins) if p[4] >= FEW]
+                points = [p for p in depth_bins(r.depths, bins) if p[4] >= FEW]
                 colour = DEPTHS[round((len(DEPTHS) - 1) * (k + 1) / len(order))]
                 x = [p[0] + (k - len(order) / 2) * 0.06 / bins for p in points]
                 y = [100 * p[1] for p in points]
@@ -273,11 +282,11 @@ def depths(cells: Sequence[Cell], path: Path, *, bins: int = 5, title: str = "")
     for axes in flat[len(tasks) :]:
         axes.set_visible(False)
     handles, labels = flat[0].get_legend_handles_labels()
-    rule = "official" if all("official" in c.right for c in known) else "exact"
+    rule = "official" if all("official" in r.right for r in known) else "exact"
     note = footnote(known, rule) + f" · a point: {FEW} questions or more · bars: 95 % Wilson"
     figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)),
-                  fontsize=8.5, title_fontsize=7, title=wrapped(note, 34 * columns))  # fmt: skip
-    figure.suptitle(titled("Accuracy against depth of the last supporting fact", title),
+                  fontsize=8.5, title_fontsize=7, title=wrap_note(note, 34 * columns))  # fmt: skip
+    figure.suptitle(figure_title("Accuracy against depth of the last supporting fact", title),
                     fontweight="bold", x=0.01, ha="left")  # fmt: skip
     return save(figure, path, pdf=True)
 

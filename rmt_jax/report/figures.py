@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rmt_jax.scores import Cell
+from rmt_jax.results import EvalResult
 
 # Okabe and Ito's colours, which the colour-blind tell apart, in an order that reads well on white.
 COLOURS = (
@@ -53,12 +53,12 @@ def save(figure: Any, path: Path, *, pdf: bool = False) -> list[Path]:
     return paths
 
 
-def names(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+def tasks_and_lengths(results: Sequence[EvalResult]) -> tuple[list[str], list[str]]:
     """Tasks in order of their number, lengths in order of the tokens read."""
-    tasks = sorted({c.task for c in cells}, key=task_order)
+    tasks = sorted({r.task for r in results}, key=task_order)
     tokens: dict[str, list[float]] = {}
-    for c in cells:
-        tokens.setdefault(c.length, []).append(c.tokens)
+    for r in results:
+        tokens.setdefault(r.length, []).append(r.tokens)
     return tasks, sorted(tokens, key=lambda n: sum(tokens[n]) / len(tokens[n]))
 
 
@@ -67,7 +67,7 @@ def task_order(task: str) -> tuple[int, str]:
     return (int(digits) if digits else 10**6, task)
 
 
-def short(tokens: float) -> str:
+def short_number(tokens: float) -> str:
     """1,234,567 -> 1.2M: for axes."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if tokens >= size * 0.9995:
@@ -76,14 +76,16 @@ def short(tokens: float) -> str:
     return f"{tokens:.0f}"
 
 
-def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title: str = "") -> list:
+def heatmap(
+    results: Sequence[EvalResult], path: Path, *, rule: str = "official", title: str = ""
+) -> list:
     """Tasks × lengths, accuracy in per cent in each square, the majority answer's below it; the
     mean over tasks in a row of its own; a line after the longest trained length."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
-    tasks, lengths = names(cells)
-    at = {(c.task, c.length): c for c in cells}
+    tasks, lengths = tasks_and_lengths(results)
+    at = {(r.task, r.length): r for r in results}
     rows = [*tasks, "mean"] if len(tasks) > 1 else tasks
     values = np.full((len(rows), len(lengths)), np.nan)
     for i, task in enumerate(tasks):
@@ -112,12 +114,13 @@ def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title:
                 j, y - 0.1, "100" if v > 99.95 else f"{v:.1f}", ha="center", va="center",
                 fontsize=12, fontweight="bold", color="white" if dark else INK,
             )  # fmt: skip
-            own = [c.majority for c in cells if c.length == length and row in (c.task, "mean")]
+            own = [r.majority for r in results if r.length == length and row in (r.task, "mean")]
             axes.text(
                 j, y + 0.27, f"majority {100 * mean(own):.0f}", ha="center", va="center",
                 fontsize=6.5, color="#DCECEF" if dark else "#4A4A4A",
             )  # fmt: skip
-    trained = [j for j, n in enumerate(lengths) if any(c.trained and c.length == n for c in cells)]
+    trained_lengths = {r.length for r in results if r.trained}
+    trained = [j for j, n in enumerate(lengths) if n in trained_lengths]
     bottom = len(rows) - 0.5 + (gap if len(tasks) > 1 else 0)
     if trained and trained[-1] + 1 < len(lengths):
         axes.plot([trained[-1] + 0.5] * 2, [-0.5, bottom], color="#D55E00", lw=2)
@@ -125,10 +128,10 @@ def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title:
             trained[-1] + 0.46, -0.56, "trained to here", ha="right", va="bottom", fontsize=7.5,
             color="#D55E00",
         )  # fmt: skip
-    means = {n: mean([c.tokens for c in cells if c.length == n]) for n in lengths}
+    means = {n: mean([r.tokens for r in results if r.length == n]) for n in lengths}
     axes.set_xticks(
         range(len(lengths)),
-        [f"{n}\n{short(means[n])} tok" if means[n] else n for n in lengths],
+        [f"{n}\n{short_number(means[n])} tok" if means[n] else n for n in lengths],
     )
     ticks = [i + (gap if r == "mean" and len(tasks) > 1 else 0) for i, r in enumerate(rows)]
     axes.set_yticks(ticks, [r.upper() if r != "mean" else "mean" for r in rows])
@@ -137,8 +140,8 @@ def heatmap(cells: Sequence[Cell], path: Path, *, rule: str = "official", title:
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(titled("Accuracy, task × length", title), pad=18)
-    note = wrapped(footnote(cells, rule), int(14 * width))
+    axes.set_title(figure_title("Accuracy, task × length", title), pad=18)
+    note = wrap_note(footnote(results, rule), int(14 * width))
     axes.set_xlabel(note, fontsize=7.5, color="#6B6B6B", labelpad=8)
     return save(figure, path, pdf=True)
 
@@ -149,28 +152,28 @@ def _square(x: float, y: float, face: Any, edge: str) -> Any:
     return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor=edge, linewidth=1.5)
 
 
-def footnote(cells: Sequence[Cell], rule: str) -> str:
+def footnote(results: Sequence[EvalResult], rule: str) -> str:
     """What is counted, how and by whom, in one line: it stands under every picture and table."""
-    counts = sorted({c.samples for c in cells})
+    counts = sorted({r.samples for r in results})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    parts = [f"score: {rule}, per cent", f"{many} questions a cell"]
-    parts += [f"{d} decoding" for d in sorted({c.decoding for c in cells})]
-    tokenizers = sorted({c.tokenizer for c in cells if c.tokenizer})
+    parts = [f"score: {rule}, per cent", f"{many} questions per task and length"]
+    parts += [f"{d} decoding" for d in sorted({r.decoding for r in results})]
+    tokenizers = sorted({r.tokenizer for r in results if r.tokenizer})
     if tokenizers:
-        rates = [c.characters / c.tokens for c in cells if c.tokens and c.characters]
+        rates = [r.characters / r.tokens for r in results if r.tokens and r.characters]
         each = f" ({mean(rates):.1f} characters each)" if rates else ""
         parts.append(f"tokens of {', '.join(tokenizers)}{each}")
-    others = sorted({c.counted for c in cells if c.counted and c.counted != c.tokenizer})
+    others = sorted({r.counted_by for r in results if r.counted_by and r.counted_by != r.tokenizer})
     if others:
         parts.append(f"lengths counted by {', '.join(others)}")
     return " · ".join(parts)
 
 
-def titled(what: str, name: str) -> str:
+def figure_title(what: str, name: str) -> str:
     return f"{what}: {name}" if name else what
 
 
-def wrapped(note: str, columns: int) -> str:
+def wrap_note(note: str, columns: int) -> str:
     """The note on as many lines as its parts need."""
     lines = [""]
     for part in note.split(" · "):

@@ -4,12 +4,11 @@ import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rmt_jax import report
-from rmt_jax.models.costs import memory_of
 from rmt_jax.report import figures
-from rmt_jax.scores import Cell
+from rmt_jax.results import EvalResult
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2.5rem auto;
@@ -22,37 +21,44 @@ p.note { color: #6b6b6b; font-size: 13px; }
 """
 
 
+class Section(NamedTuple):
+    """One part of the report. Its pictures are those that `report.write` made in `folder_name`."""
+
+    title: str
+    text: str  # what it measures
+    results: Sequence[EvalResult]  # none: it was left out, and `text` says why
+
+    @property
+    def folder_name(self) -> str:
+        return self.title.lower().replace(" ", "_")
+
+
 def write(
-    folder: Path,
-    parts: Sequence[tuple[str, str, Sequence[Cell]]],
-    model: Any,
-    *,
-    rule: str = "",
+    folder: Path, sections: Sequence[Section], description: str, *, rule: str = ""
 ) -> list[Path]:
-    """report.md and report.html in `folder`. A part is (title, what it is, its cells); its pictures
-    are those that `report.write` made in the folder of its name."""
-    lines = ["# Evaluation report", "", about(model), ""]
-    body = [f"<h1>Evaluation report</h1><p>{html.escape(about(model))}</p>"]
-    summary = overview(parts)
-    if summary:
-        lines += ["## Robustness", "", summary]
-        body += ["<h2>Robustness</h2>", as_html(summary)]
-    for title, text, cells in parts:
-        if not cells:  # it could not be had; the text says why
-            lines += [f"## {title}", "", text, ""]
-            body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>")
+    """report.md and report.html in `folder`; `description` says what was evaluated."""
+    lines = ["# Evaluation report", "", description, ""]
+    body = [f"<h1>Evaluation report</h1><p>{html.escape(description)}</p>"]
+    robustness = robustness_table(sections)
+    if robustness:
+        lines += ["## Robustness", "", robustness]
+        body += ["<h2>Robustness</h2>", markdown_to_html(robustness)]
+    for section in sections:
+        title, text, results = section
+        lines += [f"## {title}", "", text, ""]
+        body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>")
+        if not results:
             continue
-        name = title.lower().replace(" ", "_")
-        main = report.main_rule(cells, rule)
-        table = report.markdown(cells, main)
-        lines += [f"## {title}", "", text, "", table]
-        body += [f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>", as_html(table)]
-        long = len({c.length for c in cells}) > 2  # the others' curves lie in their folders
-        for picture in ("heatmap", "lengths", "depths") if long else ("heatmap",):
-            file = folder / name / f"{picture}.png"
+        table = report.markdown(results, report.main_rule(results, rule))
+        lines.append(table)
+        body.append(markdown_to_html(table))
+        # Curves of two lengths say no more than the table.
+        many = len({r.length for r in results}) > 2
+        for picture in ("heatmap", "lengths", "depths") if many else ("heatmap",):
+            file = folder / section.folder_name / f"{picture}.png"
             if not file.exists():
                 continue
-            lines += [f"![{title}, {picture}]({name}/{picture}.png)", ""]
+            lines += [f"![{title}, {picture}]({section.folder_name}/{picture}.png)", ""]
             data = base64.b64encode(file.read_bytes()).decode()
             label = html.escape(f"{title}, {picture}")
             body.append(f'<p><img alt="{label}" src="data:image/png;base64,{data}"></p>')
@@ -65,45 +71,33 @@ def write(
     return [folder / "report.md", folder / "report.html"]
 
 
-def overview(parts: Sequence[tuple[str, str, Sequence[Cell]]]) -> str:
+def robustness_table(sections: Sequence[Section]) -> str:
     """Markdown: the mean over tasks of the unchanged texts and of each perturbation, at the lengths
-    that these have; '' where nothing was perturbed."""
-    changed = [cells for _, _, cells in parts if cells and cells[0].perturb]
-    if not changed:
+    that these have; empty where nothing was perturbed."""
+    perturbed = [s.results for s in sections if s.results and s.results[0].perturb]
+    if not perturbed:
         return ""
-    tasks, lengths = figures.names(changed[0])
-    plain = [c for _, _, cells in parts for c in cells if not c.perturb and c.task in tasks]
+    tasks, lengths = figures.tasks_and_lengths(perturbed[0])
+    unchanged = [r for s in sections for r in s.results if not r.perturb and r.task in tasks]
     lines = ["| | " + " | ".join(lengths) + " | score |", "|---" * (len(lengths) + 2) + "|"]
-    for cells in (plain, *changed):
-        here = [c for c in cells if c.length in lengths]
+    for results in (unchanged, *perturbed):
+        here = [r for r in results if r.length in lengths]
         if not here:
             continue
         rule, line = report.main_rule(here), []
         for length in lengths:
-            rates = [c.accuracy(rule) for c in here if c.length == length]
+            rates = [r.accuracy(rule) for r in here if r.length == length]
             line.append(f"{100 * figures.mean(rates):.1f}" if len(rates) == len(tasks) else "")
         lines.append(f"| {here[0].perturb or 'unchanged'} | {' | '.join(line)} | {rule} |")
     return "\n".join(lines) + f"\n\nMean over {', '.join(tasks)}, per cent.\n"
 
 
-def about(model: Any) -> str:
-    """What was evaluated, in a sentence."""
-    m, p, d = model.config.model, model.config.prompt, model.config.data
-    longest = model.config.longest_segments
-    return (
-        f"Cell {m.cell}, {m.layers} layers of width {m.width}, {memory_of(m)}, "
-        f"segments of {m.segment_tokens} tokens; trained on {', '.join(d.tasks)} up to {longest} "
-        f"segments ({longest * m.segment_tokens:,} tokens); task prompt: {p.source}, seen at: "
-        f"{p.place}; tokenizer: {model.tokenizer.name}."
-    )
-
-
-def as_html(markdown: str) -> str:
-    """Our own Markdown tables as HTML: rows of cells, bold, and lines of text."""
+def markdown_to_html(markdown: str) -> str:
+    """HTML of the Markdown that our tables use: tables, bold entries, lines of text."""
     out: list[str] = []
     rows: list[str] = []
 
-    def close() -> None:
+    def close_table() -> None:
         if rows:
             out.append(f"<table>{''.join(rows)}</table>")
             rows.clear()
@@ -113,13 +107,13 @@ def as_html(markdown: str) -> str:
             if set(line) <= set("|-"):
                 continue
             kind = "td" if rows else "th"
-            cells = (bold(c.strip()) for c in line.strip("|").split("|"))
-            rows.append(f"<tr>{''.join(f'<{kind}>{c}</{kind}>' for c in cells)}</tr>")
+            entries = (bold(entry.strip()) for entry in line.strip("|").split("|"))
+            rows.append(f"<tr>{''.join(f'<{kind}>{x}</{kind}>' for x in entries)}</tr>")
         else:
-            close()
+            close_table()
             if line.strip():
                 out.append(f'<p class="note">{bold(line.strip())}</p>')
-    close()
+    close_table()
     return "".join(out)
 
 

@@ -1,4 +1,4 @@
-"""Per-sample answers in the files that BABILong's leaderboard takes.
+"""Every answer in the files that BABILong's leaderboard takes.
 
 `{org}/{model}/{task}_{length}_{settings}.csv` with columns (index), target, output, question, and
 a .json of the same name with `prompt` and `generate_kwargs`. The settings' words are the
@@ -8,36 +8,43 @@ leaderboard's: instruction (our task description), examples and post-prompt (we 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmt_jax.report.tables import replace
 
 
-def write(folder: Path, name: str, job: Any, rows: Sequence[Any], model: Any) -> list[Path]:
-    """The two files of one cell, below `folder`; `name` is 'ORG/MODEL'. With the memory-reset
-    control, its outputs go to `reset/` in the same form. A perturbed or teacher-forced cell never
-    stands among the plain ones."""
-    source = model.config.prompt.source
-    told = "yes" if source in ("description", "both") else "no"
-    settings = f"instruction_{told}_examples_no_post_prompt_no"
+def write(folder: Path, name: str, job: Any, records: Sequence[Any], model: Any) -> list[Path]:
+    """The two files of one task and length, below `folder`; returns the files written.
+
+    With the memory-reset control, its outputs go to `reset/` in the same form. Perturbed and
+    teacher-forced answers have folders of their own, apart from the plain ones.
+
+    Args:
+      name: 'ORG/MODEL'.
+      job: an `evaluation.runner.EvalJob`.
+      records: its answers, each an `evaluation.answer_log.AnswerRecord`.
+    """
+    described = model.config.prompt.source in ("description", "both")
+    settings = f"instruction_{'yes' if described else 'no'}_examples_no_post_prompt_no"
     stem = f"{job.task}_{job.length}_{settings}"
     kind = "_".join(p for p in (job.perturb, job.decoding.replace("greedy", "")) if p)
     base = folder / kind / name if kind else folder / name
     paths = [base / f"{stem}.csv", base / f"{stem}.json"]
     base.mkdir(parents=True, exist_ok=True)
-    replace(paths[0], table((r.target, r.output, r.question) for r in rows))
+    replace(paths[0], csv_text((r.target, r.output, r.question) for r in records))
     replace(paths[1], json.dumps(settings_of(job, model), indent=4) + "\n")
-    if any(r.control for r in rows):
-        control = folder / "_".join(p for p in ("reset", kind) if p) / name
-        control.mkdir(parents=True, exist_ok=True)
-        paths.append(control / f"{stem}.csv")
-        replace(paths[-1], table((r.target, r.control, r.question) for r in rows))
+    if any(r.reset_output for r in records):
+        reset = folder / "_".join(p for p in ("reset", kind) if p) / name
+        reset.mkdir(parents=True, exist_ok=True)
+        paths.append(reset / f"{stem}.csv")
+        replace(paths[-1], csv_text((r.target, r.reset_output, r.question) for r in records))
     return paths
 
 
-def table(rows: Any) -> str:
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """A numbered row per question: target, output, question."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["", "target", "output", "question"])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rmt_jax import api, evaluate, models, report
+from rmt_jax import api, evaluation, models, report
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.loader import Loader
@@ -119,9 +119,11 @@ def finish(path: Path) -> None:
     """Evaluates the weights of a run on validation stories; writes and prints the results."""
     # Reloaded from the run's folder: what is measured is what a user will load.
     model = api.load(path)
-    cells = evaluate.evaluate(model, out=path / "results")
-    written = report.write(cells, path / "results", title=path.name, metrics=path / "metrics.jsonl")
-    print(report.table(cells))
+    results = evaluation.evaluate(model, out=path / "results")
+    written = report.write(
+        results, path / "results", title=path.name, metrics=path / "metrics.jsonl"
+    )
+    print(report.table(results))
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")

@@ -45,7 +45,7 @@ class Delta(MemoryCell):
     not_diagonal = ""
     reorders = False  # the rule goes through the text in order, where the text stands
     state_row_label = "layer's associations"
-    view_labels = ("layer", "gate")
+    view_labels = ("layer", "write gate")
     their_layer = THEIR_NAMES
     their_block = "layer."
     in_pytorch = False

@@ -1,0 +1,123 @@
+"""What `python -m rmt_jax.evaluate` does: opens the questions, evaluates, reports."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmt_jax import report
+from rmt_jax.api import InputError, Model, load
+from rmt_jax.config import ConfigError
+from rmt_jax.evaluation import inspection, runner, sources, suite
+from rmt_jax.evaluation.answering import AnsweringError
+from rmt_jax.evaluation.runner import EvaluationError
+from rmt_jax.evaluation.sources import QuestionError
+from rmt_jax.evaluation.text_stream import TextError
+from rmt_jax.models.io.hub import WeightsError
+from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
+
+SENTENCES = (
+    WeightsError, InputError, QuestionError, AnsweringError, EvaluationError, ConfigError,
+    TextError, report.ReportError, OSError,
+)  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code: 0; 2 after a sentence on what is wrong; 75 where SIGTERM came between, as
+    schedulers send it: then the same command continues."""
+    kept = "answers are kept: the same command continues"
+    try:
+        with Signals() as signals:
+            signals.now_at_once()
+            return _run(args)
+    except SENTENCES as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(f"{stop}; {kept}", file=sys.stderr)
+        return REQUEUE
+    except KeyboardInterrupt:
+        print(f"stopped; {kept}", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    model = load(args.workdir)
+    out = args.out or default_out(args.workdir)
+    source = sources.open_source(
+        args.data,
+        model,
+        split=args.split,
+        seed=args.seed,
+        babi=args.babi,
+        background=args.background,
+        lengths_by=args.lengths_by,
+    )
+    tasks, lengths = split_names(args.tasks), split_names(args.lengths)
+    if args.inspect:
+        paths = inspection.inspect_memory(model, source, tasks, lengths, out / "inspect")
+        print("written:", ", ".join(str(p) for p in paths))
+        return 0
+    options = {
+        "tasks": tasks,
+        "lengths": lengths,
+        "samples": args.samples,
+        "batch": args.batch,
+        "seed": args.seed,
+        "reset": not args.no_reset,
+        "decoding": "teacher-forced" if args.teacher_forced else "greedy",
+        "out": out,
+        "name": args.name or f"rmt_jax/{Path(args.workdir).resolve().name}",
+    }
+    perturbations = split_names(args.perturb)
+    if args.suite == "paper":
+        paths = suite.paper_suite(
+            model,
+            source,
+            perturbations=perturbations,
+            rule=args.score,
+            references=args.references,
+            **options,
+        )
+        print("\nwritten:", ", ".join(str(p) for p in paths))
+        return 0
+    return evaluate_and_report(args, model, source, perturbations, options)
+
+
+def evaluate_and_report(
+    args: argparse.Namespace,
+    model: Model,
+    source: Any,
+    perturbations: Sequence[str],
+    options: dict[str, Any],
+) -> int:
+    """The results of unchanged texts into OUT, those of each perturbation into a folder of its own
+    below it; one table for the terminal."""
+    out = options["out"]
+    results = runner.evaluate(model, source=source, perturb=["", *perturbations], **options)
+    paths = report.write(
+        [r for r in results if not r.perturb],
+        out,
+        rule=args.score,
+        metrics=Path(args.workdir) / "metrics.jsonl",
+        references=args.references,
+    )
+    for perturbation in perturbations:
+        perturbed = [r for r in results if r.perturb == perturbation]
+        folder, title = out / perturbation, f"Perturbed: {perturbation}"
+        paths += report.write(perturbed, folder, rule=args.score, title=title)
+    print(report.table(results, args.score))
+    print(f"\nwritten: {out}/ ({', '.join(p.name for p in paths if p.parent == out)})")
+    return 0
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def default_out(workdir: str) -> Path:
+    """WORKDIR/evaluation, or a folder here for a checkpoint from the hub."""
+    folder = Path(workdir)
+    return (folder if folder.is_dir() else Path("evaluation") / folder.name) / "evaluation"

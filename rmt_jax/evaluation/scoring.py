@@ -1,0 +1,79 @@
+"""From answers to an `EvalResult`: scores, baselines, and what the numbers are about."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rmt_jax import scores
+from rmt_jax.evaluation.answer_log import AnswerRecord
+from rmt_jax.results import EvalResult
+
+
+def score_answers(
+    model: Any,
+    records: Sequence[AnswerRecord],
+    *,
+    task: str,
+    length: str,
+    perturb: str,
+    decoding: str,
+    counted_by: str,
+) -> EvalResult:
+    """The result of all answers to one task at one length. `counted_by`: whose tokens the length
+    names."""
+    rules = scores.RULES if known_answers(task, records) else ("exact", "lm_eval")
+    main = [scores.score(next(iter(rules)), task, r.question, r.target, r.output) for r in records]
+    targets, tokens = [r.target for r in records], _mean(r.tokens for r in records)
+    reset_outputs = [r.reset_output for r in records if r.reset_output is not None]
+    return EvalResult(
+        task=task,
+        length=length,
+        samples=len(records),
+        right=count_right(rules, task, records, [r.output for r in records]),
+        majority=scores.majority(targets),
+        chance=scores.chance(task, targets),
+        tokens=tokens,
+        characters=_mean(r.characters for r in records),
+        gpt2_tokens=_mean(r.gpt2_tokens for r in records),
+        tokenizer=model.tokenizer.name,
+        counted_by=counted_by,
+        decoding=decoding,
+        reset=count_right(rules, task, records, reset_outputs) if reset_outputs else None,
+        perturb=perturb,
+        trained=covered_by_training(model.config, task, tokens) and not perturb,
+        seconds=round(sum(r.seconds for r in records), 2),
+        depths=tuple(
+            (round(r.depth, 4), bool(right))
+            for r, right in zip(records, main, strict=True)
+            if r.depth is not None
+        ),
+    )
+
+
+def known_answers(task: str, records: Sequence[AnswerRecord]) -> bool:
+    """Are the targets among the task's labels? The official rule means nothing for other words."""
+    labels = set(scores.LABELS.get(task, ()))
+    return all(r.target in labels or labels.issuperset(r.target.split(",")) for r in records)
+
+
+def count_right(
+    rules: Iterable[str], task: str, records: Sequence[AnswerRecord], outputs: Sequence[str]
+) -> dict[str, int]:
+    """Right answers by each rule; `outputs` are the answers to the records' questions."""
+    return {
+        rule: sum(
+            scores.score(rule, task, r.question, r.target, output)
+            for r, output in zip(records, outputs, strict=True)
+        )
+        for rule in rules
+    }
+
+
+def covered_by_training(config: Any, task: str, tokens: float) -> bool:
+    """Was the task trained, at a length of `tokens` or more?"""
+    longest = config.longest_segments * config.model.segment_tokens
+    return task in config.data.tasks and tokens <= longest
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
