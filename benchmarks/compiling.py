@@ -29,7 +29,6 @@ def child(layers: int, width: int, segments: int, scan: bool) -> None:
     """Compiles once; prints seconds and megabytes as JSON."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
     from rmt_jax import models
     from rmt_jax.config import Config, Model, Prompt, Stage
@@ -46,10 +45,8 @@ def child(layers: int, width: int, segments: int, scan: bool) -> None:
         prompt=Prompt(source="none"),
         stages=(Stage(segments, 10, rows, 1e-3),),
     )  # fmt: skip
-    graph, params = models.split(
-        nnx.eval_shape(lambda: models.build(config.model, config.prompt, 1024, 1, nnx.Rngs(0)))
-    )
-    opt = optimizer.build(config)
+    graph, params, infos = models.outline(config.model, config.prompt, 1024)
+    opt = optimizer.build(config, infos)
     state = jax.eval_shape(lambda: steps.init_state(params, opt))
 
     def array(*sizes, dtype=jnp.int32):

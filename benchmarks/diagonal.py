@@ -53,7 +53,7 @@ def prepared(model: Model, batch: Batch):
     )
     built = models.build(config.model, config.prompt, VOCAB, 1, nnx.Rngs(0))
     graph, params = models.split(built)
-    opt = optimizer.build(config)
+    opt = optimizer.build(config, built.weights())
     batch = jax.device_put(batch)
     state = jax.device_put(step.init_state(params, opt))
     count = jax.numpy.int32(batch.tokens.shape[1])

@@ -76,13 +76,14 @@ class Ours:
     def _config(self, size: Size) -> settings.Config:
         return preset() if self.as_preset else config_of(size, self.remat)
 
-    def _model(self, config: settings.Config, vocab: int) -> tuple[Any, Any]:
+    def _model(self, config: settings.Config, vocab: int) -> tuple[models.Outline, Any]:
         def built():
             tasks = len(config.data.tasks)
             return models.build(config.model, config.prompt, vocab, tasks, nnx.Rngs(0))
 
-        # Drawn in one program; the static part alone is made by looking at shapes.
-        return models.split(nnx.eval_shape(built))[0], jax.jit(lambda: models.split(built())[1])()
+        # Drawn in one program; the rest is made by looking at shapes.
+        outline = models.outline(config.model, config.prompt, vocab, len(config.data.tasks))
+        return outline, jax.jit(lambda: models.split(built())[1])()
 
     def train(self, size: Size, segments: int, batch: int) -> Callable[[], Any]:
         config = self._config(size)
@@ -106,10 +107,10 @@ class Ours:
         self, config: settings.Config, size: Size, segments: int, batch: int, mesh: Any
     ) -> tuple[Any, Any, Any]:
         """The jitted train step, not compiled yet, its state and its batch, on the devices."""
-        static, params = self._model(config, size.vocab)
-        rule = optimizer.build(config)
+        outline, params = self._model(config, size.vocab)
+        rule = optimizer.build(config, outline.weights)
         step = steps.make_train_step(
-            static,
+            outline.static,
             rule,
             len(config.data.tasks) + 1,
             bptt=0,
@@ -120,7 +121,7 @@ class Ours:
         prompt = 0 if config.prompt.source == "none" else config.prompt.tokens
         data = sharding.put_batch(batch_of(size, segments, batch, prompt), mesh)
         state = jax.jit(lambda params: steps.init_state(params, rule))(params)
-        place = sharding.place_state(state, params, mesh)
+        place = sharding.place_state(state, params, outline.weights, mesh)
         state = jax.device_put(state, place)
         everywhere = sharding.replicated(mesh)
         program = jax.jit(step, donate_argnums=0, out_shardings=(place, everywhere))

@@ -1,7 +1,6 @@
 """What a config must hold to beside the limits of its fields, as sentences: checked before data or
 devices are touched."""
 
-import dataclasses
 import re
 
 from rmt_jax.config import Config, ConfigError, check_values

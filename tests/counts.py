@@ -71,14 +71,15 @@ def training(config, segments: int):
 
     words = tokenizer.load("builtin")
     loader = Loader(config, words)
-    step = next(s for s in range(100) if loader.segments_at(s) == segments)
-    batch = loader.batch_at(step)
-    graph, params = costs._traced(config, words.vocab_size)
-    opt = optimizer.build(config)
+    first = next(s for s in range(100) if loader.segments_at(s) == segments)
+    batch = loader.batch_at(first)
+    made = costs.outline(config, words.vocab_size)
+    graph, params = made.static, made.shapes
+    opt = optimizer.build(config, made.weights)
     m = config.model
-    made = steps.make_train_step(graph, opt, 6, bptt=m.bptt, remat=m.remat)
+    step = steps.make_train_step(graph, opt, 6, bptt=m.bptt, remat=m.remat)
     state = jax.eval_shape(lambda: steps.init_state(params, opt))
-    return jax.jit(made, donate_argnums=0).lower(state, jax.tree.map(np.asarray, batch)).compile()
+    return jax.jit(step, donate_argnums=0).lower(state, jax.tree.map(np.asarray, batch)).compile()
 
 
 def reading(config, texts: int):
@@ -90,7 +91,8 @@ def reading(config, texts: int):
     from rmt_jax.models import costs, generate, schedule
     from rmt_jax.types import Prompt, Segment
 
-    graph, params = costs._traced(config, 512)
+    made = costs.outline(config, 512)
+    graph, params = made.static, made.shapes
     length, told = config.model.segment_tokens, config.prompt.tokens
     prompt = Prompt(
         np.zeros((texts, told), np.int32), np.ones((texts, told), bool), np.zeros(texts, np.int32)
@@ -140,12 +142,11 @@ def compilations() -> dict[str, float]:
     )  # fmt: skip
     words = tokenizer.load("builtin")
     rngs = nnx.Rngs(0)
-    graph, params = models.split(
-        models.build(config.model, config.prompt, words.vocab_size, 5, rngs)
-    )
-    opt, mesh = optimizer.build(config), sharding.make_mesh(config.mesh)
+    model = models.build(config.model, config.prompt, words.vocab_size, 5, rngs)
+    (graph, params), infos = models.split(model), model.weights()
+    opt, mesh = optimizer.build(config, infos), sharding.make_mesh(config.mesh)
     state = jax.jit(lambda params: steps.init_state(params, opt))(params)
-    state = jax.device_put(state, sharding.place_state(state, params, mesh))
+    state = jax.device_put(state, sharding.place_state(state, params, infos, mesh))
     step = steps.make_train_step(graph, opt, 6, bptt=0, remat=False)
     train = Programs(step, donate_argnums=0)
     check = Programs(steps.make_eval_step(graph, 6), out_shardings=sharding.replicated(mesh))

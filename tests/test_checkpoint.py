@@ -20,13 +20,14 @@ def leftovers():
     gc.collect()
 
 
+INFOS = {"backbone/blocks/up/kernel": WeightInfo(("layers", "embed", "mlp"), "matrix")}
 KERNEL = np.arange(2 * 16 * 32, dtype=np.float32).reshape(2, 16, 32)
 
 
 def state(step: int, mesh: jax.sharding.Mesh) -> TrainState:
     params = {"backbone": {"blocks": {"up": {"kernel": jnp.asarray(KERNEL + step)}}}}
     whole = TrainState(jnp.int32(step), params, {"mu": params})
-    return jax.device_put(whole, sharding.place_state(whole, params, mesh))
+    return jax.device_put(whole, sharding.place_state(whole, params, INFOS, mesh))
 
 
 def kernel(restored: TrainState) -> jax.Array:

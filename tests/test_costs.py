@@ -31,8 +31,9 @@ def settings(**changes) -> Config:
 
 def compiled(config: Config, shape: Shape):
     """The train step for a batch of this shape; nothing is drawn and nothing runs."""
-    graph, params = costs._traced(config, VOCAB)
-    opt = optimizer.build(config)
+    made = costs.outline(config, VOCAB)
+    graph, params = made.static, made.shapes
+    opt = optimizer.build(config, made.weights)
     m = config.model
     step = steps.make_train_step(graph, opt, 2, bptt=m.bptt, remat=m.remat)
 
@@ -77,10 +78,10 @@ def test_an_unrolled_step(changes):
     # Elementwise work is left out of ours; XLA leaves out what the first, empty memory makes zero,
     # and the last write, which nobody reads: of two segments' delta products, a good part.
     near = 0.1 if config.model.cell == "delta" else 0.03
-    assert costs.step_flops(config, shape, VOCAB) == pytest.approx(counted["flops"], rel=near)
+    assert step_costs.step_flops(config, shape, VOCAB) == pytest.approx(counted["flops"], rel=near)
     # float32 and the CPU's fusion, less than an accelerator's: 1.3 to 3 times ours.
-    assert 1.3 < counted["bytes accessed"] / costs.step_bytes(config, shape, VOCAB) < 3.2
-    held = costs.step_memory(config, shape, VOCAB, (1, 1, 1))
+    assert 1.3 < counted["bytes accessed"] / step_costs.step_bytes(config, shape, VOCAB) < 3.2
+    held = step_costs.step_memory(config, shape, VOCAB, (1, 1, 1))
     memory = program.memory_analysis()
     # State to the byte, but for the step's number and the sums.
     assert 0 <= memory.output_size_in_bytes - held.weights - held.moments < 1024
@@ -93,13 +94,13 @@ def test_a_step_of_loops(cell):
     """As large models are trained: layers in a loop, segments in a loop and rematerialised."""
     config, shape = settings(cell=cell, layers=3, scan_layers=True, remat=True), Shape(4, 6)
     program = compiled(config, shape)
-    held = costs.step_memory(config, shape, VOCAB, (1, 1, 1))
+    held = step_costs.step_memory(config, shape, VOCAB, (1, 1, 1))
     used = program.memory_analysis().temp_size_in_bytes + held.weights + held.moments
     assert held.total == pytest.approx(used, rel=0.15)
     # XLA counts a loop's body once: one layer, one of the segments before the last, and the last.
     once = config.replace(model=dataclasses.replace(config.model, layers=1))
-    update = costs.update_flops(config, VOCAB) - costs.update_flops(once, VOCAB)
-    expected = costs.step_flops(once, shape._replace(segments=2), VOCAB) + update
+    update = step_costs.update_flops(config, VOCAB) - step_costs.update_flops(once, VOCAB)
+    expected = step_costs.step_flops(once, shape._replace(segments=2), VOCAB) + update
     assert program.cost_analysis()["flops"] == pytest.approx(expected, rel=0.05)
 
 
@@ -107,7 +108,7 @@ def test_muon_costs_what_its_products_do():
     """Five iterations on each matrix of GPT-2's block: for D = 1, n²m and n³ by hand."""
     config = settings(width=4, heads=1, layers=1)
     muon = config.replace(optimizer=dataclasses.replace(config.optimizer, name="muon"))
-    more = costs.update_flops(muon, VOCAB) - costs.update_flops(config, VOCAB)
+    more = step_costs.update_flops(muon, VOCAB) - step_costs.update_flops(config, VOCAB)
     by_hand = 5 * sum(4 * 16 * large + 2 * 64 for large in (12, 4, 16, 16))
     assert more == by_hand
 
@@ -116,5 +117,7 @@ def test_the_diagonal_schedule_fills_its_pipeline():
     plain = settings(cell="armt", layers=3, scan_layers=True)
     diagonal = settings(cell="armt", layers=3, scan_layers=True, schedule="diagonal")
     for shape in (Shape(1, 4), Shape(1, 64)):
-        asked = costs.step_flops(diagonal, shape, VOCAB) / costs.step_flops(plain, shape, VOCAB)
+        asked = step_costs.step_flops(diagonal, shape, VOCAB) / step_costs.step_flops(
+            plain, shape, VOCAB
+        )
         assert asked == pytest.approx((shape.segments + 2) / shape.segments, rel=0.02)

@@ -105,10 +105,11 @@ def test_reading_is_the_same():
 
 
 def test_auto_is_what_was_measured(monkeypatch):
-    for case in (("rmt", 1, "gpu"), ("armt", 8, "gpu"), ("armt", 1, "cpu"), ("armt", 1, "tpu")):
-        assert schedule.settled("auto", *case) == "sequential"
-    assert schedule.settled("auto", "armt", 1, "gpu") == "diagonal"
-    assert schedule.settled("sequential", "armt", 1, "gpu") == "sequential"
+    assert [name for name in models.CELLS if models.CELLS[name].prefers_diagonal] == ["armt"]
+    for case in ((False, 1, "gpu"), (True, 8, "gpu"), (True, 1, "cpu"), (True, 1, "tpu")):
+        assert schedule.chosen("auto", *case) == "sequential"
+    assert schedule.chosen("auto", True, 1, "gpu") == "diagonal"
+    assert schedule.chosen("sequential", True, 1, "gpu") == "sequential"
 
     # On a GPU a step on one text takes the diagonal, unless the memory is looked at in between.
     built = models.merge(*tiny.model(ASKED, cell="armt"))

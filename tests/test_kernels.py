@@ -19,7 +19,8 @@ from test_recurrence import ASKED, loss_of
 
 from rmt_jax import models
 from rmt_jax.models import diagonal, recurrence
-from rmt_jax.models.ops import fused, kernels
+from rmt_jax.models.ops import kernels
+from rmt_jax.models.ops.positions import cast_fp32_grad, embedding_lookup
 from rmt_jax.runtime import mesh as sharding
 
 
@@ -64,12 +65,12 @@ def interpreted(monkeypatch):
 
 
 PIECES = {
-    "beside": (fused.beside, (3, 11, 12), (12,), (12,)),
-    "after": (fused.after, (3, 11, 12), (3, 11, 12), (12,), (12,), (12,)),
-    "shifted_gelu": (fused.shifted_gelu, (3, 11, 40), (40,)),
-    "shifted_gelu, wide": (fused.shifted_gelu, (2, 3, 600), (600,)),
-    "thirds": (fused.thirds, (3, 11, 36), (36,)),
-    "one row": (fused.after, (1, 1, 16), (1, 1, 16), (16,), (16,), (16,)),
+    "prenorm": ("prenorm", (3, 11, 12), (12,), (12,)),
+    "add_layer_norm": ("add_layer_norm", (3, 11, 12), (3, 11, 12), (12,), (12,), (12,)),
+    "bias_gelu": ("bias_gelu", (3, 11, 40), (40,)),
+    "bias_gelu, wide": ("bias_gelu", (2, 3, 600), (600,)),
+    "split_qkv": ("split_qkv", (3, 11, 36), (36,)),
+    "one row": ("add_layer_norm", (1, 1, 16), (1, 1, 16), (16,), (16,), (16,)),
 }
 
 
@@ -78,7 +79,11 @@ PIECES = {
 @pytest.mark.parametrize("name", PIECES)
 def test_a_kernel_gives_what_xla_gives(name, dtype, layers, interpreted, monkeypatch):
     """Values and gradients; also under vmap over stacked layers, each with vectors of its own."""
-    piece, *shapes = PIECES[name]
+    operation, *shapes = PIECES[name]
+
+    def piece(x, *vectors):
+        return getattr(kernels.block_ops(x), operation)(x, *vectors)
+
     rng = np.random.default_rng(0)
 
     def drawn(shape, dtype):
@@ -177,11 +182,11 @@ def test_weights_cast_before_a_loop_learn_in_their_own_dtype():
     cast = weight.astype(jnp.bfloat16)
 
     def loss(weight):
-        steps = jax.lax.scan(lambda s, x: (s + fused.stored(weight, cast) * x, None), 0.0, xs)
+        steps = jax.lax.scan(lambda s, x: (s + cast_fp32_grad(weight, cast) * x, None), 0.0, xs)
         return steps[0]
 
     xs = jnp.full(1000, 1 + 2**-7, jnp.bfloat16)  # a sum in bfloat16 would stop at 256
-    assert fused.stored(weight, cast) == cast
+    assert cast_fp32_grad(weight, cast) == cast
     np.testing.assert_allclose(jax.grad(loss)(weight), 1000 * (1 + 2**-7), rtol=1e-6)
 
 
@@ -189,7 +194,7 @@ def test_a_table_that_all_look_at_learns_the_same_on_a_gpu(monkeypatch):
     table, index = jax.random.normal(jax.random.key(0), (7, 4)), jnp.array([[0, 3, 3], [6, 0, 3]])
 
     def results():
-        return jax.value_and_grad(lambda x: jnp.sin(fused.lookup(x, index)).sum())(table)
+        return jax.value_and_grad(lambda x: jnp.sin(embedding_lookup(x, index)).sum())(table)
 
     plain = results()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -9,10 +9,13 @@ from flax import nnx
 
 from rmt_jax import config, models
 from rmt_jax.models import recurrence
-from rmt_jax.models.backbones.gpt2 import View
-from rmt_jax.models.cells import layerwise
+from rmt_jax.models.cells import delta as delta_cell
+from rmt_jax.models.context import AttentionContext
 from rmt_jax.models.io import weights
-from rmt_jax.models.ops import fused
+from rmt_jax.models.layout import make_context
+from rmt_jax.models.ops import block as ops
+from rmt_jax.models.ops.positions import permute_positions
+from rmt_jax.models.ops.triangular import unit_lower_inverse
 from rmt_jax.types import Segment
 
 FORMS = [
@@ -63,7 +66,7 @@ def test_padding_changes_no_bit(form):
 
     half = mask[:, 2] & [[True], [False]]  # one text goes on, the other has ended
     _, mixed = step(memory, tokens[:, 2], half)
-    axis = models.CELLS[form["cell"]].batch_axis
+    axis = int(models.CELLS[form["cell"]].layerwise)
     states = (jax.tree.leaves(m.state) for m in (memory, mixed, after))
     for was, now, full in zip(*states, strict=True):
         was, now, full = (np.moveaxis(x, axis, 0) for x in (was, now, full))
@@ -140,9 +143,10 @@ def test_convolution_is_causal_starts_as_nothing_and_keeps_off_the_memory():
     layer = jax.tree.map(lambda x: x[0], nnx.split(block)[1])
     block = nnx.merge(nnx.split(block)[0], layer)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9, 16)), jnp.float32)
-    view = View(jnp.arange(9)[None], jnp.ones((1, 9), bool), None, None, ((2, 7),), 2, 2)
+    mask = jnp.ones((1, 9), bool)
+    context = AttentionContext(jnp.arange(9)[None], mask, mask, None, ((2, 7),), 2, 2)
     normal = block.ln_1(x)
-    share = block.look(x, view, None)[1] - normal
+    share = block.normed_input(x, context)[1].normed - normal
     assert not share[:, :2].any() and not share[:, 7:].any()  # memory tokens take no part
     kernel = block.conv[...]
     np.testing.assert_allclose(share[0, 2], kernel[0] * normal[0, 2], rtol=1e-4, atol=1e-6)
@@ -159,7 +163,7 @@ def test_drawn_as_gpt2_and_the_authors_do():
     flat = {name: np.asarray(value) for name, value in weights.flatten(built).items()}
     assert np.std(flat["backbone/wte"]) == pytest.approx(0.02, rel=0.05)
     assert np.std(flat["backbone/blocks/out/kernel"]) == pytest.approx(0.02 / 8**0.5, rel=0.05)
-    assert np.std(flat["memory"]) == pytest.approx(np.std(flat["backbone/wte"]), rel=0.05)
+    assert np.std(flat["memory/tokens"]) == pytest.approx(np.std(flat["backbone/wte"]), rel=0.05)
     assert not np.any(flat["backbone/blocks/qkv/bias"])
     assert not np.any(flat["backbone/blocks/conv"])
 
@@ -198,31 +202,30 @@ def test_answers_depend_on_the_first_segment_through_memory_alone():
         assert np.array_equal(run(batch), run(changed)) == (cell == "none")
 
 
-def delta(bias=0.0, tokens=layerwise.CHUNK + 12):
-    """A delta cell, one layer's slice of it, and what attention would see of two texts of a prompt
+def delta(bias=0.0, tokens=delta_cell.CHUNK + 12):
+    """A delta model, one layer's slice of its cell, and what attention would see of two texts of a prompt
     of 3 places and `tokens` tokens, more than one chunk: x [2, 3 + tokens, D]."""
     graph, params = tiny.model(cell="delta")
-    params["associative"]["beta_bias"] += bias
-    cell = models.merge(graph, params)
-    weights = jax.tree.map(lambda leaf: leaf[0], cell.layer_weights())
+    params["memory"]["layers"]["beta_bias"] += bias
+    model = models.merge(graph, params)
     x = np.random.default_rng(2).standard_normal((2, 3 + tokens, 16)).astype(np.float32)
     mask = jnp.ones((2, 3 + tokens), bool)
-    view = cell.view(mask, ((0, 3), (3, 3 + tokens)), 0, 0)
-    return cell, cell._layer_module(weights)["associative"], jnp.asarray(x), view
+    context = make_context(model.backbone, mask, ((0, 3), (3, 3 + tokens)), 0, 0)
+    return model, model.layer_at(0, model.initial(2))[1].weights, jnp.asarray(x), context
 
 
-def matrices(cell, seed=3):
-    shape = (2, cell.rows, 16)
+def matrices(model, seed=3):
+    shape = (2, model.memory.keys, 16)
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def test_delta_reads_and_writes_token_by_token():
-    cell, maps, x, view = delta(bias=1.0)
-    assert x.shape[1] - 3 > layerwise.CHUNK
+    model, maps, x, context = delta(bias=1.0)
+    assert x.shape[1] - 3 > delta_cell.CHUNK
     kernel = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), nnx.to_pure_dict(
-        nnx.split(cell.associative)[1]))  # fmt: skip
-    known = np.asarray(matrices(cell), np.float64)
-    found, matrix = layerwise.associate(maps, x, matrices(cell), view)
+        nnx.split(model.memory.layers)[1]))  # fmt: skip
+    known = np.asarray(matrices(model), np.float64)
+    found, matrix = delta_cell.delta_rule(maps, x, matrices(model), context)
     for b, text in enumerate(np.asarray(x, np.float64)):
         for n, token in enumerate(text):
             query, key = token @ kernel["query"], token @ kernel["key"]
@@ -238,15 +241,15 @@ def test_delta_reads_and_writes_token_by_token():
 
 
 def test_an_open_delta_gate_replaces_and_a_closed_one_leaves_every_bit():
-    cell, maps, x, view = delta(bias=20.0)
-    old = matrices(cell)
-    new = layerwise.associate(maps, x, old, view)[1]
+    model, maps, x, context = delta(bias=20.0)
+    old = matrices(model)
+    new = delta_cell.delta_rule(maps, x, old, context)[1]
     # What was written last is read back exactly, whatever was there before.
-    key = layerwise._unit(x[:, -1] @ maps.key[...])
+    key = delta_cell._unit(x[:, -1] @ maps.key[...])
     found = jnp.einsum("bk,bkd->bd", key, new)
     np.testing.assert_allclose(found, x[:, -1] @ maps.value[...], rtol=1e-4, atol=1e-4)
     # However often the same text is read, the memory does not grow.
-    read = jax.jit(lambda matrix: layerwise.associate(maps, x, matrix, view)[1])
+    read = jax.jit(lambda matrix: delta_cell.delta_rule(maps, x, matrix, context)[1])
     for _ in range(50):
         new = read(new)
     assert jnp.abs(new).max() < 4 * jnp.abs(old).max()
@@ -256,7 +259,7 @@ def test_an_open_delta_gate_replaces_and_a_closed_one_leaves_every_bit():
     memory = closed.initial(2)._replace(state=jax.tree.map(
         lambda a: jnp.asarray(np.random.default_rng(4).standard_normal(a.shape), a.dtype),
         closed.initial(2).state))  # fmt: skip
-    after = closed.remember(memory, Segment(tokens[:, 0], mask[:, 0]))
+    after = closed.update_memory(memory, Segment(tokens[:, 0], mask[:, 0]))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), after.state, memory.state))
     assert after.started.all()
 
@@ -268,40 +271,40 @@ def test_the_triangular_system_is_inverted(size):
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
     for lower in (keys @ keys.swapaxes(1, 2), np.ones((2, size, size))):
         lower = np.tril(lower, -1)  # all ones: one key written again and again
-        found = layerwise._inverse(jnp.asarray(lower, jnp.float32))
+        found = unit_lower_inverse(jnp.asarray(lower, jnp.float32))
         wanted = np.linalg.inv(lower + np.eye(size))
         np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_chunks_of_any_size_read_and_write_the_same(monkeypatch):
-    cell, maps, x, view = delta(bias=1.0)
+    model, maps, x, context = delta(bias=1.0)
 
     def both(x, matrix):
-        found, new = layerwise.associate(maps, x, matrix, view)
+        found, new = delta_cell.delta_rule(maps, x, matrix, context)
         return (found**2).sum() + (new**2).sum(), (found, new)
 
     both = jax.value_and_grad(both, (0, 1), has_aux=True)
-    wide = both(x, matrices(cell))
-    monkeypatch.setattr(layerwise, "CHUNK", 32)
-    narrow = both(x, matrices(cell))
+    wide = both(x, matrices(model))
+    monkeypatch.setattr(delta_cell, "CHUNK", 32)
+    narrow = both(x, matrices(model))
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))
 
 
 def test_a_word_is_found_under_itself_before_delta_has_learned_anything():
     settings, prompt = tiny.settings(cell="delta"), config.Prompt("none")
-    maps = models.build(settings, prompt, tiny.VOCAB, 2, nnx.Rngs(0)).associative
+    maps = models.build(settings, prompt, tiny.VOCAB, 2, nnx.Rngs(0)).memory.layers
     assert np.array_equal(maps.query[...], maps.key[...])
-    assert (layerwise.gate(maps.beta_bias[...]) < 0.2).all()
+    assert (delta_cell.gate(maps.beta_bias[...]) < 0.2).all()
 
 
 def test_a_closed_gate_can_learn_to_open():
     x = jnp.array([-4.0, 0.0, 4.0])
-    value, slope = jax.vmap(jax.value_and_grad(layerwise.gate))(x)
+    value, slope = jax.vmap(jax.value_and_grad(delta_cell.gate))(x)
     np.testing.assert_allclose(value, [0, 0.5, 1], atol=1e-6)
     np.testing.assert_allclose(slope, 1.2 * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x), rtol=1e-5)
     assert (slope > 0.02).all()
-    value, same = jax.vmap(jax.value_and_grad(lambda x: layerwise.gate(x, 0.51)))(x)
+    value, same = jax.vmap(jax.value_and_grad(lambda x: delta_cell.gate(x, 0.51)))(x)
     np.testing.assert_allclose(value, [0, 0, 1], atol=1e-6)
     np.testing.assert_array_equal(same, slope)
 
@@ -313,9 +316,9 @@ def test_a_threshold_keeps_half_open_gates_shut():
         given = threshold if isinstance(threshold, tuple) else (threshold,)
         settings = tiny.settings(cell="delta", gate_threshold=given)
         built = models.build(settings, config.Prompt("none"), tiny.VOCAB, 2, nnx.Rngs(0))
-        built.associative.value[...] += 0.1
-        built.associative.beta_bias[...] += 1.5  # about half open
-        memory = built.remember(built.initial(2), Segment(tokens[:, 0], mask[:, 0]))
+        built.memory.layers.value[...] += 0.1
+        built.memory.layers.beta_bias[...] += 1.5  # about half open
+        memory = built.update_memory(built.initial(2), Segment(tokens[:, 0], mask[:, 0]))
         found[threshold] = np.asarray(memory.state.matrix)
     np.testing.assert_array_equal(found[0.0], found[0.1])
     assert not found[0.99].any() and found[0.0].any()
@@ -332,21 +335,21 @@ def plain_norm(x, scale, bias):
 
 ORDER = jnp.array([[2, 0, 1, 3], [3, 1, 2, 0]])
 BY_HAND = {
-    "product": (fused.product, jnp.matmul, (2, 16, 6), (6, 4)),
-    "gelu": (fused.gelu, lambda x: jax.nn.gelu(x, approximate=True), (2, 16, 6)),
-    "normalise": (fused.normalise, plain_norm, (2, 16, 6), (6,), (6,)),
+    "product": (ops.matmul, jnp.matmul, (2, 16, 6), (6, 4)),
+    "gelu": (ops.gelu, lambda x: jax.nn.gelu(x, approximate=True), (2, 16, 6)),
+    "normalise": (ops.layer_norm, plain_norm, (2, 16, 6), (6,), (6,)),
     "spread": (
-        lambda x: fused.spread(x, (2, 16, 6)),
+        lambda x: ops.broadcast_bias(x, (2, 16, 6)),
         lambda x: x + jnp.zeros((2, 16, 6)),
         (6,),
     ),
     "spread, odd": (
-        lambda x: fused.spread(x, (3, 5, 6)),
+        lambda x: ops.broadcast_bias(x, (3, 5, 6)),
         lambda x: x + jnp.zeros((3, 5, 6)),
         (6,),
     ),
     "permuted": (
-        lambda x: fused.permuted(x, ORDER, jnp.argsort(ORDER, axis=1)),
+        lambda x: permute_positions(x, ORDER, jnp.argsort(ORDER, axis=1)),
         lambda x: jnp.take_along_axis(x, ORDER[:, :, None], axis=1),
         (2, 4, 6),
     ),

@@ -16,7 +16,7 @@ from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import metrics, optimizer
 from rmt_jax.training import step as steps
 from rmt_jax.training.losses import answer_sums
-from rmt_jax.types import Batch
+from rmt_jax.types import Batch, WeightInfo
 
 VOCAB, TASKS = 32, 2
 
@@ -59,10 +59,14 @@ def batch(rows: int = 8, seed: int = 0) -> Batch:
     )
 
 
+def infos(c: Config):
+    return models.outline(c.model, c.prompt, VOCAB, TASKS).weights
+
+
 def make(c: Config, mesh: jax.sharding.Mesh | None = None):
     model = models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0))
     static, params = models.split(model)
-    tx = optimizer.build(c)
+    tx = optimizer.build(c, model.weights())
     step = steps.make_train_step(
         static,
         tx,
@@ -84,7 +88,7 @@ def curve(
     devices = jax.devices()[: devices if mesh else 1]
     grid = sharding.make_mesh(mesh or Mesh(), devices)
     step, state = make(c, grid)
-    place = sharding.place_state(state, state.params, grid)
+    place = sharding.place_state(state, state.params, infos(c), grid)
     state = jax.device_put(state, place)
     program = jax.jit(step, out_shardings=(place, None))
     losses = []
@@ -143,7 +147,7 @@ def test_microbatches_of_batches_without_a_prompt():
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
-def test_every_weight_has_one_row_and_every_row_a_weight():
+def test_every_weight_says_its_axes_and_every_rule_has_a_weight():
     used = set()
     for cell in ("rmt", "prmt", "armt", "none"):
         for prompt in (Prompt(tokens=4), Prompt(source="learned", tokens=4)):
@@ -151,18 +155,19 @@ def test_every_weight_has_one_row_and_every_row_a_weight():
             m = Model(
                 **{**vars(c), "cell": cell, "positions": "learned", "tied_head": False, "d_mem": 4}
             )
-            _, params = models.split(models.build(m, prompt, VOCAB, TASKS, nnx.Rngs(0)))
-            for name in sharding.named(params):
-                rows = sharding.rows_of(name)
-                assert len(rows) == 1, (name, rows)
-                used |= set(rows)
-    assert used == {pattern for pattern, _ in sharding.TABLE}
+            made = models.outline(m, prompt, VOCAB, TASKS)
+            shapes = sharding.named(made.shapes)
+            assert shapes.keys() == made.weights.keys()
+            for name, leaf in shapes.items():
+                assert len(made.weights[name].axes) == leaf.ndim, name
+                used |= set(made.weights[name].axes)
+    assert used >= sharding.AXES_OF.keys()
 
 
 def test_moments_live_where_their_weight_lives():
     _, state = make(config())
     mesh = sharding.planned((1, 8, 1))
-    place = sharding.place_state(state, state.params, mesh)
+    place = sharding.place_state(state, state.params, infos(config()), mesh)
     kernel = place.params["backbone"]["blocks"]["up"]["kernel"].spec
     moments = [
         s.spec for name, s in sharding.named(place.opt).items() if name.endswith("up/kernel")
@@ -178,7 +183,8 @@ def test_a_mesh_that_does_not_fit_is_a_sentence(sizes):
 
 def test_an_axis_that_does_not_divide_names_the_weight():
     with pytest.raises(ConfigError, match="'backbone/wte'"):
-        sharding.weight_spec("backbone/wte", (32, 12), sharding.planned((1, 1, 8)))
+        info = WeightInfo(("vocab", "table_features"), "embedding")
+        sharding.weight_spec("backbone/wte", (32, 12), info, sharding.planned((1, 1, 8)))
 
 
 def test_sums_count_whole_answers():
@@ -208,7 +214,13 @@ def test_what_weight_decay_reaches(name, tables):
         }
     }
     settings = Config(optimizer=Optimizer(name=name, weight_decay=0.5, warmup=0.0))
-    rule = optimizer.build(settings)
+    known = {
+        "backbone/wte": WeightInfo(("vocab", "table_features"), "embedding"),
+        "backbone/ln_f/scale": WeightInfo((None,)),
+        "backbone/blocks/up/kernel": WeightInfo(("layers", "embed", "mlp"), "matrix"),
+        "backbone/blocks/up/bias": WeightInfo(("layers", "mlp")),
+    }
+    rule = optimizer.build(settings, known)
     still = jax.tree.map(jnp.zeros_like, params)
     change, _ = rule.update(still, rule.init(params), params)
     moved = {jax.tree_util.keystr(path, simple=True, separator="/"): bool((leaf != 0).any())

@@ -102,8 +102,8 @@ def describe_model(model: Model) -> str:
     m, p, d = model.config.model, model.config.prompt, model.config.data
     longest = model.config.longest_segments
     return (
-        f"Memory cell {m.cell}, {m.layers} layers of width {m.width}, {CELLS[m.cell].describe(m)}, segments of"
-        f" {m.segment_tokens} tokens; trained on {', '.join(d.tasks)} up to {longest} segments"
+        f"Memory cell {m.cell}, {m.layers} layers of width {m.width}, {CELLS[m.cell].describe(m)},"
+        f" segments of {m.segment_tokens} tokens; trained on {', '.join(d.tasks)} up to {longest} segments"
         f" ({longest * m.segment_tokens:,} tokens); task prompt: {p.source}, seen at: {p.place};"
         f" tokenizer: {model.tokenizer.name}."
     )

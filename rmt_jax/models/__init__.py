@@ -20,8 +20,8 @@ from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import WeightInfo
 
 __all__ = [
-    "BACKBONES", "CELLS", "Memory", "MemoryCell", "Outline", "RecurrentModel", "build", "check", "merge",
-    "outline", "split",
+    "BACKBONES", "CELLS", "Memory", "MemoryCell", "Outline", "RecurrentModel", "build", "check",
+    "merge", "outline", "split",
 ]  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def answers(
     model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
 ) -> tuple[jax.Array, jax.Array]:
     """Logits f32[B, R, Q, T, V] where answers stand, and how far each of the R answered segments
-    moved the memory, f32[B, R] (`RecurrentModel.drift`; zeros where the batch does not say which are idle).
+    moved the memory, f32[B, R] (`RecurrentModel.drift`; zeros where the batch does not ask).
 
     bptt: segments from the end that gradients flow back through (0: all). It is a real cut: what
     lies before runs outside the differentiated loop, on weights without gradient, so that nothing

@@ -7,7 +7,6 @@ on one H200 (benchmarks/H200.md); the share of the bandwidth is an assumption.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,10 +15,10 @@ from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import TOKENS_PER_QUESTION
 from rmt_jax.models import costs
 from rmt_jax.models.costs import Shape
-from rmt_jax.training import step_costs
-from rmt_jax.training.step_costs import Held
 from rmt_jax.runtime import hardware
 from rmt_jax.runtime import mesh as sharding
+from rmt_jax.training import step_costs
+from rmt_jax.training.step_costs import Held
 
 UTILISATION = 0.3
 BASIS = (

@@ -6,7 +6,6 @@ from flax import nnx
 
 from rmt_jax import models
 from rmt_jax.config import Config, Data, Mesh, Model, Prompt, Stage
-from rmt_jax.models import costs
 from rmt_jax.runtime import hardware
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import optimizer
@@ -46,15 +45,16 @@ def needed(mesh: Mesh) -> int:
     )
     model = models.build(CONFIG.model, CONFIG.prompt, 512, 1, nnx.Rngs(0))
     static, params = models.split(model)
-    opt = optimizer.build(CONFIG)
+    infos = model.weights()
+    opt = optimizer.build(CONFIG, infos)
     state = steps.init_state(params, opt)
-    place = sharding.place_state(state, params, grid)
+    place = sharding.place_state(state, params, infos, grid)
     step = steps.make_train_step(static, opt, 2, bptt=0, remat=True)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(place, sharding.replicated(grid)))
     lowered = jitted.lower(jax.device_put(state, place), sharding.put_batch(batch, grid))
     compiled = lowered.compile()
     # The plan knows each device's share of weights and moments to the byte; step and sums are left.
-    weights, moments, _ = costs.state_bytes(CONFIG, 512, sharding.mesh_sizes(mesh, 8))
+    weights, moments, _ = step_costs.state_bytes(CONFIG, 512, sharding.mesh_sizes(mesh, 8))
     left = compiled.memory_analysis().output_size_in_bytes - weights - moments
     assert 0 <= left < 1024, left
     size = hardware.needed_memory(compiled)

@@ -26,7 +26,9 @@ def test_gradients_are_summed_once_and_not_in_every_segment():
     two = dataclasses.replace(config().optimizer, accumulate=2)
     grid = sharding.make_mesh(Mesh(data=4), jax.devices()[:4])
     step, state = make(config(optimizer=two), grid)
-    state = jax.device_put(state, sharding.place_state(state, state.params, grid))
+    state = jax.device_put(
+        state, sharding.place_state(state, state.params, infos(config(optimizer=two)), grid)
+    )
     text = jax.jit(step).lower(state, sharding.put_batch(batch(), grid)).compile().as_text()
     # Computations start at the margin; loops are computations of their own, called by ENTRY.
     holders = set()

@@ -46,7 +46,7 @@ class HFNames(NamedTuple):
     layer: Mapping[str, str] = {}  # HF name inside a layer -> ours
     transposed: frozenset[str] = frozenset()  # ours whose matrices HF holds as (out, in)
     head: str = ""  # HF's name of the output embedding, which is stored even where it is tied
-    # Names that some saves leave the model's prefix out of: 'wte.weight' -> 'transformer.wte.weight'
+    # What some saves leave out: 'transformer.' in 'wte.weight'
     bare_prefix: str = ""
     dropped: str = ""  # regular expression of tensors that hold no weights, such as mask buffers
 
@@ -74,8 +74,8 @@ class Block(nnx.Module):
         """One layer: x [B, N, D] -> x [B, N, D] and the cache of these N places alone.
 
         cache: of earlier places, which attention sees too (decoding). query_positions i32[B, n]: x
-        is wanted at these places only, [B, n, D]; keys and values are still made of all. normed_input:
-        what attention reads, where the caller has it already.
+        is wanted at these places only, [B, n, D]; keys and values are still made of all.
+        normed_input: what attention reads, where the caller has it already.
         """
         raise NotImplementedError
 
@@ -227,7 +227,8 @@ class Backbone(nnx.Module):
         what: str,
     ) -> dict[str, np.ndarray]:
         """`found` weights of a `source` as they start a training of `config`, whose freshly drawn
-        ones are `fresh`; e.g. a longer position table is cut. Names and shapes are checked after."""
+        ones are `fresh`: a longer position table is cut, say. Names and shapes are checked after.
+        """
         return dict(found)
 
 

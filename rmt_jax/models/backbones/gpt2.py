@@ -262,7 +262,8 @@ class GPT2(Backbone):
         if m.width % m.heads:
             raise ConfigError(
                 f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width"
-                f" that is a multiple of the heads, e.g. {m.heads * max(1, round(m.width / m.heads))}."
+                " that is a multiple of the heads, e.g."
+                f" {m.heads * max(1, round(m.width / m.heads))}."
             )
         if m.positions == "rotary" and m.width // m.heads % 2:
             raise ConfigError(

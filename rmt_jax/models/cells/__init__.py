@@ -1,4 +1,4 @@
-"""The memory cell contract: what is carried from segment to segment, and how it is read and written.
+"""The memory cell contract: what segments hand on, and how it is read and written.
 
 A cell is one file with one class. Register it with `@CELLS.register("name")`; a config names it as
 `model.cell`. It says which memory tokens stand around a segment, what a layer does beside its
@@ -116,7 +116,7 @@ class MemoryCell(nnx.Module):
         return state
 
     def layer_constants(self) -> dict[str, jax.Array]:
-        """Arrays that are no weights, layer first: `layer` finds its slices as `layer.constants`."""
+        """Arrays that are no weights, layer first: `layer` has its slices as `layer.constants`."""
         return {}
 
     # Weights, by their names 'memory/tokens', that are drawn with the deviation of the embedding:
@@ -205,7 +205,7 @@ class MemoryCell(nnx.Module):
 
 
 def relative_change(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """‖new - old‖ / ‖old‖ over the last axis; from zero, the first write counts as a full change."""
+    """‖new - old‖ / ‖old‖ over the last axis; from zero the first write is a full change."""
     size = np.linalg.norm(old, axis=-1)
     first = np.linalg.norm(new, axis=-1) + 1e-9
     return np.linalg.norm(new - old, axis=-1) / np.where(size > 0, size, first)

@@ -1,4 +1,4 @@
-"""A matrix per layer that every token reads and may write, under the delta rule (Yang et al. 2024)."""
+"""A matrix per layer that every token reads and may write, by the delta rule (Yang et al. 2024)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -19,7 +19,9 @@ from rmt_jax.types import WeightInfo
 @CELLS.register("prmt")
 class PRMT(MemoryCell):
     """Each layer owns M memory vectors; a layer's last M outputs are its state, which overwrites
-    the first and last M places of its next input (Sivtsov et al. 2025). State: f32[layers, B, M, D].
+    the first and last M places of its next input (Sivtsov et al. 2025).
+
+    State: f32[layers, B, M, D].
     """
 
     reads = writes = layerwise = True
