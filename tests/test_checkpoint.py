@@ -11,6 +11,7 @@ from rmt_jax.config import Checkpoint, Mesh
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training.checkpoint import CheckpointError, Checkpoints
 from rmt_jax.training.step import TrainState
+from rmt_jax.types import WeightInfo
 
 
 @pytest.fixture(autouse=True)

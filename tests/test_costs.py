@@ -9,7 +9,7 @@ import pytest
 from rmt_jax.config import Config, Data, Model, Prompt, Stage
 from rmt_jax.models import costs
 from rmt_jax.models.costs import Shape
-from rmt_jax.training import optimizer
+from rmt_jax.training import optimizer, step_costs
 from rmt_jax.training import step as steps
 from rmt_jax.types import Batch
 

@@ -203,8 +203,8 @@ def test_answers_depend_on_the_first_segment_through_memory_alone():
 
 
 def delta(bias=0.0, tokens=delta_cell.CHUNK + 12):
-    """A delta model, one layer's slice of its cell, and what attention would see of two texts of a prompt
-    of 3 places and `tokens` tokens, more than one chunk: x [2, 3 + tokens, D]."""
+    """A delta model, one layer's slice of its cell, and what attention would see of two texts of a
+    prompt of 3 places and `tokens` tokens, more than one chunk: x [2, 3 + tokens, D]."""
     graph, params = tiny.model(cell="delta")
     params["memory"]["layers"]["beta_bias"] += bias
     model = models.merge(graph, params)

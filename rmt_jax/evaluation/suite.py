@@ -103,7 +103,7 @@ def describe_model(model: Model) -> str:
     longest = model.config.longest_segments
     return (
         f"Memory cell {m.cell}, {m.layers} layers of width {m.width}, {CELLS[m.cell].describe(m)},"
-        f" segments of {m.segment_tokens} tokens; trained on {', '.join(d.tasks)} up to {longest} segments"
-        f" ({longest * m.segment_tokens:,} tokens); task prompt: {p.source}, seen at: {p.place};"
-        f" tokenizer: {model.tokenizer.name}."
+        f" segments of {m.segment_tokens} tokens; trained on {', '.join(d.tasks)} up to {longest}"
+        f" segments ({longest * m.segment_tokens:,} tokens); task prompt: {p.source}, seen at:"
+        f" {p.place}; tokenizer: {model.tokenizer.name}."
     )

@@ -16,8 +16,8 @@ AXES = ("data", "fsdp", "tensor")
 P = PartitionSpec
 Sizes = tuple[int, int, int]  # of the axes
 
-# Logical axis of a weight (`types.WeightInfo`) -> axes of the mesh that split it. What is not here is
-# never split: layers, vocabulary, small vectors, where splitting saves nothing.
+# Logical axis of a weight (`types.WeightInfo`) -> axes of the mesh that split it. What is not here
+# is never split: layers, vocabulary, small vectors, where splitting saves nothing.
 AXES_OF: dict[str, tuple[str, ...]] = {
     "table_features": ("fsdp", "tensor"),
     "embed": ("fsdp",),

@@ -1,5 +1,7 @@
-"""What a whole train step, or reading, costs on a mesh of devices: `models.costs` with the optimiser,
-the logits and the layout of weights added."""
+"""What a whole train step, or reading, costs on a mesh of devices.
+
+To `models.costs` it adds the optimiser, the logits and the layout of weights.
+"""
 
 import dataclasses
 import math

@@ -8,7 +8,7 @@ from rmt_jax import models
 from rmt_jax.config import Config, Data, Mesh, Model, Prompt, Stage
 from rmt_jax.runtime import hardware
 from rmt_jax.runtime import mesh as sharding
-from rmt_jax.training import optimizer
+from rmt_jax.training import optimizer, step_costs
 from rmt_jax.training import step as steps
 from rmt_jax.types import Batch
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_steps import batch, config, curve, make
+from test_steps import batch, config, curve, infos, make
 
 from rmt_jax.config import Mesh
 from rmt_jax.models.ops import attention

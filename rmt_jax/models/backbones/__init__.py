@@ -21,6 +21,7 @@ from rmt_jax import config as settings
 from rmt_jax.config import ConfigError
 from rmt_jax.models import platform
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
+from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.registry import Registry
 from rmt_jax.types import WeightInfo
 
@@ -237,3 +238,14 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if platform.current() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def refuse_variants(said: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
+    """Raises WeightsError where a config.json says another value than the one that the backbone
+    computes, by name; what it does not say, or leaves null, is taken as required."""
+    for key, value in required.items():
+        if said.get(key) is not None and said[key] != value:
+            raise WeightsError(
+                f"{what}/config.json says {key} = {said[key]!r}, but only {value!r} can be loaded:"
+                " this backbone computes nothing else."
+            )

@@ -14,19 +14,27 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.config import ConfigError
-from rmt_jax.models.backbones import BACKBONES, Backbone, Block, HFNames
+from rmt_jax.models.backbones import BACKBONES, Backbone, Block, HFNames, refuse_variants
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
 from rmt_jax.models.ops.block import broadcast_bias, layer_norm, matmul
+from rmt_jax.models.ops.convolution import causal_convolution
 from rmt_jax.models.ops.kernels import block_ops
 from rmt_jax.models.ops.positions import embedding_lookup, gather_positions
 from rmt_jax.types import WeightInfo
 
 STD = 0.02  # of every weight at the start, as in GPT-2
 HEAD_WIDTH = 64  # where nothing says how many heads there are: GPT-2's
-POSITIONS = ("learned", "alibi", "rotary")
 
+# What HF's config.json must say, where it says it: other values compute something else.
+HF_REQUIRED = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "layer_norm_epsilon": 1e-5,
+}
 LAYER_NAMES = {
     "ln_1.weight": "blocks/ln_1/scale",
     "ln_1.bias": "blocks/ln_1/bias",
@@ -71,18 +79,6 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return layer_norm(x, self.scale[...], self.bias[...])
-
-
-def causal_convolution(kernel: jax.Array, inputs: jax.Array, before: jax.Array) -> jax.Array:
-    """Causal depthwise convolution as a sum of shifted copies.
-
-    kernel [W, D], kernel[j] weighs the token j places back; inputs [B, N, D]; before [B, W - 1, D]
-    is what stood in front of them. Returns [B, N, D].
-    """
-    width, places = kernel.shape[0], inputs.shape[1]
-    padded = jnp.concatenate([before, inputs], axis=1)
-    shifted = (padded[:, width - 1 - j : width - 1 - j + places] for j in range(width))
-    return sum(kernel[j].astype(inputs.dtype) * x for j, x in enumerate(shifted))  # pyright: ignore
 
 
 class GPT2Block(Block):
@@ -254,11 +250,6 @@ class GPT2(Backbone):
     @classmethod
     def check(cls, config: settings.Model) -> None:
         m = config
-        if m.positions not in POSITIONS:
-            raise ConfigError(
-                f"config.model.positions must be one of {', '.join(POSITIONS)}, but got"
-                f" '{m.positions}'."
-            )
         if m.width % m.heads:
             raise ConfigError(
                 f"model.width {m.width} does not divide into model.heads {m.heads}: choose a width"
@@ -285,14 +276,15 @@ class GPT2(Backbone):
         table = WeightInfo(("vocab", "table_features"), "embedding")
         norm = WeightInfo(("layers", None), exact=True)
         vector = WeightInfo(("layers", None))
-        found = {"wte": table, "ln_f/scale": WeightInfo((None,), exact=True)}
-        found["ln_f/bias"] = WeightInfo((None,), exact=True)
+        final = WeightInfo((None,), exact=True)
+        found = {"wte": table, "ln_f/scale": final, "ln_f/bias": final}
         if self.position_rows:
             found["wpe"] = table
         if hasattr(self, "head"):
             found["head"] = table
-        for name in ("ln_1", "ln_2"):
-            found |= {f"blocks/{name}/scale": norm, f"blocks/{name}/bias": norm}
+        found |= {
+            f"blocks/{n}/{part}": norm for n in ("ln_1", "ln_2") for part in ("scale", "bias")
+        }
         for name, outputs in (("qkv", "heads"), ("up", "mlp")):
             found[f"blocks/{name}/kernel"] = WeightInfo(("layers", "embed", outputs), "matrix")
             found[f"blocks/{name}/bias"] = WeightInfo(("layers", outputs))
@@ -327,8 +319,8 @@ class GPT2(Backbone):
     def from_hf_config(
         cls, said: Mapping[str, Any], weights: Mapping[str, np.ndarray], what: str
     ) -> tuple[dict[str, Any], list[str]]:
-        _refuse_variants(said, what)
         width, guessed = weights["wte"].shape[1], []
+        refuse_variants(said, HF_REQUIRED | {"n_inner": 4 * width}, what)
         if said.get("n_head") is None:
             if width % HEAD_WIDTH:
                 raise WeightsError(
@@ -406,25 +398,3 @@ class GPT2(Backbone):
             own = own if own.shape == fresh["wpe"][rows:].shape else fresh["wpe"][rows:]
             found["wpe"] = np.concatenate([table[:rows], own])
         return found
-
-
-def _refuse_variants(said: Mapping[str, Any], what: str) -> None:
-    """GPT-2 variants in HF's config.json that compute something else."""
-    wanted = {
-        "activation_function": "gelu_new",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "layer_norm_epsilon": 1e-5,
-    }
-    for key, value in wanted.items():
-        if said.get(key, value) != value:
-            raise WeightsError(
-                f"{what}/config.json says {key} = {said[key]!r}, but only {value!r} can be loaded: "
-                "this backbone is GPT-2."
-            )
-    width, inner = said.get("n_embd"), said.get("n_inner")
-    if width and inner and inner != 4 * width:
-        raise WeightsError(
-            f"{what}/config.json says n_inner = {inner}; GPT-2's is 4·{width} = {4 * width}."
-        )
