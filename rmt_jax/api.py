@@ -10,7 +10,7 @@
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
 """
 
-import sys
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
 BLOCK = 64  # segments that one call of the compiled reader takes at most
+log = logging.getLogger(__name__)
 
 
 class InputError(settings.ConfigError):
@@ -48,7 +49,7 @@ def load(name: str | Path, *, revision: str | None = None, dtype: str | None = N
     """
     source = hub.open_source(name, revision)
     if source.guessed:
-        print(f"{name}: not said there, so taken as {'; '.join(source.guessed)}", file=sys.stderr)
+        log.warning("%s: not said there, so taken as %s", name, "; ".join(source.guessed))
     return from_source(source, dtype)
 
 

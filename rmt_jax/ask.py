@@ -12,21 +12,26 @@ trained with a task prompt reads the text once for each task asked about: the ta
 
 import argparse
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from rmt_jax.evaluation.text_stream import TextError, open_text, pieces, rewindable
+from rmt_jax import cli
+from rmt_jax.errors import RmtError
+from rmt_jax.evaluation.text_stream import open_text, pieces, rewindable
+
+log = logging.getLogger("rmt_jax.ask")  # not __name__, which may be __main__
 
 
-class AskError(ValueError):
+class AskError(RmtError):
     """Something that cannot be asked; the message is a sentence for the user."""
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rmt_jax.ask",
         description=(__doc__ or "").split("\n\n")[0],
         epilog="Without --question, questions are read from the terminal, one a line.",
@@ -49,36 +54,16 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    # JAX loads only now: --help and wrong arguments answer at once.
-    try:
-        with contextlib.ExitStack() as opened:
-            stream, source = open_source(args)
-            if stream is not None and stream is not sys.stdin:
-                opened.enter_context(stream)
-            return _main(args, stream, source)
-    except (AskError, TextError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with contextlib.ExitStack() as opened:
+        stream, source = open_source(args)
+        if stream is not None and stream is not sys.stdin:
+            opened.enter_context(stream)
+        # JAX loads only now: --help and wrong arguments answer at once.
+        from rmt_jax import api
+        from rmt_jax.evaluation import session as recall
 
-
-def _main(args: argparse.Namespace, stream: IO[str] | None, source: str) -> int:
-    # JAX loads only now: --help and wrong arguments answer at once.
-    from rmt_jax import api
-    from rmt_jax.evaluation import answering, sources
-    from rmt_jax.evaluation import session as recall
-    from rmt_jax.models.io.hub import WeightsError
-
-    sentences = (
-        WeightsError, api.InputError, answering.AnsweringError, sources.QuestionError,
-        recall.RecallError, OSError,
-    )  # fmt: skip
-    try:
         session = recall.Session(api.load(args.workdir), room=args.tokens or 0)
         return talk(args, session, stream, source)
-    except sentences as error:
-        raise AskError(str(error)) from error
 
 
 def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
@@ -139,10 +124,10 @@ def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source:
     for question in questions:
         try:
             print(session.answer(question, args.task), flush=True)
-        except ValueError as error:
+        except RmtError as error:
             if args.question:
                 raise
-            print(error, file=sys.stderr)  # a typed question: the next one may be better
+            log.error("%s", error)  # a typed question: the next one may be better
     return 0
 
 
@@ -160,18 +145,7 @@ def typed() -> Iterator[str]:
 
 def shown(parts: Iterator[str], size: int | None, quiet: bool) -> Iterator[str]:
     """The pieces, with a bar over the file's bytes."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=size,
-        unit="B",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=quiet,
-        file=sys.stderr,
-        desc="reading",
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    ) as bar:
+    with cli.progress_bar(size, "B", shown=not quiet, unit_scale=True, desc="reading") as bar:
         for part in parts:
             yield part
             bar.update(len(part.encode()))
@@ -179,8 +153,8 @@ def shown(parts: Iterator[str], size: int | None, quiet: bool) -> Iterator[str]:
 
 def say(args: argparse.Namespace, text: str) -> None:
     if not args.quiet:
-        print(text, file=sys.stderr)
+        log.info("%s", text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -154,11 +154,7 @@ def describe_fields(config: Config, columns: int) -> str:
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs a command's `main(argv) -> exit code`. An expected error is one sentence, not a
     traceback, and exit code 2."""
-    log = logging.getLogger("rmt_jax")
-    if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
-        log.addHandler(_StderrHandler())
-        log.setLevel(logging.INFO)
-        log.propagate = False  # a root handler of another library would print it again
+    log_to_stderr()
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
     except (RmtError, OSError) as error:
@@ -167,6 +163,15 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def log_to_stderr() -> None:
+    """Shows what the library says while it works (the logger 'rmt_jax'), as plain lines."""
+    log = logging.getLogger("rmt_jax")
+    if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
+        log.addHandler(_StderrHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False  # a root handler of another library would print it again
 
 
 def progress_bar(total: float | None, unit: str, shown: bool = True, **options: Any) -> Any:

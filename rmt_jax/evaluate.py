@@ -10,18 +10,17 @@ greedy. `--teacher_forced` is faster and gives higher scores; every table then s
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmt_jax import scores
+from rmt_jax import cli, scores
 from rmt_jax.evaluation import evaluate
 
 __all__ = ["evaluate", "main"]
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rmt_jax.evaluate",
         description=(__doc__ or "").split("\n\n")[0],
         epilog="Lengths: 4s is four segments; 0k, 1k, 4k, 128k, 1M are BABILong's; 0k facts only.",
@@ -64,4 +63,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ import numpy as np
 
 from rmt_jax import cli
 from rmt_jax.config import Data, to_dict
+from rmt_jax.files import write_text
 
 BACKGROUND, FACT, ASKED, NOTHING = range(4)
 BATCH = 64  # segments a step
@@ -46,6 +48,8 @@ HELD = np.array([0.1, 1.0, 1.0, 0.0], np.float32)
 CHECKED = 1600  # segments of the validation split
 SEGMENTS = (2, 4, 8, 16)  # of a text
 FACTS = (None, None, (3, 12), (2, 5))  # how many; None: as official stories have
+
+log = logging.getLogger("rmt_jax.gating")  # not __name__, which may be __main__
 
 
 class Labelled(NamedTuple):
@@ -119,37 +123,35 @@ def run(
 ) -> None:
     """Teaches `model` (of `rmt_jax.load`) on what `data` says; writes `out`, with
     `model.gate_threshold` of all layers if one is given."""
-    from tqdm import tqdm
-
     from rmt_jax.models.io import weights
-    from rmt_jax.runtime import workdir
 
     checked = itertools.islice(labelled(model, data, "validation"), CHECKED // BATCH)
     gauge = Gauge(model, list(checked))
     before = gauge.read(model.params)
     depth = max((n + 1 for n, one in enumerate(before["background"]) if one > LEAK), default=0)
-    print(f"gates over 1,000 tokens of background: {_said(before['background'])}")
+    log.info("gates over 1,000 tokens of background: %s", _said(before["background"]))
     if not depth:
         raise cli.Usage(
             f"No layer's gates open over more than {LEAK} of 1,000 tokens of background: there is "
             "nothing to teach."
         )
-    print(f"teaching the gates of {depth} of {model.config.model.layers} layers, {steps} steps")
+    layers = model.config.model.layers
+    log.info("teaching the gates of %d of %d layers, %d steps", depth, layers, steps)
     out.mkdir(parents=True, exist_ok=True)
     teaching, start = Teaching(model, depth, steps), time.monotonic()
     stream = itertools.islice(labelled(model, data, "train"), steps)
-    often = 1.0 if sys.stderr.isatty() else 30.0
-    bar = tqdm(stream, total=steps, unit="step", dynamic_ncols=True, mininterval=often)
-    with open(out / "metrics.jsonl", "w", encoding="utf-8") as file:
+    bar = cli.progress_bar(steps, "step")
+    with bar, open(out / "metrics.jsonl", "w", encoding="utf-8") as file:
         file.write(json.dumps({"step": 0, **before}) + "\n")
-        for step, batch in enumerate(bar, 1):
+        for step, batch in enumerate(stream, 1):
             loss = teaching.step(batch)
+            bar.update()
             if step % 50 and step != steps:
                 continue
             row = {"step": step, "seconds": round(time.monotonic() - start, 1), **loss}
             if step % 250 == 0 or step == steps:
                 row |= gauge.read(teaching.params())
-                bar.write(f"step {step}: over background {_said(row['background'])}")
+                log.info("step %d: over background %s", step, _said(row["background"]))
             file.write(json.dumps(row) + "\n")
             file.flush()
     config = model.config
@@ -158,7 +160,7 @@ def run(
         config = config.replace(model=dataclasses.replace(config.model, gate_threshold=least))
     weights.save(out, teaching.params(), dtype)
     model.tokenizer.save(out / "tokenizer")
-    workdir.write_text(out / "config.json", json.dumps(to_dict(config), indent=1))
+    write_text(out / "config.json", json.dumps(to_dict(config), indent=1))
     print(f"over facts: {_said(before['fact'])} before, {_said(row['fact'])} now")
     print(f"written: {out}\nnext:    python -m rmt_jax.evaluate --workdir {out} --lengths 1k,32k")
 

@@ -17,23 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax import api
+from rmt_jax import api, cli
 from rmt_jax.data.tasks.babi import TASKS
+from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, session, sources, text_stream
-from rmt_jax.models.io.hub import WeightsError
 
 
-class HarnessError(ValueError):
+class HarnessError(RmtError):
     """A request of the harness that this model cannot serve; the message is a sentence."""
-
-
-SENTENCES = (
-    HarnessError,
-    api.InputError,
-    WeightsError,
-    answering.AnsweringError,
-    sources.QuestionError,
-)
 
 
 def texts_of(request: Any, whole: bool) -> tuple[str, str]:
@@ -120,21 +111,14 @@ def register() -> Any:
     return register_model("rmt_jax")(RmtJax)
 
 
-def main() -> int:
-    try:
-        register()
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return 2
+def main(argv: list[str]) -> int:
+    register()
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore
 
-    try:
-        cli_evaluate()
-    except SENTENCES as error:
-        print(error, file=sys.stderr)
-        return 2
+    sys.argv[1:] = argv  # the harness reads its command line there
+    cli_evaluate()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -14,11 +14,11 @@ import argparse
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from rmt_jax import cli
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.records import (
     Recipe,
@@ -31,32 +31,32 @@ from rmt_jax.data.records import (
     write_part,
 )
 from rmt_jax.data.tasks import babi as tasks
+from rmt_jax.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
+    if args.download:
+        from rmt_jax.data.babi import files
+
+        print(files.download(args.download, sha256=args.sha256))
+        return 0
+    if args.pg19:
+        from rmt_jax.data.corpus import pg19
+
+        print(pg19.fetch(args.pg19, args.books))
+        return 0
+    if not args.out:
+        raise cli.Usage("--out DIR says where the data goes.")
     try:
-        if args.download:
-            from rmt_jax.data.babi import files
-
-            print(files.download(args.download, sha256=args.sha256))
-            return 0
-        if args.pg19:
-            from rmt_jax.data.corpus import pg19
-
-            print(pg19.fetch(args.pg19, args.books))
-            return 0
-        if not args.out:
-            raise ValueError("--out DIR says where the data goes.")
         run(args)
-    except (ValueError, OSError) as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:  # how `data` says what it cannot make
+        raise cli.Usage(str(error)) from error
     return 0
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes this machine's parts, or all that are missing and joins them. Raises ValueError."""
+    """Makes this machine's parts, or all that are missing and joins them. Raises RmtError."""
     recipe = Recipe(
         tasks=tuple(args.tasks.split(",")),
         samples=args.samples,
@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> None:
     for task in recipe.tasks:
         tasks.task(task)
     if args.samples < 1:
-        raise ValueError(f"--samples is {args.samples}: a set needs at least 1 question.")
+        raise cli.Usage(f"--samples is {args.samples}: a set needs at least 1 question.")
     if not 0 <= (args.shard_index or 0) < args.num_shards:
-        raise ValueError(f"--shard_index {args.shard_index} is not below {args.num_shards}.")
+        raise cli.Usage(f"--shard_index {args.shard_index} is not below {args.num_shards}.")
     out = Path(args.out)
     cells = [(replace(recipe, length=length), task) for length in lengths for task in recipe.tasks]
     if args.format == "tfds" or args.beam:  # a length is one folder with all its tasks
@@ -111,7 +111,7 @@ def _told(recipe: Recipe, name: str) -> dict:
 
 
 def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
-    """Names that are finished. ValueError where one was made from another recipe."""
+    """Names that are finished. Usage where one was made from another recipe."""
     found = set()
     for recipe, name in wanted:
         note, (group, length) = _note_path(out, name), name.split("/")
@@ -121,7 +121,7 @@ def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
         known, told = json.loads(note.read_text(encoding="utf-8")), _told(recipe, name)
         different = [f"{k} {known.get(k)!r}" for k in told if known.get(k) != told[k]]
         if different:
-            raise ValueError(
+            raise cli.Usage(
                 f"{out / name} was made with {', '.join(different)}: choose another --out, or "
                 "remove it first."
             )
@@ -135,11 +135,7 @@ def _note_path(out: Path, name: str) -> Path:
 
 def _note(out: Path, name: str, recipe: Recipe) -> None:
     """Notes that `name` is finished, and from what."""
-    path = _note_path(out, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_suffix(".new")
-    hidden.write_text(json.dumps(_told(recipe, name), indent=1), encoding="utf-8")
-    hidden.replace(path)
+    write_text(_note_path(out, name), json.dumps(_told(recipe, name), indent=1))
 
 
 def _folder(recipe: Recipe, out: Path) -> Path:
@@ -149,14 +145,12 @@ def _folder(recipe: Recipe, out: Path) -> Path:
 
 
 def _make_parts(cells, out: Path, shards, num_shards: int) -> None:
-    from tqdm import tqdm
-
     total = sum(
         len(part_range(available(recipe, task), shard, num_shards))
         for recipe, task in cells
         for shard in shards
     )
-    with tqdm(total=total, unit="sample", disable=None) as bar:
+    with cli.progress_bar(total, "sample") as bar:
         for recipe, task in cells:
             for shard in shards:
                 which = part_range(available(recipe, task), shard, num_shards)
@@ -200,7 +194,7 @@ def _join(cells, out: Path, args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rmt_jax.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -230,4 +224,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
+from commands import exit_code
 
 from rmt_jax import ask
 from rmt_jax.evaluation import answering, sources, text_stream
@@ -210,20 +211,25 @@ def test_guess():
 def test_command_line(run, book, tmp_path, capsys):
     memory = str(tmp_path / "m.npz")
     words = ["--workdir", str(run), "--file", str(book), "--question", "Where is Mary?"]
-    assert ask.main([*words, "--save_memory", memory]) == 0
+    assert exit_code(ask.main, [*words, "--save_memory", memory]) == 0
     out, err = capsys.readouterr()
     assert "tokens/s" in err and "kB)" in err
-    assert ask.main(["--workdir", str(run), "--load_memory", memory, *words[4:], "--quiet"]) == 0
+    assert (
+        exit_code(ask.main, ["--workdir", str(run), "--load_memory", memory, *words[4:], "--quiet"])
+        == 0
+    )
     assert capsys.readouterr() == (out, "")
 
 
 def test_standard_input_and_typed_questions(run, book, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
-    assert ask.main(["--workdir", str(run), "--question", "Where is Mary?", "--quiet"]) == 0
+    assert (
+        exit_code(ask.main, ["--workdir", str(run), "--question", "Where is Mary?", "--quiet"]) == 0
+    )
     answer = capsys.readouterr().out
     typed = iter(["Where is Mary?", "Why?", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    assert ask.main(["--workdir", str(run), "--file", str(book), "--quiet"]) == 0
+    assert exit_code(ask.main, ["--workdir", str(run), "--file", str(book), "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert out == answer and "Of which task" in err
 
@@ -255,19 +261,22 @@ def test_errors_are_sentences(run, book, capsys, monkeypatch, words, message):
     (book.parent / "latin.txt").write_bytes("Zoë".encode("latin1") * 10)
     if "--question" not in words:
         words = [*words, "--question", "Where is Mary?"]
-    assert ask.main(["--workdir", str(run), *words]) == 2
+    assert exit_code(ask.main, ["--workdir", str(run), *words]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_no_checkpoint(book, capsys):
     words = ["--workdir", str(book.parent / "run"), "--file", str(book), "--question", "Where?"]
-    assert ask.main(words) == 2
+    assert exit_code(ask.main, words) == 2
     assert str(book.parent / "run") in capsys.readouterr().err
 
 
 def test_a_model_that_is_told_the_question_first_needs_one(tmp_path, book, capsys):
     tiny_run.model(tmp_path / "run", source="question")
-    assert ask.main(["--workdir", str(tmp_path / "run"), "--file", str(book), "--quiet"]) == 2
+    assert (
+        exit_code(ask.main, ["--workdir", str(tmp_path / "run"), "--file", str(book), "--quiet"])
+        == 2
+    )
     assert "give --question" in capsys.readouterr().err
 
 
@@ -278,7 +287,7 @@ def test_the_shipped_checkpoint_answers_by_default(tmp_path, capsys, monkeypatch
     words = ["--file", str(book), "--quiet"]
     typed = iter(["Where is Mary?", "Where is John?", ""])  # of a text that was read once
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    assert ask.main(words) == 0
+    assert exit_code(ask.main, words) == 0
     assert capsys.readouterr().out.split() == ["kitchen", "office"]
 
 
@@ -290,5 +299,5 @@ def test_the_readmes_example_with_names_that_nobody_trained_on(tmp_path, monkeyp
     assert shown, "the README shows no text and question"
     monkeypatch.chdir(tmp_path)
     Path(shown[1]).write_text(shown[2], encoding="utf-8")
-    assert ask.main(shlex.split(shown[3])) == 0
+    assert exit_code(ask.main, shlex.split(shown[3])) == 0
     assert capsys.readouterr().out.strip() == shown[4]

@@ -137,7 +137,7 @@ COMMANDS = [
     (prepare.main, ["--out", "x", "--samples", "-1"], "--samples is -1: a set needs at least 1"),
     (comparison.main, ["nowhere-at-all"], "nowhere-at-all holds no summary.json"),
     (comparison.main, ["x", "--score", "f1"], "invalid choice: 'f1'"),
-    (comparison.main, [], "the following arguments are required: runs"),
+    (comparison.main, [], "The following arguments are required: runs"),
 ]
 
 

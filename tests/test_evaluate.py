@@ -12,6 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny_run
+from commands import exit_code
 
 from rmt_jax import api, report
 from rmt_jax import evaluate as evaluate_command
@@ -281,13 +282,15 @@ def test_progress_counts_what_texts_really_hold(capsys):
 
 def test_command_line(run, tmp_path, capsys):
     words = ["--workdir", str(run), "--tasks", "qa1", "--lengths", "1s", "--samples", "2"]
-    assert evaluate_command.main([*words, "--out", str(tmp_path), "--name", "us/ours"]) == 0
+    assert (
+        exit_code(evaluate_command.main, [*words, "--out", str(tmp_path), "--name", "us/ours"]) == 0
+    )
     text = capsys.readouterr().out
     assert "qa1   1s" in text and "score: official" in text
     assert report.read(tmp_path)[0].samples == 2
     assert (tmp_path / "predictions" / "us" / "ours").is_dir()
     forced = [*words, "--out", str(tmp_path), "--teacher_forced", "--no-reset"]
-    assert evaluate_command.main(forced) == 0
+    assert exit_code(evaluate_command.main, forced) == 0
     assert "teacher-forced decoding" in capsys.readouterr().out
 
 
@@ -322,19 +325,22 @@ def test_sigterm_keeps_answers_and_asks_to_be_started_again(run, tmp_path):
     ],
 )
 def test_command_line_errors_are_sentences(run, tmp_path, capsys, words, message):
-    assert evaluate_command.main(["--workdir", str(run), "--out", str(tmp_path), *words]) == 2
+    assert (
+        exit_code(evaluate_command.main, ["--workdir", str(run), "--out", str(tmp_path), *words])
+        == 2
+    )
     assert message in capsys.readouterr().err
 
 
 def test_no_checkpoint(tmp_path, capsys):
-    assert evaluate_command.main(["--workdir", str(tmp_path / "none")]) == 2
+    assert exit_code(evaluate_command.main, ["--workdir", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_paper_suite(run, tmp_path):
     words = ["--workdir", str(run), "--suite", "paper", "--samples", "2", "--out", str(tmp_path)]
-    assert evaluate_command.main([*words, "--perturb", "typos"]) == 0
+    assert exit_code(evaluate_command.main, [*words, "--perturb", "typos"]) == 0
     text = (tmp_path / "report.html").read_text()
     for part in ("Lengths", "Unseen tasks", "Perturbed typos"):
         assert f"<h2>{part}</h2>" in text

@@ -16,6 +16,7 @@ import pytest
 from faulty_run import STEPS, at_call, config, kill, quick
 from safetensors.numpy import load_file
 
+from rmt_jax import cli
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.runtime.preemption import REQUEUE
 from rmt_jax.runtime.workdir import Workdir
@@ -27,7 +28,9 @@ from rmt_jax.training.step import TrainState
 
 @pytest.fixture(autouse=True)
 def leftovers():
-    """What a failed restore of Orbax leaves behind is collected here, not within another test."""
+    """What a failed restore of Orbax leaves behind is collected here, not within another test. What
+    a run says goes to standard error, as under a command."""
+    cli.log_to_stderr()
     yield
     gc.collect()
 

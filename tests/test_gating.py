@@ -107,6 +107,7 @@ def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
 ):
     out = tmp_path / "taught"
     monkeypatch.setattr(gating, "CHECKED", 2 * gating.BATCH)
+    cli.log_to_stderr()
     gating.run(model, DATA, out, 80, threshold=0.3)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     before, after = rows[0], rows[-1]
@@ -115,7 +116,7 @@ def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
     left = after["background"][1] / before["background"][1]
     kept = after["fact"][1] / before["fact"][1]
     assert left < 0.7 and kept > 1.3 * left, (left, kept)
-    assert "teaching the gates of 2 of 2 layers" in capsys.readouterr().out
+    assert "teaching the gates of 2 of 2 layers" in capsys.readouterr().err
     taught = rmt_jax.load(out)
     assert taught.config.model.gate_threshold == (0.3,)
     same = dataclasses.replace(taught.config.model, gate_threshold=())

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from commands import exit_code
 
 from rmt_jax import prepare
 from rmt_jax.data import records as samples
@@ -14,7 +15,8 @@ SHARED = os.environ.get("RMT_JAX_SHARED")
 
 
 def run(out, *more):
-    return prepare.main(["--out", str(out), "--tasks", "qa1,qa4", "--samples", "6", *more])
+    words = ["--out", str(out), "--tasks", "qa1,qa4", "--samples", "6", *more]
+    return exit_code(prepare.main, words)
 
 
 def test_json_in_the_official_layout(tmp_path, capsys):
@@ -83,8 +85,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "records", stops)
     more = ("--format", "json", "--lengths", "0k", "--num_shards", "3")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, *more)
+    assert run(tmp_path, *more) == 130
     parts = sorted(p.name for p in (tmp_path / ".parts").rglob("*") if p.is_file())
     assert parts == ["qa1-0k-00000-of-00003.jsonl", "qa1-0k-00001-of-00003.jsonl"]
     seen = []
@@ -103,7 +104,7 @@ def test_official_rows_are_rebuilt(tmp_path):
     (babi_dir / "qa1_single-supporting-fact_test.txt").write_text(text)
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--format", "json", "--tasks", "qa1", "--lengths", "0k,1k"]
-    assert prepare.main([*arguments, "--babi_dir", str(babi_dir)]) == 0
+    assert exit_code(prepare.main, [*arguments, "--babi_dir", str(babi_dir)]) == 0
     for length in ("0k", "1k"):
         rows = json.loads((out / "qa1" / f"{length}.json").read_text())
         assert [row["target"] for row in rows] == ["garden", "office", "kitchen"]
@@ -149,7 +150,9 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
 )
 def test_bad_requests_are_sentences(tmp_path, capsys, arguments, what, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert prepare.main(["--out", str(tmp_path / "o"), "--format", "json", *arguments]) == 2
+    assert (
+        exit_code(prepare.main, ["--out", str(tmp_path / "o"), "--format", "json", *arguments]) == 2
+    )
     assert what in capsys.readouterr().err
     left = [p for p in (tmp_path / "o").rglob("*") if p.is_file()]
     assert left == []

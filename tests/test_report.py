@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from commands import exit_code
 
 from rmt_jax import report, scores
 from rmt_jax.report import __main__ as comparison
@@ -123,7 +124,7 @@ def test_runs_side_by_side(tmp_path, capsys):
         report.write(results(less=k), tmp_path / str(k))
     runs = [str(tmp_path / "0"), str(tmp_path / "1")]
     out = ["--out", str(tmp_path / "out")]
-    assert comparison.main([*runs, "--groups", "rmt,rmt", "--references", *out]) == 0
+    assert exit_code(comparison.main, [*runs, "--groups", "rmt,rmt", "--references", *out]) == 0
     text = capsys.readouterr().out
     assert "| rmt | 2 | qa1 | 92.5 ± 3.5 |" in text
     assert "| majority answer | | mean | 25.0 |" in text
@@ -131,9 +132,9 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert (tmp_path / "out" / "comparison.png").exists()
     changed = [dataclasses.replace(result, perturb="typos") for result in results()]
     report.write(changed, tmp_path / "typos")
-    assert comparison.main([str(tmp_path / "typos"), *out]) == 2
+    assert exit_code(comparison.main, [str(tmp_path / "typos"), *out]) == 2
     assert "answers to perturbed texts only" in capsys.readouterr().err
-    assert comparison.main([*runs, "--names", "a", *out]) == 2
+    assert exit_code(comparison.main, [*runs, "--names", "a", *out]) == 2
     assert "1 names for 2 runs" in capsys.readouterr().err
 
 

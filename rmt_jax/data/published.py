@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rmt_jax.data.tasks import babi
+from rmt_jax.errors import RmtError
 
 FIELDS = ("input", "question", "target")
 _BLOCK = 1 << 20  # characters read at a time
 
 
-class PublishedError(ValueError):
+class PublishedError(RmtError):
     """A set that is not there, or a file that is not one; names the file."""
 
 

@@ -5,7 +5,6 @@ order, appear by an atomic rename, and are joined when all are there.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from rmt_jax.data.compose import Composer
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.simulator import Manner
 from rmt_jax.data.story import Story
+from rmt_jax.files import atomic_open
 
 Record = dict[str, str]
 
@@ -108,15 +108,9 @@ def part_range(samples: int, part: int, parts: int) -> range:
 
 def write_part(path: Path, found: Iterator[Record]) -> None:
     """An object a line, by atomic rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(hidden, "w", encoding="utf-8") as file:
-            for record in found:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    with atomic_open(path) as file:
+        for record in found:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def read_parts(folder: Path, task: str, length: str, parts: int) -> Iterator[Record]:
@@ -130,15 +124,9 @@ def read_parts(folder: Path, task: str, length: str, parts: int) -> Iterator[Rec
 def write_json(path: Path, found: Iterator[Record]) -> None:
     """BABILong's layout: a JSON list, an object a sample, by atomic rename. One record is held at a
     time, so that 10M-token files need no memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(hidden, "w", encoding="utf-8") as file:
-            file.write("[")
-            for number, record in enumerate(found):
-                file.write(",\n" if number else "\n")
-                file.write(json.dumps(record, ensure_ascii=False))
-            file.write("\n]\n")
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    with atomic_open(path) as file:
+        file.write("[")
+        for number, record in enumerate(found):
+            file.write(",\n" if number else "\n")
+            file.write(json.dumps(record, ensure_ascii=False))
+        file.write("\n]\n")

@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+from rmt_jax.errors import RmtError
 
-class NoStory(ValueError):
+
+class NoStory(RmtError):
     """A source has no story that is short enough; the message is a sentence for the user."""
 
 

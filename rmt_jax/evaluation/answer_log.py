@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmt_jax.report import tables
+from rmt_jax.files import write_text
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AnswerLog:
         if self.file is None:
             return
         if not self.intact:
-            tables.replace(self.file, _join([self.header, *map(_to_json, self.records)]))
+            write_text(self.file, _join([self.header, *map(_to_json, self.records)]))
             self.intact = True
             return
         with open(self.file, "a", encoding="utf-8") as file:

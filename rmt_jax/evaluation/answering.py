@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from rmt_jax.data import segmentation
+from rmt_jax.errors import RmtError
 from rmt_jax.types import Prompt, Segment
 
 BLOCK = 64  # segments handed to the model at once: bounds the host's copies, not the result
 
 
-class AnsweringError(ValueError):
+class AnsweringError(RmtError):
     """A question that cannot be asked; the message is a sentence for the user."""
 
 

@@ -1,44 +1,32 @@
 """What `python -m rmt_jax.evaluate` does: opens the questions, evaluates, reports."""
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rmt_jax import report
-from rmt_jax.api import InputError, Model, load
-from rmt_jax.config import ConfigError
+from rmt_jax.api import Model, load
 from rmt_jax.evaluation import inspection, runner, sources, suite
-from rmt_jax.evaluation.answering import AnsweringError
-from rmt_jax.evaluation.runner import EvaluationError
-from rmt_jax.evaluation.sources import QuestionError
-from rmt_jax.evaluation.text_stream import TextError
-from rmt_jax.models.io.hub import WeightsError
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
-SENTENCES = (
-    WeightsError, InputError, QuestionError, AnsweringError, EvaluationError, ConfigError,
-    TextError, report.ReportError, OSError,
-)  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code: 0; 2 after a sentence on what is wrong; 75 where SIGTERM came between, as
-    schedulers send it: then the same command continues."""
+    """The exit code: 0; 75 where SIGTERM came between, as schedulers send it: then the same command
+    continues. Raises RmtError."""
     kept = "answers are kept: the same command continues"
     try:
         with Signals() as signals:
             signals.now_at_once()
             return _run(args)
-    except SENTENCES as error:
-        print(error, file=sys.stderr)
-        return 2
     except Stopped as stop:
-        print(f"{stop}; {kept}", file=sys.stderr)
+        log.warning("%s; %s", stop, kept)
         return REQUEUE
     except KeyboardInterrupt:
-        print(f"stopped; {kept}", file=sys.stderr)
+        log.warning("stopped; %s", kept)
         return 130
 
 

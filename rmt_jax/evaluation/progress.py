@@ -1,10 +1,10 @@
 """Progress of an evaluation in tokens, over all tasks and lengths."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rmt_jax.cli import progress_bar
 from rmt_jax.evaluation.answer_log import AnswerRecord
 from rmt_jax.report import tables
 from rmt_jax.results import EvalResult
@@ -24,16 +24,11 @@ class TokenProgress:
         self.bar: Any = None
 
     def __enter__(self) -> "TokenProgress":
-        from tqdm import tqdm
-
-        self.bar = tqdm(
-            total=self.unread.total(),
-            unit="tok",
+        self.bar = progress_bar(
+            self.unread.total(),
+            "tok",
+            shown=self.shown,
             unit_scale=True,
-            dynamic_ncols=True,
-            disable=not self.shown,
-            file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
             bar_format="{percentage:3.0f}% |{bar:16}| {desc}[{elapsed}<{remaining}, {rate_fmt}]",
         )
         return self

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
 from rmt_jax.evaluation.answer_log import AnswerLog, AnswerRecord
 from rmt_jax.evaluation.progress import TokenProgress
@@ -24,7 +25,7 @@ from rmt_jax.results import EvalResult
 HOST_TOKENS, HOST_TOKENS_FOR_ACCELERATORS = 4_000_000, 128_000_000
 
 
-class EvaluationError(ValueError):
+class EvaluationError(RmtError):
     """An evaluation that cannot be run; the message is a sentence for the user."""
 
 

@@ -1,7 +1,6 @@
 """One text in memory, to be asked: read in a stream, kept in a small file, asked again at once."""
 
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -15,14 +14,16 @@ import numpy as np
 from rmt_jax import models
 from rmt_jax.data import segmentation
 from rmt_jax.data.tasks.babi import TASKS
+from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
 from rmt_jax.evaluation.text_stream import encode_pieces
+from rmt_jax.files import atomic_open
 
 TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
 
 
-class RecallError(ValueError):
+class RecallError(RmtError):
     """A memory or question that does not fit; the message is a sentence for the user."""
 
 
@@ -195,11 +196,8 @@ class Session:
         }
         arrays = {f"memory{i}": np.asarray(x) for i, x in enumerate(leaves)}
         arrays |= {"about": np.array(json.dumps(about)), "rest": self.rest}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with atomic_open(path, binary=True) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
         return path.stat().st_size
 
     def load(self, path: Path) -> None:

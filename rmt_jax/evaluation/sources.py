@@ -17,11 +17,12 @@ from rmt_jax.data import compose, perturb, prompts, published
 from rmt_jax.data.corpus import background
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.tasks import babi as tasks
+from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import text_stream
 from rmt_jax.evaluation.answering import EncodedQuestion
 
 
-class QuestionError(ValueError):
+class QuestionError(RmtError):
     """Questions that cannot be had; the message is a sentence for the user."""
 
 

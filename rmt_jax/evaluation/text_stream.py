@@ -13,6 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from rmt_jax.errors import RmtError
+
 PIECE = 1 << 16  # characters
 
 LONGEST = 16 * PIECE  # where no gap between words has come by then, the cut is in mid-word
@@ -21,7 +23,7 @@ LONGEST = 16 * PIECE  # where no gap between words has come by then, the cut is 
 _CUT = re.compile(r"(?<=\w) (?=[^\W\d_])")
 
 
-class TextError(ValueError):
+class TextError(RmtError):
     """A text that cannot be read; the message is a sentence for the user."""
 
 

@@ -12,12 +12,13 @@
 
 import csv
 import io
-import sys
+import logging
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rmt_jax.files import write_text
 from rmt_jax.report import comparison, curves, figures
 from rmt_jax.report.tables import (
     ReportError,
@@ -26,13 +27,14 @@ from rmt_jax.report.tables import (
     main_rule,
     markdown,
     read,
-    replace,
     shared_rules,
     table,
 )
 from rmt_jax.results import EvalResult
 
-__all__ = ["ReportError", "main_rule", "markdown", "read", "reference", "replace", "table", "write"]
+log = logging.getLogger(__name__)
+
+__all__ = ["ReportError", "main_rule", "markdown", "read", "reference", "table", "write"]
 
 
 def write(
@@ -64,7 +66,7 @@ def write(
     }
     paths = []
     for name, text in files.items():
-        replace(folder / name, text)
+        write_text(folder / name, text)
         paths.append(folder / name)
     paths += figures.heatmap(results, folder / "heatmap.png", rule=rule, title=title)
     paths += curves.length_curves(results, folder / "lengths.png", rule=rule, title=title)
@@ -75,8 +77,8 @@ def write(
     if metrics is not None and metrics.exists():
         try:
             paths += curves.learning_curves(metrics, folder / "curves.png", title=title)
-        except ValueError as error:  # evaluated before the first log line
-            print(error, file=sys.stderr)
+        except ReportError as error:  # evaluated before the first log line
+            log.warning("%s", error)
     return paths
 
 

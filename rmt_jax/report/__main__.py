@@ -6,18 +6,18 @@ RUN is a folder with a `summary.json`. Runs of one group (seeds, say) are also a
 standard deviation.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmt_jax.report import ReportError, comparison, main_rule, read, reference, replace
+from rmt_jax import cli
+from rmt_jax.files import write_text
+from rmt_jax.report import ReportError, comparison, main_rule, read, reference
 from rmt_jax.results import EvalResult
 from rmt_jax.scores import RULES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rmt_jax.report", description="Several runs side by side, and their spread."
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders with a summary.json")
@@ -29,28 +29,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--score", default="", choices=("", *RULES), help="of table and curves")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     args = parser.parse_args(argv)
-    try:
-        runs = [read(folder) for folder in args.runs]
-        names = _one_each(args.names, args.runs, "--names")
-        groups = _one_each(args.groups, args.runs, "--groups") if args.groups else names
-    except ReportError as error:
-        print(error, file=sys.stderr)
-        return 2
+    runs = [read(folder) for folder in args.runs]
+    names = _one_each(args.names, args.runs, "--names")
+    groups = _one_each(args.groups, args.runs, "--groups") if args.groups else names
     shown = [r for run in runs for r in run if not r.perturb]
     if not shown:
-        print(
+        raise ReportError(
             "These runs hold answers to perturbed texts only, which stand in a table of their own "
-            f"({args.runs[0] / 'table.md'}): name folders with unperturbed ones.",
-            file=sys.stderr,
+            f"({args.runs[0] / 'table.md'}): name folders with unperturbed ones."
         )
-        return 2
     rule = main_rule(shown, args.score)
     grouped: dict[str, list[Sequence[EvalResult]]] = {}
     for group, run in zip(groups, runs, strict=True):
         grouped.setdefault(group, []).append(run)
     args.out.mkdir(parents=True, exist_ok=True)
     text = comparison.comparison_table(grouped, rule)
-    replace(args.out / "comparison.md", text)
+    write_text(args.out / "comparison.md", text)
     published = reference() if args.references else []
     paths = comparison.comparison_curves(
         grouped, args.out / "comparison.png", rule=rule, references=published
@@ -70,4 +64,4 @@ def _one_each(text: str, runs: Sequence[Path], option: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -21,6 +21,7 @@ from rmt_jax.report.figures import (  # fmt: skip
     tasks_and_lengths,
     wrap_note,
 )
+from rmt_jax.report.tables import ReportError
 from rmt_jax.results import EvalResult
 from rmt_jax.scores import wilson
 
@@ -139,7 +140,7 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
 
 def learning_curves(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
     """Accuracy per task (top) and loss (bottom) against training steps, from `metrics.jsonl`; the
-    stages of the curriculum as bands; validation as dots. Raises ValueError for a file without a
+    stages of the curriculum as bands; validation as dots. Raises ReportError for a file without a
     training step."""
     lines, checks = read_metrics(metrics)
     tasks = sorted({t for line in lines for t in _tasks(line)}, key=task_order)
@@ -208,7 +209,7 @@ def read_metrics(metrics: Path) -> tuple[list[dict[str, Any]], list[dict[str, An
             rates = line["accuracy"]
             train[int(line["step"])] = line | {f"accuracy/{t}": v for t, v in rates.items()}
     if not train:
-        raise ValueError(f"{metrics} holds no training step yet: nothing to draw.")
+        raise ReportError(f"{metrics} holds no training step yet: nothing to draw.")
     return [train[step] for step in sorted(train)], [checks[step] for step in sorted(checks)]
 
 

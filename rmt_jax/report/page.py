@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmt_jax import report
+from rmt_jax.files import write_text
 from rmt_jax.report import figures
 from rmt_jax.results import EvalResult
 
@@ -66,8 +67,8 @@ def write(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation report'
         f"</title><style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
-    report.replace(folder / "report.md", "\n".join(lines))
-    report.replace(folder / "report.html", document)
+    write_text(folder / "report.md", "\n".join(lines))
+    write_text(folder / "report.html", document)
     return [folder / "report.md", folder / "report.html"]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmt_jax.report.tables import replace
+from rmt_jax.files import write_text
 
 
 def write(folder: Path, name: str, job: Any, records: Sequence[Any], model: Any) -> list[Path]:
@@ -33,13 +33,13 @@ def write(folder: Path, name: str, job: Any, records: Sequence[Any], model: Any)
     base = folder / kind / name if kind else folder / name
     paths = [base / f"{stem}.csv", base / f"{stem}.json"]
     base.mkdir(parents=True, exist_ok=True)
-    replace(paths[0], csv_text((r.target, r.output, r.question) for r in records))
-    replace(paths[1], json.dumps(settings_of(job, model), indent=4) + "\n")
+    write_text(paths[0], csv_text((r.target, r.output, r.question) for r in records))
+    write_text(paths[1], json.dumps(settings_of(job, model), indent=4) + "\n")
     if any(r.reset_output for r in records):
         reset = folder / "_".join(p for p in ("reset", kind) if p) / name
         reset.mkdir(parents=True, exist_ok=True)
         paths.append(reset / f"{stem}.csv")
-        replace(paths[-1], csv_text((r.target, r.reset_output, r.question) for r in records))
+        write_text(paths[-1], csv_text((r.target, r.reset_output, r.question) for r in records))
     return paths
 
 

@@ -4,11 +4,11 @@ import csv
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rmt_jax.errors import RmtError
 from rmt_jax.report import figures
 from rmt_jax.results import EvalResult
 
@@ -19,7 +19,7 @@ SUMMARY: tuple[str, ...] = (
 )  # fmt: skip
 
 
-class ReportError(ValueError):
+class ReportError(RmtError):
     """Results that cannot be read; the message is a sentence for the user."""
 
 
@@ -230,10 +230,3 @@ def table(results: Sequence[EvalResult], rule: str = "") -> str:
         lines.append("* not a trained task and length")
     lines.append(figures.footnote(results, rule))
     return "\n".join(lines)
-
-
-def replace(file: Path, text: str) -> None:
-    """Writes whole or not at all: a reader never sees half a file."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rmt_jax import config as cfg
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.files import write_text
 
 # Fields that may change between the start of a run and its continuation: none of them touches the
 # shapes of what was saved or which batch a step sees.
@@ -75,9 +76,9 @@ class Workdir:
         if file.exists():
             was, now = cfg.fields(read_config(file)), cfg.fields(config)
             changed = [
-                f"{name} was {was[name]!r} and is {now[name]!r}"
-                for name in now
-                if was[name] != now[name] and not name.startswith(FREE)
+                f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
+                for name in {**now, **was}  # another number of stages is another set of names
+                if was.get(name) != now.get(name) and not name.startswith(FREE)
             ]
             if changed and (begun or (self.path / "weights.safetensors").exists()):
                 raise ConfigError(
@@ -105,10 +106,3 @@ def read_config(file: Path) -> Config:
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} should hold an object with settings, not {tree!r:.40}.")
     return cfg.from_dict(tree)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes whole or not at all."""
-    temporary = file.with_name(file.name + f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

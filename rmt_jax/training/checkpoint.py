@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from rmt_jax import config as cfg
 from rmt_jax.config import ConfigError
-from rmt_jax.runtime.workdir import write_text
+from rmt_jax.files import write_text
 from rmt_jax.training.step import TrainState
 
 SEAL = "rmt_seal.json"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rmt_jax.config import ConfigError
-from rmt_jax.runtime.workdir import write_text
+from rmt_jax.files import write_text
 
 TRIES = 3
 FACTOR = 0.5  # of the learning rate, at each try

@@ -1,7 +1,7 @@
 """The loop through the curriculum: steps, log lines, validations, checkpoints."""
 
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +29,7 @@ from rmt_jax.types import Batch, Sums
 
 # Enough to see a plateau or a collapse; the final table uses evaluation.samples.
 VALIDATION_QUESTIONS = 512
+log = logging.getLogger(__name__)
 
 
 class Programs:
@@ -177,7 +178,7 @@ class Loop:
         self.checkpoints.wait()
         best = self.checkpoints.best()
         if best is not None and best != step and self.stages[best - 1] == self.stages[-1]:
-            print(f"taking step {best:,}, the best on validation", file=sys.stderr)
+            log.info("taking step %s, the best on validation", f"{best:,}")
             state = self.checkpoints.restore(state, best)
         return state
 

@@ -1,15 +1,16 @@
 """What a person sees while it trains: a bar, and `metrics.jsonl` for the curves."""
 
 import json
+import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from rmt_jax.cli import progress_bar
 from rmt_jax.training.trackers import Tracker, flat
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -29,15 +30,12 @@ class Progress:
         self._file = open(file if owner else os.devnull, "a", encoding="utf-8", buffering=1)
         if owner and torn(file):  # the line that a full disk or a kill cut off ends here
             self._file.write("\n")
-        self._bar = tqdm(
-            total=total_tokens,
+        self._bar = progress_bar(
+            total_tokens,
+            "tok",
+            shown=owner,
             initial=done_tokens,
-            disable=not owner,
-            unit="tok",
             unit_scale=True,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            mininterval=1.0 if sys.stderr.isatty() else 30.0,
             bar_format="{percentage:3.0f}% |{bar:16}| {desc} [{elapsed}<{remaining}, {rate_fmt}]",
         )
         self._start = time.monotonic()
@@ -65,7 +63,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
         if not self._bar.disable:
-            self._bar.write(text, file=sys.stderr)
+            log.info("%s", text)
 
     def close(self) -> None:
         self._bar.close()

@@ -1,6 +1,6 @@
 """The story of a run: mesh, data, model, step, checkpoint, loop, evaluation; nothing clever."""
 
-import sys
+import logging
 from pathlib import Path
 
 import jax
@@ -22,6 +22,8 @@ from rmt_jax.training.divergence import Diverged, Rescues
 from rmt_jax.training.loop import Loop, Programs, save_weights
 from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
 
+log = logging.getLogger(__name__)
+
 
 def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
     """Trains, evaluates, reports; returns the exit code."""
@@ -34,7 +36,7 @@ def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
         try:
             return _run(config, path, signals, looks)
         except Stopped as stop:
-            print(f"{stop}; the same command continues from there", file=sys.stderr)
+            log.warning("%s; the same command continues from there", stop)
             return REQUEUE
 
 
@@ -42,7 +44,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     owner = startup.owner()
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batches(config, mesh)
-    print(f"{startup.describe()}; writing to {path}", file=sys.stderr)
+    log.info("%s; writing to %s", startup.describe(), path)
 
     try:
         tokenizer = tokenizers.load(config.data.tokenizer)
@@ -58,7 +60,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     infos = model.weights()
     rescues = Rescues(path, owner)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"model: {config.model.cell}, {count:,} weights", file=sys.stderr)
+    log.info("model: %s, %s weights", config.model.cell, f"{count:,}")
 
     rows = tasks + 1
     check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
@@ -93,14 +95,14 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
         try:
             if checkpoints.steps():
                 start = checkpoints.restore(start)
-                print(f"continuing from step {int(start.step):,}", file=sys.stderr)
+                log.info("continuing from step %s", f"{int(start.step):,}")
             loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
             loop.trackers, loop.profiled = trackers, looks.profiled()
             if jax.devices()[0].platform != "cpu":
                 loop.compile(start, loader, validation)
             state = loop.run(start, loader, validation)
         except Diverged as trouble:
-            print(rescues.add(trouble), file=sys.stderr)
+            log.warning("%s", rescues.add(trouble))
             checkpoints.drop_after(trouble.good)
         except BaseException:
             checkpoints.close()  # what is being written shall be whole

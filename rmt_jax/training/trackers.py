@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rmt_jax import config as cfg
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.files import write_text
 
 
 class Tracker(Protocol):
@@ -86,7 +87,7 @@ class WeightsAndBiases:
             resume="allow",
             config=dict(_settings(config)),
         )
-        kept.write_text(self._run.id, encoding="utf-8")
+        write_text(kept, self._run.id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

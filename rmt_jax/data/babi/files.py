@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rmt_jax.data.tasks import babi
+from rmt_jax.errors import RmtError
 
 ADDRESS = "http://www.thespermwhale.com/jaseweston/babi/tasks_1-20_v1-2.tar.gz"
 MIRROR = "https://s3.amazonaws.com/text-datasets/babi_tasks_1-20_v1-2.tar.gz"
@@ -30,7 +31,7 @@ class Item(NamedTuple):
     line: int  # of the question, from 1
 
 
-class BabiError(ValueError):
+class BabiError(RmtError):
     """A file that is not what bAbI's files are; names the file and the line."""
 
 

@@ -7,11 +7,14 @@ corpus's own train, validation and test split; DIR is then a background folder l
 import base64
 import hashlib
 import json
-import os
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from rmt_jax.cli import progress_bar
+from rmt_jax.errors import RmtError
+from rmt_jax.files import atomic_open, write_text
 
 BUCKET = "https://storage.googleapis.com/storage/v1/b/deepmind-gutenberg/o"
 SPLITS = ("train", "validation", "test")
@@ -22,15 +25,13 @@ BY_HAND = (
 )
 
 
-class FetchError(ValueError):
+class FetchError(RmtError):
     """PG-19 cannot be fetched; says what to do by hand."""
 
 
 def fetch(folder: str | Path, books: int = 0, bucket: str = BUCKET) -> Path:
     """Fetches `books` books a split (0: all, 11 GB), each checked against the bucket's MD5. What is
     there already is kept, so a stopped run goes on. Raises FetchError."""
-    from tqdm import tqdm
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -40,15 +41,15 @@ def fetch(folder: str | Path, books: int = 0, bucket: str = BUCKET) -> Path:
             if books and len(wanted) == books:
                 break
             wanted.append(item)
-        for item in tqdm(wanted, desc=f"PG-19 {split}", unit="book", disable=None):
-            name = f"{split}-{Path(item['name']).name}"
-            _book(bucket, item, folder / name)
-            rows.append({"file": name, "split": split})
+        with progress_bar(len(wanted), "book", desc=f"PG-19 {split}") as bar:
+            for item in wanted:
+                name = f"{split}-{Path(item['name']).name}"
+                _book(bucket, item, folder / name)
+                rows.append({"file": name, "split": split})
+                bar.update()
     if not rows:
         raise FetchError(f"{bucket} lists no book.{BY_HAND}")
-    hidden = folder / ".manifest.json"
-    hidden.write_text(json.dumps(rows, indent=0), encoding="utf-8")
-    os.replace(hidden, folder / "manifest.json")
+    write_text(folder / "manifest.json", json.dumps(rows, indent=0))
     return folder
 
 
@@ -73,9 +74,8 @@ def _book(bucket: str, item: dict, path: Path) -> None:
     digest = base64.b64encode(hashlib.md5(data).digest()).decode()
     if digest != item.get("md5Hash", digest):
         raise FetchError(f"{item['name']} arrived damaged (MD5 {digest}): run again.")
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.write_bytes(data)
-    os.replace(hidden, path)
+    with atomic_open(path, binary=True) as file:
+        file.write(data)
 
 
 def _get(address: str) -> bytes:

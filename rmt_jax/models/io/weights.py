@@ -1,6 +1,5 @@
 """Our own weight files: `weights.safetensors`, one entry a weight, named by its path 'a/b/c'."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmt_jax.config import ConfigError
+from rmt_jax.files import atomic_path
 
 FILE = "weights.safetensors"
 DTYPES = ("float32", "bfloat16")
@@ -62,19 +62,12 @@ def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) 
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.touch()
-        rights = temporary.stat().st_mode & 0o777
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(rights)  # safetensors leaves a file that nobody else can read
-        temporary.replace(file)
+        with atomic_path(file) as hidden:
+            save_file(tensors, hidden, metadata)
     except SafetensorError as error:
         raise WeightsError(f"{file} could not be written ({error}): make room, and run the same "
                            "again.") from error  # fmt: skip
-    finally:
-        temporary.unlink(missing_ok=True)
     return file
 
 
