@@ -57,7 +57,9 @@ def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> 
     order = np.argsort([len(a.context) for a in asked], kind="stable")
     # Not `max_gen_toks`: a longer room would cut the texts otherwise than training did.
     room = sources.room(model, names)
-    said, _ = answering.greedy_answers(model, [asked[i] for i in order], room=room, batch=batch)
+    said, _ = answering.greedy_answers(
+        model, [asked[i] for i in order], max_new_tokens=room, batch=batch
+    )
     found = [""] * len(asked)
     for place, output in zip(order, said, strict=True):
         found[place] = cut(output, requests[place].args[1].get("until", []))

@@ -47,7 +47,7 @@ def test_a_streamed_text_is_answered_as_evaluation_does(model):
     one = sources.ask(model, "qa1", "Where is Mary?")
     context = text_stream.encode(model.tokenizer, sources.context_text(TEXT))
     asked = answering.EncodedQuestion(context, one.question, one.prompt)
-    expected = answering.greedy_answers(model, [asked], room=held.room, batch=1)[0][0]
+    expected = answering.greedy_answers(model, [asked], max_new_tokens=held.room, batch=1)[0][0]
     assert held.answer("Where is Mary?") == expected
     assert held.tokens == len(context) and held.characters == len(TEXT)
     assert held.answer("Where is John?", "qa1") is not None  # the memory is not used up
@@ -64,13 +64,13 @@ def test_texts_that_end_with_their_last_segment(tmp_path, asked):
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
         whole = answering.EncodedQuestion(context, one.question, one.prompt)
         held = recall.Session(model)
-        expected = answering.greedy_answers(model, [whole], room=held.room, batch=1)[0][0]
+        expected = answering.greedy_answers(model, [whole], max_new_tokens=held.room, batch=1)[0][0]
         head = held.head(text_stream.pieces(io.StringIO(text), 100), [asked])
         held.read(
             text_stream.pieces(io.StringIO(text), 100), held.prompts_for([asked], "qa1"), head
         )
         place = answering.layout(len(context), len(one.question), held.room, 48, "right")
-        assert len(held.rest) == place.kept and held.tokens == len(context)
+        assert len(held.rest) == place.remainder and held.tokens == len(context)
         assert held.answer(asked, "qa1") == expected
     pipe = io.TextIOWrapper(io.BufferedReader(Pipe(TEXT.encode())), encoding="utf-8", newline="")
     again = text_stream.rewindable(pipe)
@@ -87,7 +87,9 @@ def test_segments_that_end_with_a_sentence(tmp_path, size):
     for text in ("Mary went.", TEXT[:300], TEXT, "no end " * 70):
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
         asked = answering.EncodedQuestion(context, one.question, one.prompt)
-        expected = answering.greedy_answers(model, [asked], room=sources.room(model), batch=1)[0][0]
+        expected = answering.greedy_answers(
+            model, [asked], max_new_tokens=sources.room(model), batch=1
+        )[0][0]
         held = recall.Session(model)
         held.read(text_stream.pieces(io.StringIO(text), size), held.prompts_for([], "qa1"))
         assert held.tokens == len(context) and len(held.rest) <= 48

@@ -17,7 +17,7 @@ from commands import exit_code
 from rmt_jax import api, report
 from rmt_jax import evaluate as evaluate_command
 from rmt_jax.data import segmentation
-from rmt_jax.evaluation import answering, evaluate, inspection, runner, sources, tracing
+from rmt_jax.evaluation import answering, evaluate, inspection, runner, sources, suite, tracing
 from rmt_jax.evaluation.answering import EncodedQuestion
 from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.runtime.preemption import REQUEUE
@@ -64,32 +64,32 @@ def test_layout_is_that_of_training(align):
 
 def test_answers_do_not_depend_on_the_batch(model):
     texts = asked([0, 3, 45, 48, 96, 130, 200])
-    together, _ = answering.greedy_answers(model, texts, room=3, batch=4)
-    alone = [answering.greedy_answers(model, [a], room=3, batch=1)[0][0] for a in texts]
+    together, _ = answering.greedy_answers(model, texts, max_new_tokens=3, batch=4)
+    alone = [answering.greedy_answers(model, [a], max_new_tokens=3, batch=1)[0][0] for a in texts]
     assert together == alone
     assert len(set(together)) > 1  # the texts are told apart
 
 
 def test_blocks_of_segments_join(model, monkeypatch):
     texts = asked([400, 300])
-    whole, _ = answering.greedy_answers(model, texts, room=3, batch=2)
+    whole, _ = answering.greedy_answers(model, texts, max_new_tokens=3, batch=2)
     monkeypatch.setattr(answering, "BLOCK", 3)
-    assert answering.greedy_answers(model, texts, room=3, batch=2)[0] == whole
+    assert answering.greedy_answers(model, texts, max_new_tokens=3, batch=2)[0] == whole
 
 
 def test_memory_reset_leaves_the_last_segment_alone(model):
     texts = asked([0, 40, 300])
-    answers, control = answering.greedy_answers(model, texts, room=3, batch=3, reset=True)
+    answers, control = answering.greedy_answers(model, texts, max_new_tokens=3, batch=3, reset=True)
     assert control[:2] == answers[:2]  # one segment: there is no memory to reset
     last = [dataclasses.replace(a, context=a.context[len(a.context) // 48 * 48 :]) for a in texts]
-    assert control == answering.greedy_answers(model, last, room=3, batch=3)[0]
+    assert control == answering.greedy_answers(model, last, max_new_tokens=3, batch=3)[0]
 
 
 def test_teacher_forced_agrees_where_the_free_answer_is_forced(model):
     texts = asked([10, 130])
-    free, _ = answering.greedy_answers(model, texts, room=3, batch=2)
+    free, _ = answering.greedy_answers(model, texts, max_new_tokens=3, batch=2)
     ids = [model.generate_from(*_tail(model, a), max_new_tokens=2)[0] for a in texts]
-    forced, _ = answering.teacher_forced_answers(model, texts, ids, room=3, batch=2)
+    forced, _ = answering.teacher_forced_answers(model, texts, ids, max_new_tokens=3, batch=2)
     assert forced == free  # forcing the model's own tokens changes nothing
 
 
@@ -141,6 +141,25 @@ def test_finished_answers_are_kept(model, tmp_path, monkeypatch):
         assert evaluate(model, out=tmp_path, **what) == first
         with pytest.raises(AssertionError):  # another question set is another evaluation
             evaluate(model, out=tmp_path, **(what | {"seed": 9}))
+
+
+def test_a_folder_of_an_earlier_version_is_written_anew(model, tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "qa1_1s.jsonl").write_text(
+        '{"key": "0123456789abcdef"}\n{"control": 1}\n'
+    )
+    (tmp_path / "summary.json").write_text('{"cells": []}')
+    found = evaluate(model, tasks=["qa1"], lengths=["1s"], samples=2, out=tmp_path, progress=False)
+    report.write(found, tmp_path)
+    assert report.read(tmp_path) == found and found[0].samples == 2
+
+
+def test_the_page_says_what_was_evaluated(model):
+    assert suite.describe_model(model) == (
+        "Memory cell rmt, 1 layers of width 16, 2 memory tokens, segments of 48 tokens; trained on"
+        " qa1, qa5 up to 2 segments (96 tokens); task prompt: description, seen at: every;"
+        " tokenizer: builtin."
+    )
 
 
 def test_an_evaluation_goes_on_behind_its_last_answer(model, tmp_path, monkeypatch):
@@ -208,7 +227,9 @@ def test_the_shipped_checkpoint_remembers():
     source = sources.Generated(model)
     asked = [q for task in ("qa1", "qa2", "qa4") for q in source.ask(task, "16s", range(12))]
     room = max(source.room(task) for task in ("qa1", "qa2", "qa4"))
-    said = answering.greedy_answers(model, [q.encoded for q in asked], room=room, batch=12)[0]
+    said = answering.greedy_answers(
+        model, [q.encoded for q in asked], max_new_tokens=room, batch=12
+    )[0]
     right = sum(answer == q.target for answer, q in zip(said, asked, strict=True))
     assert right >= 34, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
 
@@ -220,7 +241,9 @@ def test_the_shipped_checkpoint_that_copies_names(how, least):
     source = sources.Generated(model)
     asked = [q for task in ("qa1", "qa4") for q in source.ask(task, "1s", range(20), how)]
     room = max(source.room(task, how) for task in ("qa1", "qa4"))
-    said = answering.greedy_answers(model, [q.encoded for q in asked], room=room, batch=20)[0]
+    said = answering.greedy_answers(
+        model, [q.encoded for q in asked], max_new_tokens=room, batch=20
+    )[0]
     right = sum(answer == q.target for answer, q in zip(said, asked, strict=True))
     assert right >= least, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
 
@@ -349,7 +372,9 @@ def test_paper_suite(run, tmp_path):
 def test_a_description_longer_than_any_in_training(model):
     texts = [dataclasses.replace(a, prompt=np.arange(5, 5 + n)) for a, n in zip(
         asked([60, 60]), (20, 30), strict=True)]  # fmt: skip
-    together, _ = answering.greedy_answers(model, texts, room=3, batch=2)
-    assert together == [answering.greedy_answers(model, [a], room=3, batch=1)[0][0] for a in texts]
+    together, _ = answering.greedy_answers(model, texts, max_new_tokens=3, batch=2)
+    assert together == [
+        answering.greedy_answers(model, [a], max_new_tokens=3, batch=1)[0][0] for a in texts
+    ]
     with pytest.raises(answering.AnsweringError, match="takes 49 tokens, but this model has room"):
         answering.prompts(model, [dataclasses.replace(texts[0], prompt=np.arange(49))])

@@ -79,6 +79,17 @@ def test_rooms_of_the_second_floor_are_strangers():
     assert not broken, broken
 
 
+def test_reports_know_no_model():
+    """Tables and pictures are made of results; what a model is, their caller says in words."""
+    broken = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in modules()
+        if room(file) == "report"
+        for name in imports(file) & {"models", "data", "runtime", "api"}
+    ]
+    assert not broken, broken
+
+
 def test_no_file_outgrows_its_room():
     long = {
         str(file.relative_to(ROOT)): lines

@@ -109,6 +109,12 @@ def test_answers_under_another_key_are_set_aside_and_put_back(tmp_path):
     assert [one.target for one in again.records] == ["office", "garden"]
     again.append([record("hallway")])
     assert found() == {"qa1_1s.jsonl": 3, "qa1_1s.bb.jsonl": 1}
+    outdated = [json.dumps({"key": "aa"}), json.dumps({"question": "Where?", "control": "office"})]
+    (tmp_path / "qa1_1s.jsonl").write_text("\n".join(outdated) + "\n")
+    log = answer_log.AnswerLog(tmp_path, "qa1_1s", "aa")
+    assert log.records == []
+    log.append([record("office")])  # in place of what could not be read
+    assert found()["qa1_1s.jsonl"] == 1
     (tmp_path / "qa1_1s.jsonl").write_text("not ours")
     assert answer_log.AnswerLog(tmp_path, "qa1_1s", "aa").records == []
 

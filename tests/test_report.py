@@ -4,13 +4,15 @@ import csv
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from commands import exit_code
 
 from rmt_jax import report, scores
 from rmt_jax.report import __main__ as comparison
-from rmt_jax.report import curves, figures, page, tables
+from rmt_jax.report import curves, figures, inspection, page, tables
 from rmt_jax.results import EvalResult
 from rmt_jax.scores import RULES
 
@@ -91,6 +93,25 @@ def test_results_come_back_from_json(tmp_path):
         report.write([], tmp_path)
 
 
+def test_a_folder_of_an_earlier_version_is_answered_with_a_sentence(tmp_path, capsys):
+    """The keys of a summary.json of version 0.1.0 before its results were called so."""
+    old = {
+        "task": "qa1", "length": "1s", "samples": 20, "right": {"official": 20, "exact": 20},
+        "majority": 0.25, "chance": 0.1667, "tokens": 62.0, "characters": 267.0,
+        "tokenizer": "builtin", "counted": "builtin", "gpt2_tokens": 0.0, "decoding": "greedy",
+        "reset": None, "perturb": "", "trained": True, "seconds": 1.0, "depths": [[0.5, True]],
+        "accuracy": {"official": 1.0, "exact": 1.0},
+    }  # fmt: skip
+    tree = {"score": "official", "mean_accuracy": {"1s": 1.0}, "cells": [old]}
+    (tmp_path / "summary.json").write_text(json.dumps(tree))
+    with pytest.raises(report.ReportError, match="earlier version of rmt_jax: it holds 'cells'"):
+        report.read(tmp_path)
+    assert comparison.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert f"python -m rmt_jax.evaluate --workdir RUN --out {tmp_path}" in message
+    assert "Traceback" not in message and not (tmp_path / "out").exists()
+
+
 def test_tables_name_what_was_counted():
     text = report.table(results())
     assert "qa1   1s" in text and "16s*" in text and "mean at 1s: 91.7" in text
@@ -98,9 +119,10 @@ def test_tables_name_what_was_counted():
     for table in (text, report.markdown(results(), "official")):
         assert "score: official" in table and "greedy decoding" in table
         assert "tokens of builtin" in table and "250" in table
-    kinder = [EvalResult("qa1", "1s", 4, {"exact": 4}, decoding="teacher-forced")]
-    assert "teacher-forced decoding" in report.table(kinder)
-    assert report.main_rule(kinder) == report.main_rule(kinder, "official") == "exact"
+        assert "20 questions per task and length" in table
+    forced = [EvalResult("qa1", "1s", 4, {"exact": 4}, decoding="teacher-forced")]
+    assert "teacher-forced decoding" in report.table(forced)
+    assert report.main_rule(forced) == report.main_rule(forced, "official") == "exact"
     assert report.main_rule(results(), "lm_eval") == "lm_eval"
 
 
@@ -161,6 +183,42 @@ def test_page_holds_its_pictures(tmp_path):
     assert "| typos | 81.7 | 76.7 | 31.7 | official |" in summary
     assert "<th>16s</th>" in text and "<b>mean</b>" in text
     assert "lengths/heatmap.png" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("token_rows", [0, 3])
+def test_a_trace_is_drawn_with_what_its_cell_shows(tmp_path, monkeypatch, token_rows):
+    segments, size = 4, 60
+    rng = np.random.default_rng(0)
+    trace = SimpleNamespace(
+        change=rng.random((segments, 2)),
+        state_row_label="memory token",
+        token_values=rng.random((segments, token_rows, size)),
+        row_label="write token",
+        value_label="attention",
+        tokens=rng.integers(0, 9, (segments, size)),
+        mask=np.ones((segments, size), bool),
+    )
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path, pdf: drawn.append(figure) or [path])
+    paths = inspection.draw_trace(
+        trace, tmp_path / "qa1.png", title="QA1", facts=[(0, 6), (130, 136)], supporting=[1],
+        decode=lambda token: f" w{token}",
+    )  # fmt: skip
+    assert paths == [tmp_path / "qa1.png"]
+    panels = [axes for axes in drawn[0].axes if axes.get_label() != "<colorbar>"]
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles[0] == "change of memory at each segment"
+    assert panels[0].get_ylabel() == "memory token"
+    if token_rows:
+        assert titles[1] == "attention per token (mean over write tokens), %"
+        assert titles[2] == "segment 2, where the last supporting fact stands"
+        labels = panels[2].get_xticklabels()
+        # Segment 2 starts at place 120; the panel, up to twelve tokens before the fact.
+        assert [x.get_text() for x in labels] == [f"w{t}" for t in trace.tokens[2, :48]]
+        bold = [k for k, x in enumerate(labels) if x.get_fontweight() == "bold"]
+        assert bold == list(range(10, 16))
+    else:
+        assert len(panels) == 1
 
 
 def test_axis_numbers():

@@ -55,19 +55,19 @@ class Layout:
 def layout(
     context: int,
     question: int,
-    room: int,
+    max_new_tokens: int,
     segment: int,
     align: str = "left",
     stops: np.ndarray | None = None,
 ) -> Layout:
-    """The layout of a context and a question of these numbers of tokens, with `room` for the
-    answer. Raises AnsweringError if the question and its answer do not fit in one segment."""
-    if question + room > segment:
+    """The layout of a context and a question of these numbers of tokens, with `max_new_tokens` kept
+    free for the answer. Raises AnsweringError if question and answer do not fit in one segment."""
+    if question + max_new_tokens > segment:
         raise AnsweringError(
-            f"The question with its answer takes {question:,} + {room} tokens, but a segment of"
-            f" this model holds {segment:,}: ask a shorter question."
+            f"The question with its answer takes {question:,} + {max_new_tokens} tokens, but a"
+            f" segment of this model holds {segment:,}: ask a shorter question."
         )
-    return Layout(segmentation.layout(context, question + room, segment, align, stops))
+    return Layout(segmentation.layout(context, question + max_new_tokens, segment, align, stops))
 
 
 def model_fingerprint(model: Any) -> str:
@@ -107,14 +107,16 @@ def prompts(model: Any, questions: Sequence[EncodedQuestion]) -> Prompt:
     return Prompt(tokens, mask, np.array([q.task_index for q in questions], np.int32))
 
 
-def segment_layouts(model: Any, questions: Sequence[EncodedQuestion], room: int) -> list[Layout]:
-    """The layout of each context, as in training; `room`: tokens for the answer."""
+def segment_layouts(
+    model: Any, questions: Sequence[EncodedQuestion], max_new_tokens: int
+) -> list[Layout]:
+    """The layout of each context, as in training; `max_new_tokens` are kept free for the answer."""
     size, align, tokenizer = model.segment_tokens, model.config.data.align, model.tokenizer
     return [
         layout(
             len(q.context),
             len(q.question),
-            room,
+            max_new_tokens,
             size,
             align,
             segmentation.ends(q.context, tokenizer, align),
@@ -173,13 +175,18 @@ def last_segments(
 
 
 def generate_answers(
-    model: Any, memory: Any, tokens: np.ndarray, mask: np.ndarray, prompt: Prompt, room: int
+    model: Any,
+    memory: Any,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    prompt: Prompt,
+    max_new_tokens: int,
 ) -> list[str]:
-    """Greedy, free-running answers of at most `room` tokens, cut at the END token; without spaces
-    around."""
+    """Greedy, free-running answers, END included in `max_new_tokens`; the texts before END, without
+    spaces around."""
     ids = np.asarray(
         model.generate_from(
-            memory, tokens, mask, prompt, max_new_tokens=room, end=model.tokenizer.end
+            memory, tokens, mask, prompt, max_new_tokens=max_new_tokens, end=model.tokenizer.end
         )
     )
     return [decode_answer(model.tokenizer, answer) for answer in ids]
@@ -196,7 +203,7 @@ def greedy_answers(
     model: Any,
     questions: Sequence[EncodedQuestion],
     *,
-    room: int,
+    max_new_tokens: int,
     batch: int,
     reset: bool = False,
     on_tokens_read: Callable[[int], None] | None = None,
@@ -213,9 +220,9 @@ def greedy_answers(
         memory: Any, group: Sequence[EncodedQuestion], layouts: Sequence[Layout], prompt: Prompt
     ) -> list[str]:
         tokens, mask = last_segments(model, group, layouts)
-        return generate_answers(model, memory, tokens, mask, prompt, room)
+        return generate_answers(model, memory, tokens, mask, prompt, max_new_tokens)
 
-    return _in_batches(model, questions, room, batch, reset, on_tokens_read, answer_batch)
+    return _in_batches(model, questions, max_new_tokens, batch, reset, on_tokens_read, answer_batch)
 
 
 def teacher_forced_answers(
@@ -223,7 +230,7 @@ def teacher_forced_answers(
     questions: Sequence[EncodedQuestion],
     targets: Sequence[np.ndarray],
     *,
-    room: int,
+    max_new_tokens: int,
     batch: int,
     reset: bool = False,
     on_tokens_read: Callable[[int], None] | None = None,
@@ -232,7 +239,8 @@ def teacher_forced_answers(
     the true tokens before it. One pass and no loop, but it scores higher than a free-running
     answer. `targets` hold the true ids i32[t] without END."""
     true = {
-        id(q): np.asarray(t, np.int32)[: room - 1] for q, t in zip(questions, targets, strict=True)
+        id(q): np.asarray(t, np.int32)[: max_new_tokens - 1]
+        for q, t in zip(questions, targets, strict=True)
     }
 
     def answer_batch(
@@ -247,7 +255,7 @@ def teacher_forced_answers(
             mask[b, start[b] + 1 :][: len(ids)] = True
         likeliest = np.asarray(
             _likeliest_tokens(model)(
-                model.params, memory, Segment(tokens, mask), prompt, start, room
+                model.params, memory, Segment(tokens, mask), prompt, start, max_new_tokens
             )
         )
         # Past the true answer nothing was forced: what END would cut is cut there at the latest.
@@ -256,23 +264,23 @@ def teacher_forced_answers(
             for b, ids in enumerate(forced)
         ]
 
-    return _in_batches(model, questions, room, batch, reset, on_tokens_read, answer_batch)
+    return _in_batches(model, questions, max_new_tokens, batch, reset, on_tokens_read, answer_batch)
 
 
 @functools.lru_cache(maxsize=1)
 def _likeliest_tokens(model: Any) -> Any:
-    """Compiled: the likeliest tokens i32[B, room] after places start, start + 1, … of one
+    """Compiled: the likeliest tokens i32[B, max_new_tokens] after places start, start + 1, … of one
     segment."""
     import jax
     import jax.numpy as jnp
 
     from rmt_jax import models
 
-    def run(params, memory, segment, prompt, start, room):
+    def run(params, memory, segment, prompt, start, max_new_tokens):
         module = models.merge(model.graph, params)
         visible_prompt = None if model.config.prompt.source == "none" else prompt
         hidden, _ = module.step(memory, segment, visible_prompt)
-        places = jnp.minimum(start[:, None] + jnp.arange(room), hidden.shape[1] - 1)
+        places = jnp.minimum(start[:, None] + jnp.arange(max_new_tokens), hidden.shape[1] - 1)
         answers = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
         return jnp.argmax(module.backbone.logits(answers), axis=-1)
 
@@ -282,7 +290,7 @@ def _likeliest_tokens(model: Any) -> Any:
 def _in_batches(
     model: Any,
     questions: Sequence[EncodedQuestion],
-    room: int,
+    max_new_tokens: int,
     batch: int,
     reset: bool,
     on_tokens_read: Callable[[int], None] | None,
@@ -298,7 +306,7 @@ def _in_batches(
             np.zeros(0, np.int32), first.question, first.prompt, first.task_index
         )
         group += [empty] * (batch - count)
-        layouts = segment_layouts(model, group, room)
+        layouts = segment_layouts(model, group, max_new_tokens)
         prompt = prompts(model, group)
         initial = model.initial_memory(batch)
         memory = read_contexts(model, group, layouts, prompt, initial, on_tokens_read)

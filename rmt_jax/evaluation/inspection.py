@@ -19,14 +19,15 @@ def inspect_memory(
     for task in tasks or model.config.data.tasks:
         question = source.ask(task, length, range(1))[0]
         trace = tracing.trace(model, question.encoded)
-        room = source.room(task)
-        answer = answering.greedy_answers(model, [question.encoded], room=room, batch=1)[0][0]
+        answers, _ = answering.greedy_answers(
+            model, [question.encoded], max_new_tokens=source.room(task), batch=1
+        )
         stem = out / f"{task}_{length}"
         asked = f"{question.question} {question.target}"
         paths += inspection.draw_trace(
             trace,
             stem.with_suffix(".png"),
-            title=f"{task.upper()} at {length}: {asked} (answered: {answer or 'nothing'})",
+            title=f"{task.upper()} at {length}: {asked} (answered: {answers[0] or 'nothing'})",
             facts=tracing.read_spans(trace, question.facts),
             supporting=question.supporting,
             decode=lambda token: model.tokenizer.decode([token]),
@@ -34,7 +35,7 @@ def inspect_memory(
         numbers = {
             "question": question.question,
             "target": question.target,
-            "answer": answer,
+            "answer": answers[0],
             "facts": question.facts,
             "supporting": question.supporting,
             "change": trace.change.round(5).tolist(),

@@ -141,13 +141,13 @@ def answer_questions(
     only when its turn comes."""
     nominal = source.tokens(job.length)
     size = batch_size(batch, job.samples, nominal)
-    room = source.room(job.task, job.perturb)
+    max_new_tokens = source.room(job.task, job.perturb)
     for first in range(len(log.records), job.samples, size):
         start = time.monotonic()
         which = range(first, min(first + size, job.samples))
         questions = source.ask(job.task, job.length, which, job.perturb)
         options = {
-            "room": room,
+            "max_new_tokens": max_new_tokens,
             "batch": size,
             "reset": reset,
             "on_tokens_read": progress.add_tokens,

@@ -1,8 +1,8 @@
 """Texts of any size as a stream of tokens, and the records of data files one at a time.
 
-Nothing here holds a whole text twice: what is read is cut in pieces where the tokenizer would cut
-anyway, so that the pieces' tokens joined are the tokens of the whole. (A writing without spaces is
-cut after a million characters, where a word may fall into other tokens.)
+Nothing here holds a whole text twice. A text is read in pieces that end where its tokens do: the
+pieces' tokens, joined, are those of the whole. (A script without spaces is split after a million
+characters, where a word may fall into other tokens.)
 """
 
 import re
@@ -17,10 +17,10 @@ from rmt_jax.errors import RmtError
 
 PIECE = 1 << 16  # characters
 
-LONGEST = 16 * PIECE  # where no gap between words has come by then, the cut is in mid-word
+LONGEST = 16 * PIECE  # a piece without a gap between words ends here, within a word
 
-# Before a single space between two words, a byte-level tokenizer always cuts.
-_CUT = re.compile(r"(?<=\w) (?=[^\W\d_])")
+# A byte-level tokenizer always starts a token at a single space between two words.
+_GAP = re.compile(r"(?<=\w) (?=[^\W\d_])")
 
 
 class TextError(RmtError):
@@ -40,9 +40,9 @@ def open_text(path: Path) -> IO[str]:
 
 
 def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
-    """The stream's text in pieces of about `size` characters, cut between words. Raises TextError
-    for bytes that are not UTF-8."""
-    held, looked = "", size
+    """The stream's text in pieces of about `size` characters that end between words. Raises
+    TextError for bytes that are not UTF-8."""
+    buffer, searched = "", size
     while True:
         try:
             more = stream.read(size)
@@ -52,19 +52,19 @@ def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
                 f"{name} is not UTF-8 text (byte {error.object[error.start]:#x} at {error.start:,} "
                 "of a block): convert it first, e.g. with iconv -f LATIN1 -t UTF-8."
             ) from error
-        held += more
+        buffer += more
         if not more:
             break
-        while len(held) >= 2 * size:
-            gap = _CUT.search(held, looked)
-            if gap is None and len(held) < LONGEST:  # no gap between words yet: go on reading
-                looked = len(held) - 1
+        while len(buffer) >= 2 * size:
+            gap = _GAP.search(buffer, searched)
+            if gap is None and len(buffer) < LONGEST:  # no gap between words yet: go on reading
+                searched = len(buffer) - 1
                 break
-            cut = gap.start() if gap else len(held)
-            yield held[:cut]
-            held, looked = held[cut:], size
-    if held:
-        yield held
+            end = gap.start() if gap else len(buffer)
+            yield buffer[:end]
+            buffer, searched = buffer[end:], size
+    if buffer:
+        yield buffer
 
 
 def rewindable(stream: IO[str]) -> IO[str]:
@@ -86,7 +86,7 @@ def encode_pieces(tokenizer: Any, parts: Iterator[str]) -> Iterator[np.ndarray]:
 
 def decode_pieces(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
     """The text of i32[n] in pieces (a list of a million Python integers takes 60 MB). A piece ends
-    before a token that begins with a space: no letter of several bytes is cut in two."""
+    before a token that begins with a space: no letter of several bytes is split."""
     start = 0
     while start < len(ids):
         stop = min(start + PIECE, len(ids))
@@ -99,10 +99,10 @@ def decode_pieces(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
 def encode(tokenizer: Any, text: str) -> np.ndarray:
     """i32[n] of a whole text, encoded in pieces: the tokenizer's own bookkeeping (a hundred bytes a
     token) never covers more than one."""
-    found, start = [], 0
+    ids, start = [], 0
     while start < len(text):
-        gap = _CUT.search(text, start + PIECE, start + LONGEST)
+        gap = _GAP.search(text, start + PIECE, start + LONGEST)
         stop = gap.start() if gap else min(start + LONGEST, len(text))
-        found.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
+        ids.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
         start = stop
-    return np.concatenate(found) if found else np.zeros(0, np.int32)
+    return np.concatenate(ids) if ids else np.zeros(0, np.int32)
