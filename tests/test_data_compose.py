@@ -72,7 +72,8 @@ def test_a_sample_has_its_budget_and_its_facts_in_order(composer, length):
             assert starts == sorted(starts)
             told = [TOKENS.decode(s.context[a:b])[1:] for a, b in s.facts]
             assert tuple(told) == s.story.facts
-            assert all(0 <= d <= 1 for d in s.depths)
+            supporting = [starts[i] for i in s.story.supporting]
+            assert [d * len(s.context) for d in s.depths] == pytest.approx(supporting)
 
 
 def test_what_is_not_facts_is_consecutive_background(composer):

@@ -120,12 +120,14 @@ def test_results_say_what_was_measured(model, tmp_path):
     assert one.reset == one.right and long.reset is not None
     assert one.trained and not long.trained and one.tokenizer == "builtin"
     assert 40 < one.tokens <= 48 and 3 * one.characters == pytest.approx(long.characters, rel=0.2)
-    assert len(one.depths) == 5 and one.majority >= 0.2
+    assert len(one.depths) == 5
     folder = tmp_path / "predictions" / "rmt_jax" / "model"
     stem = "qa1_3s_instruction_yes_examples_no_post_prompt_no"
     with open(folder / f"{stem}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["", "target", "output", "question"] and len(rows) == 5
+    ((_, commonest),) = Counter(row["target"] for row in rows).most_common(1)
+    assert long.majority == commonest / 5
     assert {"prompt", "generate_kwargs"} <= set(json.loads((folder / f"{stem}.json").read_text()))
 
 

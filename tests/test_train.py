@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rmt_jax import scores
+
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "rmt_jax.train", "--config", "configs/multitask.py:smoke"]
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
@@ -42,7 +44,14 @@ def test_the_summary_has_its_columns(smoke):
     assert {(r["task"], r["length"]) for r in rows} == {
         (task, length) for task in TASKS for length in ("1s", "2s", "4s")
     }
-    assert all(0 <= float(r["accuracy"]) <= 100 and int(r["samples"]) == 10 for r in rows)
+    for row in rows:  # the share of the logged answers that are right
+        (log,) = (smoke[0] / "results").rglob(f"{row['task']}_{row['length']}.jsonl")
+        answers = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
+        right = [
+            scores.official(row["task"], a["question"], a["target"], a["output"]) for a in answers
+        ]
+        assert len(right) == int(row["samples"]) == 10
+        assert float(row["accuracy"]) == pytest.approx(sum(right) / 10)
 
 
 def test_pictures_weights_and_config_are_there(smoke):
