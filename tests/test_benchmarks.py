@@ -22,6 +22,8 @@ from benchmarks.cases import SIZES, Case, Size, cases, texts  # noqa: E402
 from benchmarks.ours import batch_of, config_of  # noqa: E402
 from rmt_jax import api, config, models  # noqa: E402
 from rmt_jax.models import recurrence  # noqa: E402
+from rmt_jax.models.backbones.gpt2 import GPT2  # noqa: E402
+from rmt_jax.models.cells import CELLS  # noqa: E402
 from rmt_jax.models.io import names, weights  # noqa: E402
 from rmt_jax.training import step as steps  # noqa: E402
 
@@ -48,7 +50,9 @@ def theirs(params, published: bool):
 
     peer = Peer(SIZE, published)
     flat = {name: np.asarray(value) for name, value in weights.flatten(params).items()}
-    state = {n: torch.tensor(value) for n, value in names.to_theirs(flat, "rmt").items()}
+    state = {
+        n: torch.tensor(value) for n, value in names.to_theirs(flat, GPT2, CELLS["rmt"]).items()
+    }
     peer.load_state_dict(state)
     made = texts(SIZE, 3, 2)
     return peer, *(torch.from_numpy(x).long() for x in made)
@@ -62,7 +66,7 @@ def test_the_peer_has_our_loss_and_our_gradients():
     state, sums = jax.jit(step)(steps.init_state(params, keep), batch_of(SIZE, 3, 2))
     loss = float(sums.loss.sum() / sums.weight.sum())
     flat = {name: np.asarray(g) for name, g in weights.flatten(state.opt).items()}
-    found = names.to_theirs(flat, "rmt")
+    found = names.to_theirs(flat, GPT2, CELLS["rmt"])
 
     for published in (False, True):
         peer, tokens, answer = theirs(params, published)

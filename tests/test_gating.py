@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     )
     folder = tiny_run.save(tmp_path_factory.mktemp("open"), settings)
     params = weights.load(folder)
-    params["associative"]["beta_bias"] += 2.0
+    params["memory"]["layers"]["beta_bias"] += 2.0
     params["backbone"]["wte"] += np.random.default_rng(0).standard_normal(
         params["backbone"]["wte"].shape
     )
@@ -132,7 +132,7 @@ def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
 def test_what_is_shut_already_needs_no_teaching(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gating, "CHECKED", gating.BATCH)
     shut = jax.tree.map(np.array, model.params)
-    shut["associative"]["beta_bias"] -= 100.0
+    shut["memory"]["layers"]["beta_bias"] -= 100.0
     weights.save(tmp_path / "run", shut)
     tiny_run.words().save(tmp_path / "run" / "tokenizer")
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(model.config)))

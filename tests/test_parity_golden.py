@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 import rmt_jax
 from rmt_jax import models
 from rmt_jax.models import recurrence
+from rmt_jax.models.backbones.gpt2 import GPT2
+from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import hub, names, torch_pickle, weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,7 +53,7 @@ def test_values_gradients_memory_and_continuations(kind, capsys):
     np.testing.assert_allclose(value, expected["loss"][0], rtol=1e-5)
 
     flat = {name: np.asarray(g) for name, g in weights.flatten(grads).items()}
-    theirs = names.to_theirs(flat, kind)
+    theirs = names.to_theirs(flat, GPT2, CELLS[kind])
     for name, wanted in expected.items():
         if name.startswith("grad/"):
             found = theirs[name.removeprefix("grad/")]
@@ -89,8 +91,8 @@ def test_the_old_save_in_bfloat16_with_buffers(tmp_path):
 def test_a_head_of_its_own_is_kept():
     theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
     head = theirs["memory_cell.model.lm_head.weight"] + 1
-    flat = names.to_ours(theirs | {"memory_cell.model.lm_head.weight": head}, "rmt")
+    flat = names.to_ours(theirs | {"memory_cell.model.lm_head.weight": head}, GPT2, "rmt")
     assert np.array_equal(flat["backbone/head"], head)
-    config, _ = hub.infer(flat, {"n_head": 4, "segment_size": 12}, "rmt")
+    config, _ = hub.infer("gpt2", flat, {"n_head": 4, "segment_size": 12}, "rmt")
     assert not config.model.tied_head
     hub.fit(config, weights.unflatten(flat), "rmt")

@@ -12,6 +12,8 @@ import tiny
 import rmt_jax
 from rmt_jax import convert, models
 from rmt_jax.models import recurrence
+from rmt_jax.models.backbones.gpt2 import GPT2
+from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import names, weights
 
 torch = pytest.importorskip("torch", reason="pip install -e '.[test]' brings torch")
@@ -59,7 +61,7 @@ def test_logits_and_gradients(theirs):
     (_, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
     np.testing.assert_allclose(logits, output.logits.detach().numpy(), rtol=0, atol=2e-5)
     flat = {name: np.asarray(g) for name, g in weights.flatten(grads).items()}
-    found = names.to_theirs(flat, "none")
+    found = names.to_theirs(flat, GPT2, CELLS["none"])
     for name, parameter in module.named_parameters():
         wanted = parameter.grad.numpy()
         assert np.abs(found[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
@@ -101,7 +103,7 @@ def test_an_exported_rmt_backbone_loads_as_the_model_card_says(tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(convert.to_dict(config)))
     convert.export_weights(tmp_path / "run", tmp_path / "out")
     state = load_file(tmp_path / "out" / "model.safetensors")
-    assert np.array_equal(state["memory_cell.memory"].numpy(), params["memory"])
+    assert np.array_equal(state["memory_cell.memory"].numpy(), params["memory"]["tokens"])
     prefix = "memory_cell.model."
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     with warnings.catch_warnings():
