@@ -298,6 +298,7 @@ class RecurrentModel(nnx.Module):
         hidden [B, L or n, D] and the next `Memory`."""
         stop = x.shape[1] - context.write_tokens
         text = x[:, max(0, stop - segment.tokens.shape[1]) : stop]
+        state = state if self.memory.layerwise else memory.state
         new = self.memory.next_state(state, x, context.write_tokens, self.backbone)
         moved = jnp.asarray(segment.mask).any(axis=1)
 

@@ -111,8 +111,9 @@ class MemoryCell(nnx.Module):
         return x, self.after_layer(layer, x, state, started, context), kept
 
     def next_state(self, state: Any, x: jax.Array, memory_places: int, backbone: Backbone) -> Any:
-        """The state after the segment: by default what the layers made of it. x: the last layer's
-        output, whose last `memory_places` are the write memory."""
+        """The state after the segment, by default `state`: of a layerwise cell what the layers made
+        of it, else the state before the segment. x: the last layer's output, of which only the last
+        `memory_places`, the write memory, are sure to be there."""
         return state
 
     def layer_constants(self) -> dict[str, jax.Array]:
