@@ -183,15 +183,9 @@ def progress_bar(total: float | None, unit: str, shown: bool = True, **options: 
     """
     from tqdm import tqdm
 
-    return tqdm(
-        total=total,
-        unit=unit,
-        disable=not shown,
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=1.0 if sys.stderr.isatty() else 30.0,
-        **options,
-    )
+    defaults = {"dynamic_ncols": True, "mininterval": 1.0 if sys.stderr.isatty() else 30.0}
+    shared = {"total": total, "unit": unit, "disable": not shown, "file": sys.stderr}
+    return tqdm(**shared, **(defaults | options))
 
 
 def summary(module: object) -> str:
