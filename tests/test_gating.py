@@ -14,7 +14,6 @@ import rmt_jax
 from rmt_jax import cli, gating, models
 from rmt_jax.config import Data, to_dict
 from rmt_jax.data.compose import Composer
-from rmt_jax.evaluation.tracing import _segment_view
 from rmt_jax.models.cells import layerwise
 from rmt_jax.models.io import weights
 from rmt_jax.types import Prompt, Segment
@@ -95,9 +94,8 @@ def test_openings_are_what_a_step_does(model, empty, monkeypatch):
     given = cell.openings(memory, segment, prompt, 2)[1]
     found = jnp.where(segment.mask, layerwise.gate(jnp.stack(given)[:, 0]), 0)
     np.testing.assert_allclose(found, np.stack(used)[:2, 0, :, 0], atol=1e-5)
-    np.testing.assert_allclose(
-        _segment_view(cell, memory, segment, prompt).attention_or_gates, found, atol=1e-5
-    )
+    shown = model.inspect_segment(memory, segment, prompt)
+    np.testing.assert_allclose(shown.values, found, atol=1e-5)
     reached = cell.openings(memory, segment, prompt, 2)[0]
     assert len(reached) == 1 and reached[0].shape[1] == prompt.tokens.shape[1] + LENGTH
 
