@@ -5,6 +5,7 @@ weights (ours, HF's, or the form with `num_mem_tokens` and `segment_size`), else
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,22 +43,24 @@ class Source:
 def open_source(name: str | Path, revision: str | None = None) -> Source:
     """Reads a folder or hub name. Raises WeightsError with what was found and what was expected."""
     folder = resolve(name, revision)
+    local = Path(name).expanduser().is_dir()
     if (folder / weights.FILE).is_file():
-        return _open_run(folder)
+        return _open_run(folder, local)
     theirs, said = read_tensors(folder), _read_config(folder)
     ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
     if ours is None:
-        name = names.backbone_of(theirs, said.get("model_type"), str(folder))
+        backbone = names.backbone_of(theirs, said.get("model_type"), str(folder))
     else:
-        name = ours.model.backbone
-    flat = names.to_ours(theirs, BACKBONES[name], str(folder))
-    config, guessed = (ours, ()) if ours else infer(name, flat, said, str(folder))
+        _import_extensions(ours, folder, local)
+        backbone = ours.model.backbone
+    flat = names.to_ours(theirs, BACKBONES[backbone], str(folder))
+    config, guessed = (ours, ()) if ours else infer(backbone, flat, said, str(folder))
     if not config.model.tied_head:  # a head that happens to equal the embedding
-        flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[name].embedding}"])
+        flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[backbone].embedding}"])
     return Source(folder, config, weights.unflatten(flat), _end(folder, said), guessed)
 
 
-def _open_run(folder: Path) -> Source:
+def _open_run(folder: Path, local: bool) -> Source:
     """A run's workdir: its config, and the weights that training chose."""
     said = _read_config(folder)
     if not said:
@@ -66,7 +69,23 @@ def _open_run(folder: Path) -> Source:
         )
     said.pop("segment_size")
     end = _end(folder, {})
-    return Source(folder, settings.from_dict(said), weights.load(folder), end, ())
+    config = settings.from_dict(said)
+    _import_extensions(config, folder, local)
+    return Source(folder, config, weights.load(folder), end, ())
+
+
+def _import_extensions(config: settings.Config, folder: Path, local: bool) -> None:
+    """Imports the modules that a checkpoint's backbone, cell or tasks come from. Modules run as
+    code, so a checkpoint from the hub may not choose them: they must be imported already."""
+    if local:
+        return settings.import_extensions(config)
+    missing = [module for module in config.imports if module not in sys.modules]
+    if missing:
+        raise WeightsError(
+            f"{folder} needs the modules {', '.join(missing)}, which run as code. They are not"
+            " imported for a checkpoint from the hub: import them first, or name a folder of your"
+            " own that holds the checkpoint."
+        )
 
 
 def _end(folder: Path, said: Mapping[str, Any]) -> int | None:
