@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 
 from rmt_jax import cli
-from rmt_jax.config import ConfigError
+from rmt_jax.config import ConfigError, import_extensions
 from rmt_jax.validation import validate
 
 REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "safetensors", "grain")
@@ -85,6 +85,7 @@ def main(argv: list[str]) -> int:
 def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     """Prints what a config would take; no device of this machine is touched."""
     config = cli.apply_overrides(cli.load_config(args.plan), overrides)
+    import_extensions(config)
     validate(config)
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rmt_jax.data import tokenizer

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rmt_jax import ask, cli, config, convert, doctor, evaluate, gating, prepare, train
+from rmt_jax import ask, cli, config, convert, doctor, evaluate, gating, models, prepare, train
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.errors import RmtError
 from rmt_jax.report import __main__ as comparison
 from rmt_jax.runtime import workdir
 
@@ -98,8 +99,9 @@ def test_settings(setting, sentence):
     tokens = [
         f"--config.{one}" if "=" in one else f"--config.{one}=1" for one in setting.split(";")
     ]
-    with pytest.raises((ConfigError, cli.Usage)) as caught:
-        cli.parse(["--config", SMOKE, *tokens], "")
+    with pytest.raises(RmtError) as caught:
+        found = cli.parse(["--config", SMOKE, *tokens], "")[0]
+        models.check(found.model, found.prompt)
     assert sentence in str(caught.value)
 
 
