@@ -94,7 +94,7 @@ def test_results_come_back_from_json(tmp_path):
 
 
 def test_a_folder_of_an_earlier_version_is_answered_with_a_sentence(tmp_path, capsys):
-    """The keys of a summary.json of version 0.1.0 before its results were called so."""
+    """A summary.json that lists its results under `cells`."""
     old = {
         "task": "qa1", "length": "1s", "samples": 20, "right": {"official": 20, "exact": 20},
         "majority": 0.25, "chance": 0.1667, "tokens": 62.0, "characters": 267.0,
@@ -106,7 +106,7 @@ def test_a_folder_of_an_earlier_version_is_answered_with_a_sentence(tmp_path, ca
     (tmp_path / "summary.json").write_text(json.dumps(tree))
     with pytest.raises(report.ReportError, match="earlier version of rmt_jax: it holds 'cells'"):
         report.read(tmp_path)
-    assert comparison.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert exit_code(comparison.main, [str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert f"python -m rmt_jax.evaluate --workdir RUN --out {tmp_path}" in message
     assert "Traceback" not in message and not (tmp_path / "out").exists()
