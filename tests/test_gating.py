@@ -14,7 +14,7 @@ import rmt_jax
 from rmt_jax import cli, gating, models
 from rmt_jax.config import Data, to_dict
 from rmt_jax.data.compose import Composer
-from rmt_jax.models.cells import layerwise
+from rmt_jax.models.cells import delta
 from rmt_jax.models.io import weights
 from rmt_jax.types import Prompt, Segment
 
@@ -88,15 +88,15 @@ def test_openings_are_what_a_step_does(model, empty, monkeypatch):
     memory = cell.initial(1)
     if not empty:
         memory = cell.step(memory, Segment(batch.tokens[1:2], segment.mask | True), prompt)[1]
-    used, gates = [], layerwise.gates
-    monkeypatch.setattr(layerwise, "gates", lambda *seen: used.append(gates(*seen)) or used[-1])
+    used, gates = [], delta._gates
+    monkeypatch.setattr(delta, "_gates", lambda *seen: used.append(gates(*seen)) or used[-1])
     cell.step(memory, segment, prompt)
-    given = cell.openings(memory, segment, prompt, 2)[1]
-    found = jnp.where(segment.mask, layerwise.gate(jnp.stack(given)[:, 0]), 0)
+    given = cell.memory.gate_inputs(cell, memory, segment, prompt, 2)[1]
+    found = jnp.where(segment.mask, delta.gate(jnp.stack(given)[:, 0]), 0)
     np.testing.assert_allclose(found, np.stack(used)[:2, 0, :, 0], atol=1e-5)
     shown = model.inspect_segment(memory, segment, prompt)
     np.testing.assert_allclose(shown.values, found, atol=1e-5)
-    reached = cell.openings(memory, segment, prompt, 2)[0]
+    reached = cell.memory.gate_inputs(cell, memory, segment, prompt, 2)[0]
     assert len(reached) == 1 and reached[0].shape[1] == prompt.tokens.shape[1] + LENGTH
 
 

@@ -124,7 +124,7 @@ class GPT2Block(Block):
         whole = self.fused and cache is None and query_positions is None
         known = context.mask if whole else None
         y = attention.attend(queries, keys, values, visible, bias, known, context.packed)
-        change = self.out.linear(y.reshape(*y.shape[:2], -1))
+        change = self.out.linear(y.reshape(*x.shape))
         ops, norm = block_ops(x), (self.ln_2.scale[...], self.ln_2.bias[...])
         x, normed = ops.add_layer_norm(x, change, self.out.bias[...], *norm)
         return x + self.down(ops.bias_gelu(self.up.linear(normed), self.up.bias[...])), kept
