@@ -9,9 +9,8 @@ from rmt_jax import cli, doctor
 from rmt_jax.config import ConfigError
 from rmt_jax.data import tokenizer
 from rmt_jax.data.loader import Loader
-from rmt_jax.models import costs
 from rmt_jax.runtime import hardware
-from rmt_jax.training import plan
+from rmt_jax.training import plan, step_costs
 
 MULTITASK = str(Path(__file__).parents[1] / "configs" / "multitask.py")
 
@@ -82,7 +81,7 @@ def test_the_loaders_batches():
 
 def test_time_is_the_longest_of_three():
     chip = hardware.CHIPS["h100"]
-    held = costs.Held(weights=1)
+    held = step_costs.Held(weights=1)
     products = plan.Row("", 1, 1.0, chip.flops, 1.0, held, 0.0)
     assert products.seconds(chip, 2, 0.25) == pytest.approx(2.0)  # a quarter of two chips' peak
     moved = products._replace(moved=14 * chip.bandwidth)
