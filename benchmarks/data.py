@@ -13,28 +13,27 @@ import time
 from rmt_jax.config import OFFICIAL, Config, Data, Facts, Model, Stage
 from rmt_jax.data import simulator, tokenizer
 from rmt_jax.data.compose import Composer
-from rmt_jax.data.corpus import background
-from rmt_jax.data.corpus import documents as sources
+from rmt_jax.data.corpus import background, documents
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
-from rmt_jax.data.rng import Dice
+from rmt_jax.data.rng import AddressedRng
 
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 
 
-def naive(texts: list[list[str]], tokens, story, budget: int, dice: Dice) -> list[int]:
+def naive(texts: list[list[str]], tokens, story, budget: int, rng: AddressedRng) -> list[int]:
     """The straightforward way: split sentences are at hand as text; tokenise until it is full."""
     facts = [tokens.encode(" " + fact) for fact in story.facts]
     room = budget - sum(map(len, facts))
-    book = dice.pick(texts)
-    at, hay = dice.below(len(book)), []
+    book = rng.pick(texts)
+    at, hay = rng.below(len(book)), []
     while room > 0:
         ids = tokens.encode(" " + book[at % len(book)])
         at += 1
         if len(ids) >= background.MIN_TOKENS:
             hay.append(ids[:room])
             room -= len(hay[-1])
-    places = sorted(dice.below(len(hay) + 1) for _ in facts)
+    places = sorted(rng.below(len(hay) + 1) for _ in facts)
     out, done = [], 0
     for place, ids in zip(places, facts, strict=True):
         for sentence in hay[done:place]:
@@ -49,8 +48,8 @@ def naive(texts: list[list[str]], tokens, story, budget: int, dice: Dice) -> lis
 def composing(data: Data, tokens, seconds: float) -> list[dict]:
     composer = Composer(data, tokens, "train")
     texts = [
-        sources.sentences(text if data.background == "builtin" else sources.read(text))
-        for _, _, text in sources.documents(data.background)[:5]
+        documents.sentences(text if data.background == "builtin" else documents.read(text))
+        for _, _, text in documents.documents(data.background)[:5]
     ]
     rows = []
     for name in ("0k", "1k", "4k", "32k", "128k", "1M", "10M"):
@@ -65,8 +64,8 @@ def composing(data: Data, tokens, seconds: float) -> list[dict]:
             made, start = 0, time.perf_counter()
             index = 0
             while time.perf_counter() - start < seconds:
-                story = simulator.tell("qa1", (0, index))
-                made += len(naive(texts, tokens, story, budget, Dice(0, index)))
+                story = simulator.simulate_story("qa1", (0, index))
+                made += len(naive(texts, tokens, story, budget, AddressedRng(0, index)))
                 index += 1
             row["tokens/s, tokenising each time"] = made / (time.perf_counter() - start)
             row["times faster"] = row["tokens/s"] / row["tokens/s, tokenising each time"]
@@ -121,7 +120,7 @@ def stories(seconds: float) -> list[dict]:
     for task in ("qa1", "qa2", "qa3", "qa4", "qa5"):
         count, facts, start = 0, 0, time.perf_counter()
         while time.perf_counter() - start < seconds / 4:
-            facts += len(simulator.tell(task, (0, count)).facts)
+            facts += len(simulator.simulate_story(task, (0, count)).facts)
             count += 1
         spent = time.perf_counter() - start
         rows.append({"task": task, "stories/s": count / spent, "facts/s": facts / spent})

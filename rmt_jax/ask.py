@@ -7,7 +7,7 @@
 
 The memory is all that is kept of the text: the same kilobytes, whatever its size. A model that was
 trained with a task prompt reads the text once for each task asked about: the task is taken from
-`--task` (qa1 … qa20, or a description in your words), else guessed from the question.
+`--task` (a task's name, or a description in your words), else guessed from the question.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--file", type=Path, help="a UTF-8 text of any size (default: standard input)")
     add("--question", action="append", default=[], help="may be given several times")
-    add("--task", default="", help="qa1 … qa20, or a description of the task in your words")
+    add("--task", default="", help="a task's name, such as qa1, or its description in your words")
     add("--save_memory", type=Path, help="keep what was read in this .npz file")
     add("--load_memory", type=Path, help="start from what an earlier --save_memory kept")
     add("--tokens", type=int, help="longest answer, in tokens (default: as in training)")

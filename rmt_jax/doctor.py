@@ -88,10 +88,11 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     import_extensions(config)
     validate(config)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from rmt_jax.data import tokenizer
+    from rmt_jax.data import tasks, tokenizer
     from rmt_jax.runtime import hardware
     from rmt_jax.training import plan
 
+    tasks.check(config)
     names = args.device.split(",") if args.device else list(hardware.CHIPS)
     for name in names:
         if name not in hardware.CHIPS:

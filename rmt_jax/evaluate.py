@@ -27,7 +27,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--workdir", required=True, help="a run's folder, or any checkpoint rmt_jax.load takes")
-    add("--tasks", default="", help="qa1,qa2,… (default: the tasks it was trained on)")
+    add("--tasks", default="", help="names, as qa1,qa2 (default: the tasks it was trained on)")
     add("--lengths", default="", help="e.g. 1s,4s or 0k,4k,32k,1M (default: the config's)")
     add("--samples", type=int, default=0, help="questions per task and length")
     add("--data", default="generated", help="generated | official | FOLDER (see README)")

@@ -42,7 +42,7 @@ STORY = 80  # tokens of facts that a story counts for at least: QA4's two facts 
 # Few tokens of background open a gate, and over a million tokens it is these that matter: one with
 # an open gate counts for so many more; and one of a fact, if its gate was open before.
 OPEN, WAS_OPEN = 400.0, 80.0
-LOOKALIKES = 0.5  # of the texts with decoys
+MADE = 0.5  # of the texts with hard negatives: those that are made
 # Of what stands where, how much a layer is held to: facts and questions are read by later layers.
 HELD = np.array([0.1, 1.0, 1.0, 0.0], np.float32)
 CHECKED = 1600  # segments of the validation split
@@ -106,10 +106,7 @@ def main(argv: list[str]) -> int:
         babi_dir=args.babi,
         seed=args.seed,
     )
-    try:
-        run(model, data, args.out, args.steps, args.dtype, args.threshold)
-    except ValueError as error:  # of the composer: a sentence
-        raise cli.Usage(str(error)) from error
+    run(model, data, args.out, args.steps, args.dtype, args.threshold)
     return 0
 
 
@@ -172,29 +169,32 @@ def _said(values: list[float]) -> str:
 def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
     """Batches without end of segments of texts of the model's tasks, cut as training cuts them:
     half with new names if training had any, `data.hard_negative_rate` of them hidden among
-    sentences that hold names of the tasks, found (background.holding) or made (lookalikes), one in
-    seven with no background at all. A pure function of `data`."""
-    from rmt_jax.data.collate import fold
+    hard negatives, found or made (`Composer.sample`), one in seven with no background at all. A
+    pure function of `data`."""
+    from rmt_jax.data.collate import collate
     from rmt_jax.data.compose import Composer
-    from rmt_jax.data.rng import Dice
+    from rmt_jax.data.rng import AddressedRng
 
     config, tokenizer, size = model.config, model.tokenizer, model.segment_tokens
     composer = Composer(data, tokenizer, split, segment_tokens=size)
     kept: list[tuple] = []
     for index in itertools.count():
-        draw = Dice(data.seed, index, 11)
+        draw = AddressedRng(data.seed, index, 11)
         task = draw.pick(data.tasks)
-        how = manner(data, draw.pick(FACTS), draw.uniform() < 0.5)
+        options = story_options(data, draw.pick(FACTS), draw.uniform() < 0.5)
         segments = draw.pick(SEGMENTS)
-        hidden, decoys = draw.uniform() < 6 / 7, ""
+        hidden, negatives = draw.uniform() < 6 / 7, ""
         if draw.uniform() < data.hard_negative_rate:
-            decoys = "lookalikes" if draw.uniform() < LOOKALIKES else "names"
-        plant = draw.pick((0.0, 0.2, 0.5))
+            negatives = "made" if draw.uniform() < MADE else "found"
+        share = draw.pick((0.0, 0.2, 0.5))
         address = (task, f"{segments}s", data.seed, index)
-        made = composer.sample(*address, how, hidden, plant, decoys)
-        text = fold(
-            [made], tokenizer, segments=segments, segment_tokens=size, room=composer.room,
-            tasks=data.tasks, prompt=config.prompt, align=data.align,
+        made = composer.sample(
+            *address, options, hidden=hidden, question_share=share, hard_negatives=negatives
+        )
+        text = collate(
+            [made], tokenizer, segments=segments, segment_tokens=size,
+            answer_room=composer.answer_room, tasks=composer.tasks,
+            prompt=config.prompt, align=data.align,
         )  # fmt: skip
         what = np.full(text.tokens.shape, NOTHING, np.int8)
         label = labels(made, tokenizer)
@@ -206,7 +206,7 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
             kept.append((*inside, text.prompt[0], text.prompt_mask[0]))
         if index % SHUFFLED < SHUFFLED - 1:
             continue
-        order = Dice(data.seed, index, 12).numpy.permutation(len(kept))
+        order = AddressedRng(data.seed, index, 12).numpy.permutation(len(kept))
         whole = len(kept) // BATCH * BATCH
         for group in order[:whole].reshape(-1, BATCH):
             parts = zip(*(kept[i] for i in group), strict=True)
@@ -214,13 +214,12 @@ def labelled(model: Any, data: Data, split: str) -> Iterator[Labelled]:
         kept = [kept[i] for i in order[whole:]]
 
 
-def manner(data: Data, facts: tuple[int, int] | None, renamed: bool) -> Any:
-    """How a story is told: so many facts, `renamed` if `data` has new names at all, and asked all
-    the way."""
+def story_options(data: Data, facts: tuple[int, int] | None, renamed: bool) -> Any:
+    """So many facts, each with a question; `renamed` counts if `data` has new names at all."""
     from rmt_jax.data.loader import NEW_NAMES
-    from rmt_jax.data.simulator import Manner
+    from rmt_jax.data.story import StoryOptions
 
-    return Manner(facts, NEW_NAMES if renamed and data.new_names else (), asks=1.0)
+    return StoryOptions(facts, NEW_NAMES if renamed and data.new_names else (), question_rate=1.0)
 
 
 def labels(made: Any, tokenizer: Any) -> np.ndarray:
@@ -230,12 +229,12 @@ def labels(made: Any, tokenizer: Any) -> np.ndarray:
     label = np.full(len(made.context), BACKGROUND, np.int8)
     for start, stop in made.facts:
         label[start:stop] = FACT
-    ends = segmentation.ends(made.context, tokenizer, "sentence")
+    ends = segmentation.sentence_ends(made.context, tokenizer, "sentence")
     assert ends is not None
     ends = np.append(0, ends)
-    for planted in made.questions:
-        start = ends[np.searchsorted(ends, planted.at, "right") - 1]
-        label[start : planted.at + 1 + len(planted.answer)] = ASKED
+    for question in made.context_questions:
+        start = ends[np.searchsorted(ends, question.answer_start, "right") - 1]
+        label[start : question.answer_start + 1 + len(question.answer)] = ASKED
     return label
 
 

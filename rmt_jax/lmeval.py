@@ -5,7 +5,7 @@
 
 The second line is the harness's own command line, with this model known to it. The harness's
 prompts are for chat models: an instruction, two examples, the text, the question. Ours reads the
-document's text and question in the layout that it was trained with, and is told its task as in
+document's text and question in the layout that it was trained with, and sees its task prompt as in
 training; with `model_args whole=true` it reads the harness's whole prompt as its text instead, the
 last line being the question. Scores (target in output) are the harness's.
 """
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from rmt_jax import api, cli
-from rmt_jax.data.tasks.babi import TASKS
+from rmt_jax.config import Data
+from rmt_jax.data import tasks
 from rmt_jax.errors import RmtError
-from rmt_jax.evaluation import answering, session, sources, text_stream
+from rmt_jax.evaluation import answering, sources, text_stream
 
 
 class HarnessError(RmtError):
@@ -36,12 +37,12 @@ def texts_of(request: Any, whole: bool) -> tuple[str, str]:
     return before, last
 
 
-def task_of(request: Any, question: str, known: Sequence[str]) -> str:
-    """'babilong_qa1' -> 'qa1'; for other tasks what the question's form says, else the first."""
-    match = re.search(r"qa\d+", str(getattr(request, "task_name", "") or ""))
-    if match and match[0] in TASKS:
-        return match[0]
-    return session.guess(question, known) or known[0]
+def task_of(request: Any, question: str, data: Data) -> str:
+    """Our task that the harness's task is named after ('babilong_qa1'); for other tasks what the
+    question's form says, else the first of `data.tasks`."""
+    words = re.split(r"[^A-Za-z0-9]+", str(getattr(request, "task_name", "") or ""))
+    named = [word for word in words if word in tasks.REGISTRY]
+    return named[-1] if named else tasks.guess(question, data) or data.tasks[0]
 
 
 def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> list[str]:
@@ -49,14 +50,14 @@ def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> 
     asked, names = [], []
     for request in requests:
         text, question = texts_of(request, whole)
-        task = task_of(request, question, model.config.data.tasks)
+        task = task_of(request, question, model.config.data)
         names.append(task)
-        one = sources.ask(model, task, question)
+        one = sources.encode_question(model, task, question)
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
         asked.append(answering.EncodedQuestion(context, one.question, one.prompt, one.task_index))
     order = np.argsort([len(a.context) for a in asked], kind="stable")
     # Not `max_gen_toks`: a longer room would cut the texts otherwise than training did.
-    room = sources.room(model, names)
+    room = sources.answer_room(model, names)
     said, _ = answering.greedy_answers(
         model, [asked[i] for i in order], max_new_tokens=room, batch=batch
     )

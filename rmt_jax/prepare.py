@@ -19,8 +19,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from rmt_jax import cli
+from rmt_jax.data import tasks
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.records import (
+    TASKS,
     Recipe,
     available,
     part_path,
@@ -30,7 +32,6 @@ from rmt_jax.data.records import (
     write_json,
     write_part,
 )
-from rmt_jax.data.tasks import babi as tasks
 from rmt_jax.files import write_text
 
 
@@ -48,10 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not args.out:
         raise cli.Usage("--out DIR says where the data goes.")
-    try:
-        run(args)
-    except ValueError as error:  # how `data` says what it cannot make
-        raise cli.Usage(str(error)) from error
+    run(args)
     return 0
 
 
@@ -72,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     for length in lengths:
         Length.parse(length, 512)
     for task in recipe.tasks:
-        tasks.task(task)
+        tasks.REGISTRY[task]  # an unknown name is an error
     if args.samples < 1:
         raise cli.Usage(f"--samples is {args.samples}: a set needs at least 1 question.")
     if not 0 <= (args.shard_index or 0) < args.num_shards:
@@ -103,11 +101,11 @@ def run(args: argparse.Namespace) -> None:
             _join(cells, out, args)
 
 
-def _told(recipe: Recipe, name: str) -> dict:
-    told = asdict(recipe)
+def _recipe_of(recipe: Recipe, name: str) -> dict:
+    found = asdict(recipe)
     if not name.startswith("babilong/"):
-        del told["tasks"]  # a JSON file holds one task
-    return json.loads(json.dumps(told))
+        del found["tasks"]  # a JSON file holds one task
+    return json.loads(json.dumps(found))
 
 
 def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
@@ -118,8 +116,8 @@ def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
         made = out / group / (length if group == "babilong" else f"{length}.json")
         if not note.is_file() or not made.exists():
             continue
-        known, told = json.loads(note.read_text(encoding="utf-8")), _told(recipe, name)
-        different = [f"{k} {known.get(k)!r}" for k in told if known.get(k) != told[k]]
+        known, now = json.loads(note.read_text(encoding="utf-8")), _recipe_of(recipe, name)
+        different = [f"{k} {known.get(k)!r}" for k in now if known.get(k) != now[k]]
         if different:
             raise cli.Usage(
                 f"{out / name} was made with {', '.join(different)}: choose another --out, or "
@@ -135,7 +133,7 @@ def _note_path(out: Path, name: str) -> Path:
 
 def _note(out: Path, name: str, recipe: Recipe) -> None:
     """Notes that `name` is finished, and from what."""
-    write_text(_note_path(out, name), json.dumps(_told(recipe, name), indent=1))
+    write_text(_note_path(out, name), json.dumps(_recipe_of(recipe, name), indent=1))
 
 
 def _folder(recipe: Recipe, out: Path) -> Path:
@@ -202,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", default="", help="folder to write to")
     add("--format", choices=("tfds", "json"), default="tfds", help="default tfds (array_record)")
-    add("--tasks", default="qa1,qa2,qa3,qa4,qa5", help="default qa1,qa2,qa3,qa4,qa5")
+    add("--tasks", default=",".join(TASKS), help=f"default {','.join(TASKS)}")
     add("--lengths", default="0k,1k,2k,4k", help="default 0k,1k,2k,4k; to 10M")
     add("--samples", type=int, default=1000, help="a task and length; default 1000")
     add("--seed", type=int, default=0)

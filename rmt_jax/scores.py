@@ -17,95 +17,63 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-_PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
-_NO_YES = ("no", "yes")
-
-# The closed sets of answers that BABILong's rule looks for.
-LABELS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4", "qa11", "qa12", "qa13"), _PLACES),
-    "qa5": ("Bill", "Fred", "Jeff", "Mary", "apple", "football", "milk"),
-    **dict.fromkeys(("qa6", "qa9", "qa17", "qa18"), _NO_YES),
-    "qa7": ("none", "one", "two", "three"),
-    "qa8": ("apple", "football", "milk", "nothing"),
-    "qa10": ("maybe", "no", "yes"),
-    "qa14": ("bedroom", "cinema", "kitchen", "office", "park", "school"),
-    "qa15": ("cat", "mouse", "sheep", "wolf"),
-    "qa16": ("gray", "green", "white", "yellow"),
-    # Two steps that never lead back: no 'n,s' and the like.
-    "qa19": tuple(
-        f"{a},{b}" for a in "ensw" for b in "ensw" if a + b not in ("ns", "sn", "ew", "we")
-    ),
-    "qa20": ("bedroom", "bored", "garden", "hungry", "kitchen", "thirsty", "tired"),
-}
+from rmt_jax.errors import RmtError
 
 
-def official(
-    task: str, question: str, target: str, output: str, labels: Sequence[str] | None = None
-) -> bool:
+def official(labels: Sequence[str], question: str, target: str, output: str) -> bool:
     """BABILong's own rule, faults included, so that numbers compare with the leaderboard's.
 
-    `labels` replaces the task's closed set of answers (perturbed worlds have other words). Raises
-    ValueError for a task without labels.
+    `labels`: the closed set of the task's answers. Raises ScoreError where there is none.
     """
     # Their cut at 'Question' comes after lower-casing and so never fires: it is left out here.
-    return _only_label(_first_sentence(output), _set(task, labels), question, target, False)
+    return _only_label(_first_sentence(output), _label_set(labels), question, target, False)
 
 
-def corrected(
-    task: str, question: str, target: str, output: str, labels: Sequence[str] | None = None
-) -> bool:
+def corrected(labels: Sequence[str], question: str, target: str, output: str) -> bool:
     """The official rule with its two faults mended: a label inside another label ('one' in 'none')
     must stand as a word of its own, and the text is cut where the model writes a next question."""
     said = _first_sentence(output).split("question")[0]
-    return _only_label(said, _set(task, labels), question, target, True)
+    return _only_label(said, _label_set(labels), question, target, True)
 
 
-def exact(
-    task: str, question: str, target: str, output: str, labels: Sequence[str] | None = None
-) -> bool:
+def exact(labels: Sequence[str], question: str, target: str, output: str) -> bool:
     """Strict exact match, spaces around the texts aside. Needs no labels: works for any task."""
     return output.strip() == target.strip()
 
 
-def lm_eval(
-    task: str, question: str, target: str, output: str, labels: Sequence[str] | None = None
-) -> bool:
+def lm_eval(labels: Sequence[str], question: str, target: str, output: str) -> bool:
     """lm-evaluation-harness's rule: target in output, letter case aside. The loosest of the four:
     an output that lists every label is right."""
     return target.strip().lower() in re.sub(r"[\x00-\x1f]", "\n", output).lower()
 
 
-Rule = Callable[..., bool]
+Rule = Callable[[Sequence[str], str, str, str], bool]
 RULES: dict[str, Rule] = {
     "official": official,
     "corrected": corrected,
     "exact": exact,
     "lm_eval": lm_eval,
 }
+LABEL_RULES = ("official", "corrected")  # those that look for labels
 
 
-def score(
-    rule: str,
-    task: str,
-    question: str,
-    target: str,
-    output: str,
-    labels: Sequence[str] | None = None,
-) -> bool:
-    """The rule by its name. Raises ValueError for a name that is none of `RULES`."""
+class ScoreError(RmtError):
+    """A rule that there is not, or that cannot be applied."""
+
+
+def score(rule: str, labels: Sequence[str], question: str, target: str, output: str) -> bool:
+    """The rule by its name. Raises ScoreError for a name that is none of `RULES`."""
     if rule not in RULES:
-        raise ValueError(f"no score is called '{rule}'; there are {', '.join(RULES)}")
-    return RULES[rule](task, question, target, output, labels)
+        raise ScoreError(f"no score is called '{rule}'; there are {', '.join(RULES)}")
+    return RULES[rule](labels, question, target, output)
 
 
-def _set(task: str, labels: Sequence[str] | None) -> set[str]:
-    if labels is None:
-        if task not in LABELS:
-            raise ValueError(
-                f"the official rule knows the answers of qa1 to qa20, not of '{task}'; "
-                "give `labels`, or use the rule 'exact'"
-            )
-        labels = LABELS[task]
+def _label_set(labels: Sequence[str]) -> set[str]:
+    if not labels:
+        raise ScoreError(
+            "This rule looks for the task's labels, and the task has none: use the rule 'exact'"
+            " or 'lm_eval'."
+        )
     return {label.lower() for label in labels}
 
 
@@ -127,7 +95,7 @@ def _only_label(said: str, labels: set[str], question: str, target: str, words: 
 
     left = named(said) - named(question.lower())
     target = target.lower()
-    if "," in target and target not in labels:  # qa8 holds several things; qa19's pairs are labels
+    if "," in target and target not in labels:  # several things; but a pair that is a label is one
         parts = target.split(",")
         return len(left) == len(parts) and left.issuperset(parts)
     return left == {target}
@@ -149,9 +117,9 @@ def majority(targets: Sequence[str]) -> float:
     return Counter(targets).most_common(1)[0][1] / len(targets) if targets else 0.0
 
 
-def chance(task: str, targets: Sequence[str]) -> float:
+def chance(labels: Sequence[str], targets: Sequence[str]) -> float:
     """Expected accuracy of a uniformly random answer among the task's labels (or among the targets
     seen, where the task has none, or answers that are lists)."""
-    if task in LABELS and set(targets) <= set(LABELS[task]):
-        return 1 / len(LABELS[task])
+    if labels and set(targets) <= set(labels):
+        return 1 / len(labels)
     return 1 / len(set(targets)) if targets else 0.0

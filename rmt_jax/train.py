@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from rmt_jax import cli
+from rmt_jax.data import tasks
 from rmt_jax.runtime import cluster
 
 
@@ -20,7 +21,8 @@ def main(argv: list[str]) -> int:
         raise cli.Usage(
             "A run of several processes needs --workdir DIR: the same folder, seen by all of them."
         )
-    # JAX, Grain and the tokenizer load only now: --help answers at once.
+    tasks.check(config)
+    # JAX and Grain load only now: --help and wrong settings answer at once.
     from rmt_jax.runtime import workdir
     from rmt_jax.training import run as training
     from rmt_jax.training import trackers

@@ -13,6 +13,8 @@ import tiny_run
 from commands import exit_code
 
 from rmt_jax import ask
+from rmt_jax.config import Data
+from rmt_jax.data import tasks
 from rmt_jax.evaluation import answering, sources, text_stream
 from rmt_jax.evaluation import session as recall
 
@@ -44,7 +46,7 @@ def session(model, question="Where is Mary?", text=TEXT):
 
 def test_a_streamed_text_is_answered_as_evaluation_does(model):
     held = session(model)
-    one = sources.ask(model, "qa1", "Where is Mary?")
+    one = sources.encode_question(model, "qa1", "Where is Mary?")
     context = text_stream.encode(model.tokenizer, sources.context_text(TEXT))
     asked = answering.EncodedQuestion(context, one.question, one.prompt)
     expected = answering.greedy_answers(model, [asked], max_new_tokens=held.room, batch=1)[0][0]
@@ -59,7 +61,7 @@ def test_texts_that_end_with_their_last_segment(tmp_path, asked):
     config = tiny_run.config()
     config = config.replace(data=dataclasses.replace(config.data, align="right"))
     model = tiny_run.api.load(tiny_run.save(tmp_path / "run", config))
-    one = sources.ask(model, "qa1", asked)
+    one = sources.encode_question(model, "qa1", asked)
     for text in ("Mary went.", TEXT[:300], TEXT):
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
         whole = answering.EncodedQuestion(context, one.question, one.prompt)
@@ -83,12 +85,12 @@ def test_segments_that_end_with_a_sentence(tmp_path, size):
     config = tiny_run.config()
     config = config.replace(data=dataclasses.replace(config.data, align="sentence"))
     model = tiny_run.api.load(tiny_run.save(tmp_path / "run", config))
-    one = sources.ask(model, "qa1", "Where is Mary?")
+    one = sources.encode_question(model, "qa1", "Where is Mary?")
     for text in ("Mary went.", TEXT[:300], TEXT, "no end " * 70):
         context = text_stream.encode(model.tokenizer, sources.context_text(text))
         asked = answering.EncodedQuestion(context, one.question, one.prompt)
         expected = answering.greedy_answers(
-            model, [asked], max_new_tokens=sources.room(model), batch=1
+            model, [asked], max_new_tokens=sources.answer_room(model), batch=1
         )[0][0]
         held = recall.Session(model)
         held.read(text_stream.pieces(io.StringIO(text), size), held.prompts_for([], "qa1"))
@@ -202,15 +204,15 @@ def test_other_cells_keep_their_memory(tmp_path, cell):
 
 
 def test_guess():
-    both = ("qa1", "qa5")
-    assert recall.guess("Where is Mary?", both) == "qa1"
-    assert recall.guess("Where is Mary? ", ("qa12",)) == "qa12"
-    assert recall.guess("Where is the milk?", both) == "qa2"
-    assert recall.guess("Where was the milk before the office?", both) == "qa3"
-    assert recall.guess("What is north of the garden?", both) == "qa4"
-    assert recall.guess("What did Fred give to Bill?", both) == "qa5"
-    assert recall.guess("Is the box bigger than the chest?", both) == "qa18"
-    assert recall.guess("Why?", both) == ""
+    both = Data(tasks=("qa1", "qa5"))
+    assert tasks.guess("Where is Mary?", both) == "qa1"
+    assert tasks.guess("Where is Mary? ", Data(tasks=("qa12",))) == "qa12"
+    assert tasks.guess("Where is the milk?", both) == "qa2"
+    assert tasks.guess("Where was the milk before the office?", both) == "qa3"
+    assert tasks.guess("What is north of the garden?", both) == "qa4"
+    assert tasks.guess("What did Fred give to Bill?", both) == "qa5"
+    assert tasks.guess("Is the box bigger than the chest?", both) == "qa18"
+    assert tasks.guess("Why?", both) == ""
 
 
 def test_command_line(run, book, tmp_path, capsys):

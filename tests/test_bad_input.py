@@ -9,6 +9,7 @@ import pytest
 
 from rmt_jax import ask, cli, config, convert, doctor, evaluate, gating, models, prepare, train
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.data import tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.report import __main__ as comparison
 from rmt_jax.runtime import workdir
@@ -35,8 +36,8 @@ SETTINGS = [
     ("prompt.source=task", "must be one of none, question, description, both, learned"),
     ("prompt.place=end", "must be one of start, every, but got 'end'"),
     ("prompt.tokens=0", "prompt.tokens must be 1 or more, but got 0"),
-    ("data.tasks=qa0", "must be one of qa1"),
-    ("data.tasks=QA1", "must be one of qa1"),
+    ("data.tasks=qa0", "'qa0', but there is no such task: choose qa1, qa2"),
+    ("data.tasks=QA1", "'QA1', but there is no such task: choose qa1, qa2"),
     ("data.weights=1,1,1,1,-1", "give one weight of 0 or more for each task"),
     ("data.weights=0,0,0,0,0", "(not all 0)"),
     ("data.new_names=1.5", "data.new_names must be between 0 and 1, but got 1.5"),
@@ -101,6 +102,7 @@ def test_settings(setting, sentence):
     ]
     with pytest.raises(RmtError) as caught:
         found = cli.parse(["--config", SMOKE, *tokens], "")[0]
+        tasks.check(found)
         models.check(found.model, found.prompt)
     assert sentence in str(caught.value)
 
@@ -135,7 +137,7 @@ COMMANDS = [
     (evaluate.main, [], "--workdir"),
     (prepare.main, [], "--out DIR says where the data goes"),
     (prepare.main, ["--out", "x", "--lengths", "4q"], "Unknown length '4q'"),
-    (prepare.main, ["--out", "x", "--tasks", "qa99"], "Unknown task 'qa99'"),
+    (prepare.main, ["--out", "x", "--tasks", "qa99"], "'qa99', but there is no such task"),
     (prepare.main, ["--out", "x", "--samples", "-1"], "--samples is -1: a set needs at least 1"),
     (comparison.main, ["nowhere-at-all"], "nowhere-at-all holds no summary.json"),
     (comparison.main, ["x", "--score", "f1"], "invalid choice: 'f1'"),

@@ -11,7 +11,7 @@ from test_data_loader import FACT
 
 from rmt_jax import cli, config, models, validation
 from rmt_jax.config import OFFICIAL, Config, ConfigError, Facts
-from rmt_jax.data import tokenizer
+from rmt_jax.data import tasks, tokenizer
 from rmt_jax.data.loader import Loader
 from rmt_jax.errors import RmtError
 
@@ -23,6 +23,7 @@ SHARED = os.environ.get("RMT_JAX_SHARED")
 def parse(*overrides: str, preset: str = "") -> Config:
     """The config as a training checks it: what backbone and cell ask of theirs included."""
     found = cli.parse(["--config", MULTITASK + preset, *overrides], "")[0]
+    tasks.check(found)
     models.check(found.model, found.prompt)
     return found
 
@@ -136,7 +137,7 @@ def test_config_survives_json():
             ["--config.model.cell=lstm"],
             "model.cell is 'lstm', but there is no such memory cell: choose rmt, armt, delta",
         ),
-        (["--config.data.tasks=qa21"], "must be one of qa1"),
+        (["--config.data.tasks=qa21"], "'qa21', but there is no such task: choose qa1, qa2"),
         (["--config.data.tasks=qa1,qa1"], "names a task twice"),
         (["--config.data.tasks="], "data.tasks is empty"),
         (["--config.data.weights=1,2"], "has 2 numbers for 5 tasks"),

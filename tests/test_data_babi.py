@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmt_jax.data.babi import files, official
-from rmt_jax.data.simulator import OFFICIAL
+from rmt_jax.data.story import OFFICIAL
 
 SHARED = os.environ.get("RMT_JAX_SHARED")
 BABI = Path(SHARED or "/", "data", "babi", "en-10k")
@@ -88,19 +88,18 @@ def test_train_and_validation_share_no_story(tmp_path):
     )
     written(tmp_path, stories)
     written(tmp_path, TEXT, "qa1_single-supporting-fact_test.txt")
-    parts = {s: official.Official(str(tmp_path), s) for s in ("train", "validation", "test")}
-    numbers = {s: {i.story for i in p.items("qa1")} for s, p in parts.items() if s != "test"}
+    source = official.Official(str(tmp_path))
+    numbers = {s: {i.story for i in source.items("qa1", s)} for s in ("train", "validation")}
     assert not numbers["train"] & numbers["validation"]
     assert len(numbers["train"]) + len(numbers["validation"]) == 200
     assert 24 <= len(numbers["validation"]) <= 56
-    assert len(parts["test"].items("qa1")) == 3
-    train = parts["train"]
-    size = len(train.items("qa1"))
-    lap = [train.story("qa1", 0, i, 100, OFFICIAL) for i in range(size)]
+    assert len(source.items("qa1", "test")) == 3
+    size = len(source.items("qa1", "train"))
+    lap = [source.story("qa1", "train", 0, i, OFFICIAL) for i in range(size)]
     assert len(set(lap)) == size  # a pass visits every question once
-    assert lap != [train.story("qa1", 0, size + i, 100, OFFICIAL) for i in range(size)]
+    assert lap != [source.story("qa1", "train", 0, size + i, OFFICIAL) for i in range(size)]
     with pytest.raises(ValueError, match="none of .* official questions"):
-        train.story("qa1", 0, 0, 0, OFFICIAL)
+        source.story("qa1", "train", 0, 0, OFFICIAL._replace(max_facts=0))
 
 
 def test_no_question_of_the_same_facts_stands_on_both_sides(tmp_path):
@@ -112,20 +111,19 @@ def test_no_question_of_the_same_facts_stands_on_both_sides(tmp_path):
         for n in range(60)
     )
     written(tmp_path, text)
-    sides = ("train", "validation")
-    train, other = (official.Official(str(tmp_path), s).items("qa1") for s in sides)
+    source = official.Official(str(tmp_path))
+    train, other = (source.items("qa1", split) for split in ("train", "validation"))
     assert {i.facts for i in train}.isdisjoint(i.facts for i in other)
     assert len(train) + len(other) < 120 and {i.question for i in other} == {"Where is John?"}
 
 
 def test_official_stories_can_bear_new_names(tmp_path):
     written(tmp_path, TEXT.replace("Sandra went home", "Sandra went to the garden"))
-    train = official.Official(str(tmp_path), "train")
-    if not train.items("qa1"):
-        train = official.Official(str(tmp_path), "validation")
-    manner = OFFICIAL._replace(names=("people", "places"))
-    story = train.story("qa1", 0, 0, 100, manner)
-    plain = train.story("qa1", 0, 0, 100, OFFICIAL)
+    source = official.Official(str(tmp_path))
+    split = "train" if source.items("qa1", "train") else "validation"
+    options = OFFICIAL._replace(new_names=("people", "places"))
+    story = source.story("qa1", split, 0, 0, options)
+    plain = source.story("qa1", split, 0, 0, OFFICIAL)
     assert story.supporting == plain.supporting and story.facts != plain.facts
     assert "Mary" not in " ".join(story.facts)
     assert story.question.split()[-1].rstrip("?") in " ".join(story.facts)
@@ -133,10 +131,10 @@ def test_official_stories_can_bear_new_names(tmp_path):
 
 def test_official_facts_need_a_folder():
     with pytest.raises(files.BabiError, match="babi_dir"):
-        official.Official("", "train")
+        official.Official("")
 
 
-def test_evaluation_rows_are_the_test_files_in_order(tmp_path):
+def test_evaluation_questions_are_the_test_files_in_order(tmp_path):
     path = written(tmp_path, TEXT, "qa1_single-supporting-fact_test.txt")
     assert [i.answer for i in official.evaluation_order(path, 0)] == ["bathroom", "hallway", "home"]
     assert [i.answer for i in official.evaluation_order(path, 16)] == ["bathroom", "home"]

@@ -1,4 +1,4 @@
-"""Background: haystacks, books split by author, decoys, and what is no background."""
+"""Background: haystacks, books split by author, hard negatives, and what is no background."""
 
 import re
 
@@ -11,7 +11,7 @@ from rmt_jax.config import Data
 from rmt_jax.data import tokenizer, words
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.corpus import background, documents, hard_negatives
-from rmt_jax.data.rng import Dice
+from rmt_jax.data.rng import AddressedRng
 
 TOKENS = tokenizer.load()
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
@@ -48,13 +48,13 @@ def test_a_haystack_longer_than_the_corpus_goes_round(composer):
     assert len(taken.tokens) == 2 * total + 7
 
 
-def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
+def test_found_hard_negatives_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
     plain = "Nothing in this whole book was ever said of anybody or of anything at all."
     named = "It was said that old John had left them in the garden before it was dark."
     folder = books(tmp_path / "books", sentence=" ".join([plain, named, plain, plain]))
     composer = Composer(Data(TASKS, background=str(folder)), TOKENS)
-    samples = [composer.sample("qa4", "1k", 0, 0, decoys=decoys) for decoys in ("names", "")]
+    samples = [composer.sample("qa4", "1k", 0, 0, hard_negatives=kind) for kind in ("found", "")]
     texts = [TOKENS.decode(sample.context) for sample in samples]
     assert "Nothing" not in texts[0] and "Nothing" in texts[1] and "John" in texts[1]
     assert samples[0].story == samples[1].story
@@ -72,7 +72,7 @@ def test_decoys_are_sentences_with_a_name_of_the_tasks(tmp_path, monkeypatch):
 )
 def test_a_sentence_is_made_to_look_like_a_fact(sentence, form):
     known = {*words.OFFICIAL.places, *words.OFFICIAL.objects}
-    made = {hard_negatives.lookalike(sentence, Dice(0, k)) for k in range(30)}
+    made = {hard_negatives.make_hard_negative(sentence, AddressedRng(0, k)) for k in range(30)}
     names = {re.fullmatch(form, one)[1] for one in made}
     assert len(names) > 1 and names <= known
 
@@ -83,34 +83,40 @@ def test_what_is_not_made_to_look_like_a_fact():
         "It was late.",
         "He went to the window" + " and waited" * 50,
     ):
-        assert all(hard_negatives.lookalike(sentence, Dice(0, k)) is None for k in range(20))
-    rare = [hard_negatives.lookalike("The evening was fine.", Dice(0, k)) for k in range(200)]
+        assert all(
+            hard_negatives.make_hard_negative(sentence, AddressedRng(0, k)) is None
+            for k in range(20)
+        )
+    rare = [
+        hard_negatives.make_hard_negative("The evening was fine.", AddressedRng(0, k))
+        for k in range(200)
+    ]
     assert 0 < sum(one is not None for one in rare) < 100
 
 
-def test_lookalikes_as_background(tmp_path, monkeypatch):
+def test_made_hard_negatives_as_background(tmp_path, monkeypatch):
     monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
     plain = "Nothing in this whole book was ever said of anybody or of anything at all."
     going = "After a long while the old captain went to the window and looked at the rain."
     folder = books(tmp_path / "books", sentence=f"{plain} {going}")
     composer = Composer(Data(TASKS, background=str(folder)), TOKENS)
-    text = TOKENS.decode(composer.sample("qa4", "1k", 0, 0, decoys="lookalikes").context)
+    text = TOKENS.decode(composer.sample("qa4", "1k", 0, 0, hard_negatives="made").context)
     assert "Nothing" not in text and "window" not in text
     assert len(set(re.findall(r"captain went to the (\w+)", text))) > 3
     empty = books(tmp_path / "empty", sentence=plain)
     with pytest.raises(ValueError, match="no sentence such as 'She came into the room'"):
         Composer(Data(TASKS, background=str(empty)), TOKENS).sample(
-            "qa4", "1k", 0, 0, decoys="lookalikes"
+            "qa4", "1k", 0, 0, hard_negatives="made"
         )
 
 
-def test_decoys_need_a_background_that_has_some():
+def test_hard_negatives_need_a_background_that_has_some():
     # The built-in text has none of these names.
     composer = Composer(Data(TASKS), TOKENS)
     with pytest.raises(
         ValueError, match=r"holds a name .* set config.data.hard_negative_rate to 0"
     ):
-        composer.sample("qa1", "1k", 0, 0, decoys="names")
+        composer.sample("qa1", "1k", 0, 0, hard_negatives="found")
     # Evaluation takes text as it comes, whatever training did.
     assert Composer(Data(TASKS, hard_negative_rate=1.0), TOKENS).sample("qa1", "1k", 0, 0).facts
 

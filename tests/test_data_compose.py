@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmt_jax.config import Data
-from rmt_jax.data import compose, perturb, tokenizer
+from rmt_jax.data import perturb, tasks, tokenizer
+from rmt_jax.data.babi import stories
 from rmt_jax.data.babi.files import BabiError
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.corpus import background, documents
 from rmt_jax.data.lengths import Length
-from rmt_jax.data.rng import Dice
-from rmt_jax.data.simulator import Manner
-from rmt_jax.data.story import NoStory, Story
+from rmt_jax.data.rng import AddressedRng
+from rmt_jax.data.story import NoStory, Story, StoryOptions
 
 TOKENS = tokenizer.load()
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
@@ -49,9 +49,9 @@ def test_a_story_with_long_names_is_told_in_fewer_facts(task):
     """A training that asks for many facts must not end at a short text with made-up names."""
     data = Data(TASKS, align="sentence", new_names=1.0)
     composer = Composer(data, TOKENS, segment_tokens=96)
-    manner = Manner((20, 60), ("people", "places", "objects"), asks=1.0)
+    options = StoryOptions((20, 60), ("people", "places", "objects"), question_rate=1.0)
     for index in range(40):
-        made = composer.sample(task, "1s", 0, index, manner, False)
+        made = composer.sample(task, "1s", 0, index, options, hidden=False)
         assert 8 <= len(made.facts) <= 12
 
 
@@ -62,7 +62,9 @@ def test_a_sample_has_its_budget_and_its_facts_in_order(composer, length):
             s = composer.sample(task, length, 0, index)
             budget = Length.parse(length, 128)
             if budget.whole:
-                assert len(s.context) + len(s.question_ids) + 1 + composer.room == budget.tokens
+                assert (
+                    len(s.context) + len(s.question_ids) + 1 + composer.answer_room == budget.tokens
+                )
             elif budget.tokens:
                 assert len(s.context) == budget.tokens
                 assert len(s.facts) <= budget.tokens // 8
@@ -117,7 +119,7 @@ def test_splits_share_no_story():
         for task in ("qa1", "qa4"):  # the tasks with the fewest different stories
             for seed in (0, 1):
                 for index in range(100):
-                    s = composer.sample(task, "0k", seed, index, Manner(facts=(2, 4)))
+                    s = composer.sample(task, "0k", seed, index, StoryOptions(facts=(2, 4)))
                     assert documents.split_of_story(s.story.facts) == split
                     seen[split].add(s.story.facts)
     assert not seen["train"] & seen["validation"]
@@ -139,18 +141,20 @@ def test_splits_share_no_background():
 
 
 def test_dense_questions_stand_after_their_fact(composer):
-    manner = Manner(facts=(4, 8), asks=1.0)
+    options = StoryOptions(facts=(4, 8), question_rate=1.0)
     seen = 0
     for index in range(20):
-        s = composer.sample("qa1", "2s", 0, index, manner)
+        s = composer.sample("qa1", "2s", 0, index, options)
         ends = [b for _, b in s.facts]
-        for planted in s.questions:
-            assert s.context[planted.at] == TOKENS.answer
-            right = tuple(s.context[planted.at + 1 : planted.at + 1 + len(planted.answer)])
+        for planted in s.context_questions:
+            assert s.context[planted.answer_start] == TOKENS.answer
+            right = tuple(
+                s.context[planted.answer_start + 1 : planted.answer_start + 1 + len(planted.answer)]
+            )
             assert right == planted.answer and right[-1] == TOKENS.end
             # The answer is the last place of the person whom the question names.
-            facts = sum(end <= planted.at for end in ends)
-            person = TOKENS.decode(s.context[: planted.at]).split()[-1].rstrip("?")
+            facts = sum(end <= planted.answer_start for end in ends)
+            person = TOKENS.decode(s.context[: planted.answer_start]).split()[-1].rstrip("?")
             told = [f for f in s.story.facts[:facts] if f.startswith(person)]
             assert told[-1].rstrip(".").split()[-1] == TOKENS.decode(planted.answer[:-1]).strip()
             seen += 1
@@ -175,7 +179,7 @@ def test_a_window_holds_all_facts():
 def test_room_that_cannot_do(composer):
     with pytest.raises(ValueError, match="room for 1 facts"):
         composer.sample("qa1", "10", 0, 0)
-    with pytest.raises(ValueError, match="Unknown task"):
+    with pytest.raises(ValueError, match="no such task"):
         composer.sample("qa99", "1k", 0, 0)
 
 
@@ -188,7 +192,7 @@ def test_every_change_keeps_the_budget_and_the_support(change):
         told = " ".join(s.story.facts[i] for i in s.supporting)
         asked = s.question.rstrip("?").split()[-1]
         assert asked in told and s.answer in told
-        assert len(s.answer_ids) < composer.room
+        assert len(s.answer_ids) < composer.answer_room
 
 
 def test_changes_change():
@@ -206,11 +210,14 @@ def test_changes_change():
         "Where is Mary?", "office", (0, 1),
     )  # fmt: skip
     for k in range(20):  # 'she' is whom the fact before names
-        told = perturb.story("distractors", back, Dice(0, k))
+        told = perturb.story("distractors", back, AddressedRng(0, k))
         assert told.supporting[1] == told.supporting[0] + 1 and told.facts[-1] == back.facts[1]
-    assert perturb.description("missing_description", "qa1", 0) == ""
-    told = {perturb.description(c, "qa1", 1) for c in ("paraphrase", "wrong_description")}
-    assert len(told) == 2 and None not in told
+    assert perturb.description("missing_description", tasks.create("qa1", Data()), 0) == ""
+    told = {
+        perturb.description(c, tasks.create("qa1", Data()), 1)
+        for c in ("paraphrase", "wrong_description")
+    }
+    assert len(told) == 2 and tasks.create("qa1", Data()).description not in told
     with pytest.raises(ValueError, match="no perturbation 'upside_down'"):
         text("upside_down")
     with pytest.raises(ValueError, match="name a folder"):
@@ -225,24 +232,28 @@ def test_changes_change():
     index=st.integers(0, 1000),
 )
 def test_any_story_is_woven_whole(composer, count, asks, tokens, index):
-    from rmt_jax.data.story import Ask
+    from rmt_jax.data.story import IntermediateQuestion
 
     facts = tuple(f"Mary went to the room number {i}." for i in range(count))
-    on_the_way = tuple(Ask(i, f"Which {i}?", str(i)) for i in sorted(asks) if i < count - 1)
+    on_the_way = tuple(
+        IntermediateQuestion(i, f"Which {i}?", str(i)) for i in sorted(asks) if i < count - 1
+    )
     story = Story("qa1", facts, "Where is Mary?", "room", (count - 1,), on_the_way)
 
-    class One:
-        def story(self, *_):
+    class One(tasks.Task):
+        name = "qa1"
+
+        def sample(self, *_):
             return story
 
     one = Composer.__new__(Composer)
-    one.__dict__.update(composer.__dict__, facts=One())
+    one.__dict__.update(composer.__dict__, tasks={"qa1": One(Data())})
     s = one.sample("qa1", str(tokens), 0, index)
     assert len(s.context) == tokens
     assert [TOKENS.decode(s.context[a:b]) for a, b in s.facts] == [f" {f}" for f in facts]
-    assert len(s.questions) == len(on_the_way)
-    for ask, planted in zip(on_the_way, s.questions, strict=True):
-        assert s.facts[ask.after][1] <= planted.at < s.facts[ask.after + 1][0]
+    assert len(s.context_questions) == len(on_the_way)
+    for ask, planted in zip(on_the_way, s.context_questions, strict=True):
+        assert s.facts[ask.after_fact][1] <= planted.answer_start < s.facts[ask.after_fact + 1][0]
 
 
 def test_half_of_the_stories_of_official_length_are_from_the_files():
@@ -250,27 +261,27 @@ def test_half_of_the_stories_of_official_length_are_from_the_files():
         def __init__(self, fails=False):
             self.fails, self.count = fails, 0
 
-        def story(self, task, seed, index, most, manner):
+        def story(self, task, split, seed, index, options):
             self.count += 1
             if self.fails:
                 raise NoStory("none is short enough")
             return Story(task, ("Mary went home.",), "Where is Mary?", "home", (0,))
 
     simulated, files = Counted(), Counted()
-    both = compose.Mixed(simulated, files)
+    both = stories.Mixed(simulated, files)
     for index in range(200):
-        both.story("qa1", 0, index, 100, Manner())
+        both.story("qa1", "train", 0, index, StoryOptions())
     assert files.count + simulated.count == 200 and 70 < files.count < 130
-    both.story("qa1", 0, 0, 100, Manner(facts=(2, 5)))
+    both.story("qa1", "train", 0, 0, StoryOptions(facts=(2, 5)))
     assert files.count + simulated.count == 201 and files.count < 130
     only = files.count
     for index in range(20):  # nobody simulates QA15
-        both.story("qa15", 0, index, 100, Manner())
+        both.story("qa15", "train", 0, index, StoryOptions())
     assert files.count == only + 20
     before = simulated.count
-    none = compose.Mixed(simulated, Counted(fails=True))
+    none = stories.Mixed(simulated, Counted(fails=True))
     for index in range(50):
-        none.story("qa1", 0, index, 3, Manner())
+        none.story("qa1", "train", 0, index, StoryOptions())
     assert simulated.count == before + 50
 
 
@@ -283,12 +294,12 @@ def test_both_kinds_of_facts_want_the_files_that_were_named(tmp_path):
 
 def test_an_answer_that_has_no_room_is_not_asked():
     composer = Composer(Data(TASKS, new_names=1.0), TOKENS)
-    composer.room = 3  # less than many names take
-    manner = Manner(names=("people", "places", "objects"))
+    composer.answer_room = 3  # less than many names take
+    options = StoryOptions(new_names=("people", "places", "objects"))
     for index in range(60):
-        sample = composer.sample("qa1", "0k", 0, index, manner)
-        assert len(sample.answer_ids) < composer.room
+        sample = composer.sample("qa1", "0k", 0, index, options)
+        assert len(sample.answer_ids) < composer.answer_room
     # A list of things is longer than any answer of the task trained on, and is asked.
     one = Composer(Data(tasks=("qa1",)), TOKENS)
     longest = max(len(one.sample("qa8", "0k", 0, index).answer_ids) for index in range(60))
-    assert longest >= one.room
+    assert longest >= one.answer_room

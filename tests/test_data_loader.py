@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_data_worlds import Oracle
+from test_data_simulator import Oracle
 
 from rmt_jax.config import OFFICIAL, Config, ConfigError, Data, Facts, Model, Prompt, Stage
-from rmt_jax.data import segmentation, tokenizer
-from rmt_jax.data.collate import fold
+from rmt_jax.data import segmentation, tasks, tokenizer
+from rmt_jax.data.collate import collate
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.loader import Loader
-from rmt_jax.data.segmentation import ends, layout, whole
-from rmt_jax.data.simulator import Manner
+from rmt_jax.data.segmentation import segment_bounds, sentence_ends, settled_bounds
+from rmt_jax.data.story import StoryOptions
 
 TOKENS = tokenizer.load()
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
@@ -72,7 +72,7 @@ def same(a, b):
     align=st.sampled_from(["left", "right"]),
 )
 def test_a_layout_covers_the_context_and_keeps_the_tail_whole(context, tail, segment, align):
-    bounds = layout(context, tail, segment, align)
+    bounds = segment_bounds(context, tail, segment, align)
     sizes = np.diff(bounds).tolist()
     assert bounds[0] == 0 and bounds[-1] == context
     assert all(0 < size <= segment for size in sizes[:-1])
@@ -93,7 +93,7 @@ def test_a_layout_covers_the_context_and_keeps_the_tail_whole(context, tail, seg
 def test_a_layout_at_ends_of_sentences_tears_none_that_fits(sentences, tail, segment):
     stops = np.cumsum([0, *sentences])[1:]
     context = int(sum(sentences))
-    bounds = layout(context, tail, segment, "sentence", stops)
+    bounds = segment_bounds(context, tail, segment, "sentence", stops)
     sizes = np.diff(bounds).tolist()
     assert bounds[0] == 0 and bounds[-1] == context
     assert all(0 < size <= segment for size in sizes[:-1])
@@ -104,19 +104,19 @@ def test_a_layout_at_ends_of_sentences_tears_none_that_fits(sentences, tail, seg
             assert not ((stops > end - segment // 2) & (stops <= end)).any()
     # Read in a stream, as far as the text is known, the cuts are the same.
     for known in {0, context // 3, context}:
-        early = whole(known, segment, stops[stops <= known])
+        early = settled_bounds(known, segment, stops[stops <= known])
         assert early.tolist() == bounds[: len(early)].tolist()
 
 
 def test_sentences_end_where_they_should():
     text = 'Mary went home. "Where is she?" Mr. Poe asked! Not 3.5 miles; here'
     ids = np.array(TOKENS.encode(text))
-    pieces = np.split(ids, ends(ids, TOKENS, "sentence"))
+    pieces = np.split(ids, sentence_ends(ids, TOKENS, "sentence"))
     assert [TOKENS.decode(p).strip() for p in pieces][:2] == ["Mary went home.", '"Where is she?"']
-    assert ends(ids, TOKENS, "left") is None
+    assert sentence_ends(ids, TOKENS, "left") is None
     asked = (*TOKENS.sentence("Where is Mary?"), TOKENS.answer, *TOKENS.sentence("garden"))
     planted = np.array([*TOKENS.sentence("Mary left."), *asked, TOKENS.end, 9])
-    assert ends(planted, TOKENS, "sentence").tolist() == [
+    assert sentence_ends(planted, TOKENS, "sentence").tolist() == [
         len(TOKENS.sentence("Mary left.")), len(planted) - 1,
     ]  # fmt: skip
 
@@ -139,18 +139,20 @@ def test_a_length_in_segments_is_read_in_as_many(align, length):
     for index in range(8):
         s = composer.sample("qa2", length, 0, index)
         question = len(s.question_ids)
-        bounds = segmentation.bounds(s.context, question, composer.room, 64, align, TOKENS)
+        bounds = segmentation.sample_bounds(
+            s.context, question, composer.answer_room, 64, align, TOKENS
+        )
         most = int(length[:-1])
         assert len(bounds) - 1 <= most
         if align == "sentence":  # an eighth of a segment less is taken as often as it must be
             assert bounds[-1] > 0.6 * most * 64 - 24
         else:
-            assert bounds[-1] + question + 1 + composer.room == most * 64
+            assert bounds[-1] + question + 1 + composer.answer_room == most * 64
 
 
 def test_a_tail_longer_than_a_segment():
     with pytest.raises(ValueError, match="take 41 tokens, but a segment has 40"):
-        layout(10, 41, 40)
+        segment_bounds(10, 41, 40)
 
 
 @pytest.mark.parametrize("align", ["left", "right", "sentence"])
@@ -158,24 +160,24 @@ def test_folded_text_is_the_text(align):
     composer = Composer(Data(TASKS), TOKENS, "train", segment_tokens=64)
     samples = [
         composer.sample("qa1", "0k", 0, 1),
-        composer.sample("qa2", "200", 0, 2, Manner(facts=(6, 9), asks=1.0)),
+        composer.sample("qa2", "200", 0, 2, StoryOptions(facts=(6, 9), question_rate=1.0)),
         composer.sample("qa5", "3s", 0, 3),
     ]
-    room = composer.room
+    room = composer.answer_room
     cut = [
-        segmentation.bounds(s.context, len(s.question_ids), room, 64, align, TOKENS)
+        segmentation.sample_bounds(s.context, len(s.question_ids), room, 64, align, TOKENS)
         for s in samples
     ]
     segments = max(len(bounds) - 1 for bounds in cut)
-    batch = fold(
+    batch = collate(
         samples,
         TOKENS,
         segments=segments,
         segment_tokens=64,
-        room=room,
-        answered=segments,
+        answer_room=room,
+        answered_segments=segments,
         questions=6,
-        tasks=("qa1", "qa2", "qa5"),
+        tasks=tasks.create_all(Data(tasks=("qa1", "qa2", "qa5"))),
         prompt=Prompt(tokens=24),
         align=align,
     )
@@ -208,13 +210,13 @@ def test_folded_text_is_the_text(align):
 def test_a_text_too_long_for_the_batch():
     composer = Composer(Data(TASKS), TOKENS, "train", segment_tokens=64)
     with pytest.raises(ValueError, match="take 4 segments of 64, but the batch has 2"):
-        fold(
+        collate(
             [composer.sample("qa1", "200", 0, 0)],
             TOKENS,
             segments=2,
             segment_tokens=64,
-            room=2,
-            tasks=("qa1",),
+            answer_room=2,
+            tasks=composer.tasks,
             prompt=Prompt(),
         )
 
@@ -293,7 +295,7 @@ def test_a_prompt_with_the_question_has_only_this_question_on_the_way(loader):
         others = 0
         for index in range(40):
             story = reader._sample(reader.stages[0], 1, index).story
-            others += sum(ask.question != story.question for ask in story.asks)
+            others += sum(ask.question != story.question for ask in story.intermediate_questions)
         assert (others == 0) == known
 
 
@@ -370,7 +372,7 @@ def test_new_names_are_drawn_and_have_room():
     named = config()
     named = dataclasses.replace(named, data=dataclasses.replace(named.data, new_names=1.0))
     loader = Loader(named, TOKENS, "train")
-    assert loader.composer.room > 3
+    assert loader.composer.answer_room > 3
     batch = loader.batch_at(0)
     text = TOKENS.decode(batch.tokens[batch.mask])
     assert "Mary" not in text and " garden" not in text

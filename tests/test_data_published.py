@@ -62,7 +62,7 @@ def test_what_is_not_there(tmp_path, monkeypatch):
         published.locate(put(tmp_path, "[]"), "qa2", "4k")
     with pytest.raises(published.PublishedError, match="no folder '/a/b/c'"):
         published.locate("/a/b/c", "qa1", "4k")
-    with pytest.raises(ValueError, match="Unknown task"):
+    with pytest.raises(ValueError, match="no such task"):
         published.locate(tmp_path, "qa77", "4k")
     import huggingface_hub
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rmt_jax.config import Prompt
 from rmt_jax.data import prompts, simulator, tokenizer, words
-from rmt_jax.data.tasks import babi
+from rmt_jax.data.babi import table
 
 TOKENS = tokenizer.load()
 SHARED = os.environ.get("RMT_JAX_SHARED")
@@ -25,11 +25,11 @@ def test_the_builtin_one_is_small_and_has_its_three():
 
 def test_every_word_of_the_tasks_is_one_token():
     told = set()
-    for task in babi.SIMULATED:
+    for task in table.SIMULATED:
         for index in range(60):
-            story = simulator.tell(task, (0, index))
+            story = simulator.simulate_story(task, (0, index))
             told |= set(re.findall(r"\w+", " ".join((*story.facts, story.question))))
-    for row in babi.TASKS.values():
+    for row in table.ROWS.values():
         told |= {part for label in row.labels for part in label.split(",")}
     assert [word for word in told if len(TOKENS.encode(" " + word)) != 1] == []
     assert len(TOKENS.sentence("Mary moved to the garden.")) == 6
@@ -79,19 +79,21 @@ def test_gpt2_is_used_as_the_authors_do():
 
 
 def test_prompts():
-    told = {}
+    told, description = {}, table.row("qa1").description
     for source in ("none", "question", "description", "both", "learned"):
-        ids, mask = prompts.ids(Prompt(source=source, tokens=24), TOKENS, "qa1", "Where is Mary?")
+        ids, mask = prompts.ids(
+            Prompt(source=source, tokens=24), TOKENS, description, "Where is Mary?"
+        )
         assert ids.shape == mask.shape == (24,)
         told[source] = TOKENS.decode(ids[mask]) if source != "learned" else mask.all()
     assert told["none"] == "" and told["learned"]
     assert told["question"] == " Where is Mary?"
     assert told["both"] == told["description"] + told["question"]
-    for task, row in babi.TASKS.items():
+    for row in table.ROWS.values():
         for words_ in (row.description, *row.paraphrases):
-            prompts.ids(Prompt(source="both", tokens=48), TOKENS, task, "Where is Mary?", words_)
+            prompts.ids(Prompt(source="both", tokens=48), TOKENS, words_, "Where is Mary?")
     with pytest.raises(ValueError, match="has 9 tokens.*raise it to 9"):
-        prompts.ids(Prompt(source="description", tokens=3), TOKENS, "qa1", "")
+        prompts.ids(Prompt(source="description", tokens=3), TOKENS, description, "")
 
 
 def test_official_names_are_in_no_list():

@@ -47,7 +47,7 @@ def test_layout_is_that_of_training(align):
     size, tail, room, stops = 16, 5, 3, np.arange(3, 70, 7)
     for context in range(70):
         x = answering.layout(context, tail, room, size, align, stops)
-        bounds = segmentation.layout(context, tail + room, size, align, stops)
+        bounds = segmentation.segment_bounds(context, tail + room, size, align, stops)
         assert x.bounds.tolist() == bounds.tolist()
         tokens, mask = np.zeros((x.segments, size), int), np.zeros((x.segments, size), bool)
         answering.fill_segments(np.arange(context), x, 0, tokens, mask)
@@ -339,7 +339,7 @@ def test_sigterm_keeps_answers_and_asks_to_be_started_again(run, tmp_path):
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["--tasks", "qa99"], "Unknown task 'qa99': the tasks are qa1 to qa20"),
+        (["--tasks", "qa99"], "'qa99', but there is no such task"),
         (["--lengths", "4x"], "Unknown length '4x'"),
         (["--data", "nowhere"], "there is no folder nowhere"),
         (["--data", "official"], "name their folder with --babi"),

@@ -43,9 +43,9 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("task", ("qa1", "qa5"))
 def test_labels_say_what_stands_where(task, index):
     words = tiny_run.words()
-    manner = gating.manner(DATA, (2, 5), True)
+    options = gating.story_options(DATA, (2, 5), True)
     made = Composer(DATA, words, segment_tokens=LENGTH).sample(
-        task, "6s", 0, index, manner, True, 0.5
+        task, "6s", 0, index, options, question_share=0.5
     )
     label = gating.labels(made, words)
     parts = {kind: [] for kind in range(3)}
@@ -53,8 +53,8 @@ def test_labels_say_what_stands_where(task, index):
         parts[kind].append(words.decode([int(made.context[i]) for i in group]).strip())
     facts, asked = " ".join(parts[gating.FACT]), " ".join(parts[gating.ASKED])
     assert facts.split() == " ".join(made.story.facts).split()
-    asks = [ask for ask in made.story.asks if ask.question in asked]
-    assert len(made.questions) == asked.count("?") and (asks or not made.questions)
+    asks = [ask for ask in made.story.intermediate_questions if ask.question in asked]
+    assert len(made.context_questions) == asked.count("?") and (asks or not made.context_questions)
     assert "?" not in facts and asked.count("?") == asked.count("<answer>")
     assert (label == gating.BACKGROUND).sum() > 50
 

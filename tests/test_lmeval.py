@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 
 from rmt_jax import lmeval
+from rmt_jax.config import Data
 
 # Where the harness looks for the hub's data set first: a folder of its name.
 CARD = """---
@@ -32,8 +33,10 @@ def test_a_request_is_taken_apart():
         "You are told.\nMary went home.",
         "Where is Mary?",
     )
-    assert lmeval.task_of(request({}, task_name="babilong_qa7"), "Who?", ("qa1",)) == "qa7"
-    assert lmeval.task_of(request({}), "Who gave the milk?", ("qa1",)) == "qa5"
+    assert (
+        lmeval.task_of(request({}, task_name="babilong_qa7"), "Who?", Data(tasks=("qa1",))) == "qa7"
+    )
+    assert lmeval.task_of(request({}), "Who gave the milk?", Data(tasks=("qa1",))) == "qa5"
     assert lmeval.cut("garden\nWhere", ["\n"]) == "garden"
 
 

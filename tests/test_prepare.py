@@ -141,7 +141,7 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
     [
         (("--lengths", "3x"), "Unknown length '3x'"),
         (("--tasks", "qa11"), "no simulator"),
-        (("--tasks", "qa99"), "Unknown task 'qa99'"),
+        (("--tasks", "qa99"), "'qa99', but there is no such task"),
         (("--background", "/nowhere"), "no folder '/nowhere'"),
         (("--tokenizer", "/nowhere/t"), "no tokenizer '/nowhere/t'"),
         (("--babi_dir", "/nowhere"), "no folder '/nowhere' with bAbI files"),

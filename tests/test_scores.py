@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 from rmt_jax import scores
+from rmt_jax.config import Data
+from rmt_jax.data import tasks
+from rmt_jax.data.babi import table
+
+
+def labels(task: str) -> tuple[str, ...]:
+    return tasks.create(task, Data()).labels
+
 
 # Rows of Phi-3-mini-128k's published BABILong predictions (Apache-2.0), with hand-checked verdicts:
 # task, question, target, output, official, corrected, exact, lm_eval.
@@ -62,7 +70,7 @@ ROWS = [
 def test_stored_rows(row):
     task, question, target, output, *verdicts = row
     rules = ("official", "corrected", "exact", "lm_eval")
-    assert [scores.score(r, task, question, target, output) for r in rules] == verdicts
+    assert [scores.score(r, labels(task), question, target, output) for r in rules] == verdicts
 
 
 @pytest.mark.parametrize(
@@ -100,31 +108,31 @@ def test_stored_rows(row):
     ],
 )
 def test_official_and_corrected(task, question, target, output, official, corrected):
-    assert scores.official(task, question, target, output) is official
-    assert scores.corrected(task, question, target, output) is corrected
+    assert scores.official(labels(task), question, target, output) is official
+    assert scores.corrected(labels(task), question, target, output) is corrected
 
 
 def test_other_words_for_places():
     places = ("cellar", "attic")
-    assert not scores.official("qa1", "Where is Mary?", "attic", "attic")
-    assert scores.official("qa1", "Where is Mary?", "attic", "the attic", places)
-    assert not scores.official("qa1", "Where is Mary?", "attic", "attic, cellar", places)
+    assert not scores.official(labels("qa1"), "Where is Mary?", "attic", "attic")
+    assert scores.official(places, "Where is Mary?", "attic", "the attic")
+    assert not scores.official(places, "Where is Mary?", "attic", "attic, cellar")
 
 
 def test_exact_needs_no_labels_and_official_says_what_it_knows():
-    assert scores.exact("mine", "Who?", "Ann", " Ann ")
-    assert not scores.exact("mine", "Who?", "Ann", "ann")
-    with pytest.raises(ValueError, match="qa1 to qa20, not of 'mine'"):
-        scores.official("mine", "Who?", "Ann", "Ann")
+    assert scores.exact((), "Who?", "Ann", " Ann ")
+    assert not scores.exact((), "Who?", "Ann", "ann")
+    with pytest.raises(ValueError, match="the task has none"):
+        scores.official((), "Who?", "Ann", "Ann")
     with pytest.raises(ValueError, match="no score is called 'best'"):
-        scores.score("best", "qa1", "Who?", "Ann", "Ann")
+        scores.score("best", labels("qa1"), "Who?", "Ann", "Ann")
 
 
 def test_every_label_is_right_for_itself_under_corrected():
-    for task, labels in scores.LABELS.items():
-        for label in labels:
-            assert scores.corrected(task, "?", label, label)
-    assert len(scores.LABELS) == 20 and len(scores.LABELS["qa19"]) == 12
+    for task in table.ROWS:
+        for label in labels(task):
+            assert scores.corrected(labels(task), "?", label, label)
+    assert len(table.ROWS) == 20 and len(labels("qa19")) == 12
 
 
 def test_wilson_against_known_values():
@@ -138,9 +146,9 @@ def test_wilson_against_known_values():
 def test_baselines():
     assert scores.majority(["garden", "office", "garden", "kitchen"]) == 0.5
     assert scores.majority([]) == 0.0
-    assert scores.chance("qa6", ["yes", "no"]) == 0.5
-    assert scores.chance("qa8", ["apple", "apple,milk", "nothing"]) == pytest.approx(1 / 3)
-    assert scores.chance("mine", ["a", "b"]) == 0.5
+    assert scores.chance(labels("qa6"), ["yes", "no"]) == 0.5
+    assert scores.chance(labels("qa8"), ["apple", "apple,milk", "nothing"]) == pytest.approx(1 / 3)
+    assert scores.chance((), ["a", "b"]) == 0.5
 
 
 def test_every_stored_prediction_file():
@@ -153,6 +161,7 @@ def test_every_stored_prediction_file():
             rows = list(csv.DictReader(file))
         task = Path(name).name.split("_")[0]
         right = sum(
-            scores.official(task, row["question"], row["target"], row["output"]) for row in rows
+            scores.official(labels(task), row["question"], row["target"], row["output"])
+            for row in rows
         )
         assert (len(rows), right) == (expected["n"], expected["correct"]), name

@@ -1,13 +1,19 @@
-"""Data: stories, haystacks, samples, batches. Everything here is a pure function of an address.
+"""Data: tasks, background, samples, batches. Everything here is a pure function of an address.
 
-story.py, tasks.py, words.py    what a story is; the twenty tasks; names
-worlds/                         our own bAbI, endless
-babi.py, official.py            the official files
-sources.py, background.py       background text, cut and tokenised once
-compose.py, perturb.py          a story in its haystack; changes of evaluation data
-fold.py, prompts.py, loader.py  segments, task prompts, batches
-samples.py, tfds_builder.py     datasets on disk; published.py reads BABILong's own, pg19.py fetches
-tokenizer.py                    text and ids (tokenizer_recipe.py made the one in the package)
+tasks/             what a task is; one file per task, or group of tasks
+story.py           what a task hands on: Story, Document, and the options that a story is asked with
+babi/              bAbI's table of tasks, official files, sources of stories
+simulator/         our own bAbI, endless; words.py has the names
+corpus/            background text: sentences, tokenised once; hard negatives; PG-19
+compose.py         a sample: a story hidden in background (haystack.py), or a document
+perturb.py         changes of evaluation data
+segmentation.py    where texts are cut into segments
+collate.py         samples as a batch; prompts.py has the task prompt
+loader.py          batches as a function of the step
+records.py         samples on disk (tfds_builder.py: as TensorFlow Datasets)
+published.py       BABILong's own evaluation sets
+rng.py             random draws at an address
+tokenizer.py       text and ids (tokenizer_recipe.py made the one in the package)
 
 numpy only; the loader alone asks JAX which host this is.
 """

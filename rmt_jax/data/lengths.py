@@ -4,6 +4,8 @@
 import re
 from typing import NamedTuple
 
+from rmt_jax.data.errors import DataError
+
 ALLOWANCE = 300  # tokens that the authors keep free for question, answer and prompt
 
 
@@ -18,14 +20,14 @@ class Length(NamedTuple):
         text = str(text)
         match = re.fullmatch(r"(\d+)([skM]?)", text)
         if not match:
-            raise ValueError(
+            raise DataError(
                 f"Unknown length {text!r}: write 0k (facts only), 1k to 10M (nominal tokens), "
                 "4s (segments), or a number of context tokens."
             )
         number, unit = int(match[1]), match[2]
         if unit == "s":
             if number < 1:
-                raise ValueError("A length of 0 segments holds nothing: 1s is the shortest.")
+                raise DataError("A length of 0 segments holds nothing: 1s is the shortest.")
             return cls(text, number * segment_tokens, True)
         if number == 0:
             return cls(text, 0)

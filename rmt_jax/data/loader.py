@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from rmt_jax.config import Config, ConfigError, Facts, Stage
-from rmt_jax.data.collate import fold
+from rmt_jax.data import tasks
+from rmt_jax.data.collate import collate
 from rmt_jax.data.compose import Composer, Sample
-from rmt_jax.data.rng import Dice
-from rmt_jax.data.simulator import Manner
+from rmt_jax.data.rng import AddressedRng
+from rmt_jax.data.story import OFFICIAL, StoryOptions
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.types import Batch
 
@@ -27,10 +28,11 @@ class Loader:
     """Batches of one split.
 
     `batch_at(step)` is a pure function. `stream(step)` prefetches them in the background with
-    Grain, this host's rows only. Raises `ConfigError` or ValueError for settings without samples.
+    Grain, this host's rows only. Raises ConfigError or DataError for settings without samples.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, split: str = "train"):
+        tasks.check(config)
         self.config, self.tokenizer, self.split = config, tokenizer, split
         self.composer = Composer(
             config.data, tokenizer, split, segment_tokens=config.model.segment_tokens
@@ -52,7 +54,7 @@ class Loader:
     def segments_at(self, step: int) -> int:
         """S of the batch of a step."""
         stage = self.stages[self.stage_at(step)]
-        return Dice(self.config.data.seed, step, 2).pick(stage.buckets)
+        return AddressedRng(self.config.data.seed, step, 2).pick(stage.buckets)
 
     def tokens_at(self, step: int) -> int:
         """B * S * L of the batch of a step, without making it."""
@@ -78,52 +80,60 @@ class Loader:
         questions = 1
         if stage.dense:
             questions = max(2, self.config.model.segment_tokens // TOKENS_PER_QUESTION)
-        probe = PROBE + self.composer.room if stage.probes and segments > 1 else 0
-        idle = self.config.optimizer.memory_drift_penalty > 0 and answered > 1
-        return self.fold(samples, segments, answered, questions, probe, idle)
+        probe = PROBE + self.composer.answer_room if stage.probes and segments > 1 else 0
+        mark = self.config.optimizer.memory_drift_penalty > 0 and answered > 1
+        return self.collate(samples, segments, answered, questions, probe, mark)
 
-    def fold(
+    def collate(
         self,
         samples: list[Sample],
         segments: int,
         answered: int = 1,
         questions: int = 1,
         probe_tokens: int = 0,
-        idle: bool = False,
+        mark_background_only: bool = False,
     ) -> Batch:
         """Samples of this loader's composer as a `Batch`."""
-        return fold(
+        return collate(
             samples,
             self.tokenizer,
             segments=segments,
             segment_tokens=self.config.model.segment_tokens,
-            room=self.composer.room,
-            answered=answered,
+            answer_room=self.composer.answer_room,
+            answered_segments=answered,
             questions=questions,
-            tasks=self.config.data.tasks,
+            tasks=self.composer.tasks,
             prompt=self.config.prompt,
             align=self.config.data.align,
             probe_tokens=probe_tokens,
-            idle=idle,
+            mark_background_only=mark_background_only,
         )
 
     def _sample(self, stage: Stage, segments: int, index: int) -> Sample:
         data = self.config.data
-        dice = Dice(data.seed, index, 3)
-        task = dice.weighted(*_mixture(self.config, stage))
-        hidden = dice.uniform() < stage.background
-        rate = dice.pick(stage.question_rates)
-        names = NEW_NAMES if dice.uniform() < data.new_names else ()
+        rng = AddressedRng(data.seed, index, 3)
+        task = rng.weighted(*_mixture(self.config, stage))
+        hidden = rng.uniform() < stage.background
+        rate = rng.pick(stage.question_rates)
+        names = NEW_NAMES if rng.uniform() < data.new_names else ()
         # Two persons in half of the short stories: with four, a short story seldom comes back to
         # anybody, and 'the last place mentioned' would be right too often.
-        facts = _range(dice.pick(stage.facts))
-        few = SHORT if facts and dice.uniform() < 0.5 else 0
-        same = stage.probes or self.config.prompt.source in ("question", "both")
-        asks, plant = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
-        manner = Manner(facts, names, asks=asks, few=few, same=same)
-        decoys = "names" if dice.uniform() < data.hard_negative_rate else ""
+        facts = _range(rng.pick(stage.facts))
+        two_persons_below = SHORT if facts and rng.uniform() < 0.5 else 0
+        known = stage.probes or self.config.prompt.source in ("question", "both")
+        rate, share = (1.0, rate) if stage.probes else (rate, 1.0)  # probes need every answer
+        options = StoryOptions(
+            facts,
+            names,
+            question_rate=rate,
+            two_persons_below=two_persons_below,
+            final_question_only=known,
+        )
+        negatives = "found" if rng.uniform() < data.hard_negative_rate else ""
         address = (task, f"{segments}s", data.seed, index)
-        return self.composer.sample(*address, manner, hidden, plant, decoys)
+        return self.composer.sample(
+            *address, options, hidden=hidden, question_share=share, hard_negatives=negatives
+        )
 
     def evaluation_batches(
         self, segments: int, count: int, batch: int = 64, stage: int | None = None
@@ -137,14 +147,15 @@ class Loader:
             samples = []
             for index in range(number * batch, (number + 1) * batch):
                 task = data.tasks[index % len(data.tasks)]
-                hidden, manner = True, Manner()
+                hidden, options = True, OFFICIAL
                 if chosen is not None:
-                    dice = Dice(seed, index, 4)
-                    hidden = dice.uniform() < chosen.background
-                    manner = Manner(_range(dice.pick(chosen.facts)))
-                sample = self.composer.sample(task, f"{segments}s", seed, index, manner, hidden)
+                    rng = AddressedRng(seed, index, 4)
+                    hidden = rng.uniform() < chosen.background
+                    options = StoryOptions(_range(rng.pick(chosen.facts)))
+                address = (task, f"{segments}s", seed, index)
+                sample = self.composer.sample(*address, options, hidden=hidden)
                 samples.append(sample)
-            yield self.fold(samples, segments)
+            yield self.collate(samples, segments)
 
     def batches(self, stage: int, count: int) -> Iterator[Batch]:
         """`count` batches at the longest length of a stage, its facts and background, one question
@@ -199,8 +210,8 @@ def _mixture(config: Config, stage: Stage) -> tuple[tuple[str, ...], tuple[float
     """Tasks of a stage and their shares."""
     if stage.tasks:
         return tuple(stage.tasks), tuple(stage.tasks.values())
-    tasks = config.data.tasks
-    return tasks, config.data.weights or (1.0,) * len(tasks)
+    names = config.data.tasks
+    return names, config.data.weights or (1.0,) * len(names)
 
 
 def _range(facts: Facts | None) -> tuple[int, int] | None:

@@ -10,9 +10,10 @@ import numpy as np
 
 from rmt_jax.data import words
 from rmt_jax.data.corpus.background import Background, Slice
-from rmt_jax.data.rng import Dice
+from rmt_jax.data.errors import DataError
+from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.story import Story
-from rmt_jax.data.tasks import babi
+from rmt_jax.data.tasks import Task
 from rmt_jax.data.tokenizer import Tokenizer
 
 WINDOWS = {"facts_start": (0.0, 0.25), "facts_middle": (0.375, 0.625), "facts_end": (0.75, 1.0)}
@@ -41,98 +42,102 @@ _POINTS_BACK = re.compile(r"(?:Then|After|Afterwards|Following)\b")
 def check(name: str) -> str:
     """The name, if there is such a perturbation; ValueError otherwise."""
     if name and name not in PERTURBATIONS:
-        raise ValueError(
-            f"There is no perturbation {name!r}: there are {', '.join(PERTURBATIONS)}."
-        )
+        raise DataError(f"There is no perturbation {name!r}: there are {', '.join(PERTURBATIONS)}.")
     return name
 
 
-def description(name: str, task: str, number: int) -> str | None:
-    """What sample `number` is told about its task; None: what the task table says."""
+def description(name: str, task: Task, number: int) -> str:
+    """The description of its task that goes with sample `number`.
+
+    Raises DataError for a task without paraphrases, or without wrong descriptions.
+    """
     if name == "missing_description":
         return ""
-    if name == "wrong_description":
-        others = [t for t in babi.TASKS if babi.TASKS[t].labels != babi.task(task).labels]
-        return babi.task(others[number % len(others)]).description
-    if name == "paraphrase":
-        others = babi.task(task).paraphrases
-        return others[number % len(others)]
-    return None
+    if name not in ("wrong_description", "paraphrase"):
+        return task.description
+    others = task.wrong_descriptions if name == "wrong_description" else task.paraphrases
+    if not others:
+        raise DataError(f"The task '{task.name}' has no texts for the perturbation '{name}'.")
+    return others[number % len(others)]
 
 
-def story(name: str, told: Story, dice: Dice) -> Story:
+def story(name: str, original: Story, rng: AddressedRng) -> Story:
     """The story with other names, or with distractors among its facts."""
     if name.startswith("new_"):
-        return renamed(told, name.removeprefix("new_"), dice, held_out=True)
+        return rename(original, name.removeprefix("new_"), rng, held_out=True)
     if name == "distractors":
-        return _distracted(told, dice)
-    return told
+        return _add_distractors(original, rng)
+    return original
 
 
-def renamed(told: Story, kind: str, dice: Dice, held_out: bool) -> Story:
+def rename(original: Story, kind: str, rng: AddressedRng, held_out: bool) -> Story:
     """The story with every official name of a kind ('people', 'places', 'objects') replaced by
     another, the same one throughout."""
-    known = sorted(
-        {word for task in ("qa1", "qa5", "qa10") for word in getattr(words.official(task), kind)}
-    )
+    known = words.every_official(kind)
     if held_out:
-        others = dice.sample(words.words(kind, held_out), len(known))
+        others = rng.sample(words.words(kind, held_out), len(known))
     else:
-        others = words.draw(len(known), kind, dice)
+        others = words.draw(len(known), kind, rng)
     new = dict(zip(known, others, strict=True))
     pattern = re.compile(rf"\b({'|'.join(known)})\b")
 
     def change(text: str) -> str:
         return pattern.sub(lambda match: new[match[0]], text)
 
-    return told._replace(
-        facts=tuple(change(fact) for fact in told.facts),
-        question=change(told.question),
-        answer=change(told.answer),
-        asks=tuple(a._replace(question=change(a.question), answer=change(a.answer))
-                   for a in told.asks),
-    )  # fmt: skip
+    return original._replace(
+        facts=tuple(change(fact) for fact in original.facts),
+        question=change(original.question),
+        answer=change(original.answer),
+        intermediate_questions=tuple(
+            one._replace(question=change(one.question), answer=change(one.answer))
+            for one in original.intermediate_questions
+        ),
+    )
 
 
-def _distracted(told: Story, dice: Dice) -> Story:
+def _add_distractors(original: Story, rng: AddressedRng) -> Story:
     from rmt_jax.data.simulator.moving import MOVES
 
     # Persons who are in no official file walk between the same places.
-    people = dice.sample(words.words("people", held_out=True), 4)
-    places = words.official(told.task).places
+    people = rng.sample(words.words("people", held_out=True), 4)
+    places = words.official(original.task).places
 
     def walk() -> str:
-        return f"{dice.pick(people)} {dice.pick(MOVES)} the {dice.pick(places)}."
+        return f"{rng.pick(people)} {rng.pick(MOVES)} the {rng.pick(places)}."
 
     facts, moved = [], []
-    for fact in told.facts:
+    for fact in original.facts:
         # 'Then she …' (QA11, QA13) says whom it means only right after the fact before it.
         if not _POINTS_BACK.match(fact):
-            facts += [walk() for _ in range(dice.below(3))]
+            facts += [walk() for _ in range(rng.below(3))]
         moved.append(len(facts))
         facts.append(fact)
-    supporting = tuple(moved[i] for i in told.supporting)
-    asks = tuple(ask._replace(after=moved[ask.after]) for ask in told.asks)
-    return told._replace(facts=tuple(facts), supporting=supporting, asks=asks)
+    supporting = tuple(moved[i] for i in original.supporting)
+    questions = tuple(
+        one._replace(after_fact=moved[one.after_fact]) for one in original.intermediate_questions
+    )
+    return original._replace(
+        facts=tuple(facts), supporting=supporting, intermediate_questions=questions
+    )
 
 
-class Hay(NamedTuple):
+class PerturbedBackground(NamedTuple):
     """How background is taken: as it stands, shuffled, or with typos."""
 
     name: str
     background: Background
     tokenizer: Tokenizer
 
-    def take(self, first: int, tokens: int, dice: Dice) -> Slice:
+    def take(self, first: int, tokens: int, rng: AddressedRng) -> Slice:
         taken = self.background.take(first, tokens)
         if self.name not in ("shuffled", "typos") or len(taken.starts) < 2:
             return taken
         ends = np.append(taken.starts[1:], tokens)
         spans = [taken.tokens[a:b] for a, b in zip(taken.starts, ends, strict=True)]
         if self.name == "shuffled":
-            spans = [spans[i] for i in dice.numpy.permutation(len(spans))]
+            spans = [spans[i] for i in rng.numpy.permutation(len(spans))]
         else:
-            wrong = [_typos(self.tokenizer.decode(ids), dice) for ids in spans]
+            wrong = [_typos(self.tokenizer.decode(ids), rng) for ids in spans]
             spans = [np.asarray(ids, np.int32) for ids in self.tokenizer.encode_many(wrong)]
             # Typos take more tokens than words, so what is over at the end is cut; the rare text
             # that got shorter is filled from its beginning.
@@ -143,12 +148,12 @@ class Hay(NamedTuple):
         return Slice(np.concatenate(spans)[:tokens], starts[:kept].astype(np.int64))
 
 
-def _typos(text: str, dice: Dice) -> str:
+def _typos(text: str, rng: AddressedRng) -> str:
     """Two neighbouring letters swapped in one word of ten."""
     changed = []
     for word in text.split(" "):
-        if len(word) > 3 and dice.uniform() < TYPO_SHARE:
-            i = dice.between(1, len(word) - 3)
+        if len(word) > 3 and rng.uniform() < TYPO_SHARE:
+            i = rng.between(1, len(word) - 3)
             word = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
         changed.append(word)
     return " ".join(changed)
@@ -157,7 +162,7 @@ def _typos(text: str, dice: Dice) -> str:
 def other_background(source: str) -> str:
     """Another kind of text than `source`. ValueError where none is at hand."""
     if source in ("builtin", "none"):
-        raise ValueError(
+        raise DataError(
             "The model was trained with the built-in background: name a folder of other texts, "
             "for example with --background FOLDER, instead of the perturbation other_background."
         )

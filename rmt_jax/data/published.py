@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rmt_jax.data.tasks import babi
+from rmt_jax.data import tasks
 from rmt_jax.errors import RmtError
 
 FIELDS = ("input", "question", "target")
@@ -38,7 +38,7 @@ def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]
 
 def locate(source: str | Path, task: str, length: str) -> Path:
     """The file of a task and length, fetched from the hub if `source` is no folder."""
-    babi.task(task)
+    tasks.REGISTRY[task]  # an unknown name is an error, and no path
     folder = Path(source)
     if folder.is_dir():
         for base in (folder, folder / "data"):

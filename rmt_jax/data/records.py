@@ -11,15 +11,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from rmt_jax import config
-from rmt_jax.data import simulator, tokenizer
-from rmt_jax.data.babi import files, official
+from rmt_jax.data import tasks, tokenizer
+from rmt_jax.data.babi import files, official, table
 from rmt_jax.data.compose import Composer
 from rmt_jax.data.lengths import Length
-from rmt_jax.data.simulator import Manner
-from rmt_jax.data.story import Story
+from rmt_jax.data.tasks import babi
 from rmt_jax.files import atomic_open
 
 Record = dict[str, str]
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")  # of a recipe that names none
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recipe:
     """All that decides the samples of a length."""
 
     length: str = "0k"
-    tasks: tuple[str, ...] = ("qa1", "qa2", "qa3", "qa4", "qa5")
+    tasks: tuple[str, ...] = TASKS
     samples: int = 1000
     seed: int = 0
     facts: str = "simulated"  # simulated | official
@@ -36,32 +36,6 @@ class Recipe:
     background: str = "builtin"
     tokenizer: str = "builtin"
     split: str = "test"  # of the background, and of simulated stories
-
-
-class FileOrder:
-    """Official questions in file order, those with too many facts left out: as BABILong's rows."""
-
-    def __init__(self, folder: str, part: str):
-        self.folder, self.part = folder, part
-
-    def rows(self, task: str, most: int) -> list[files.Item]:
-        items = files.cached(files.find(self.folder, task, self.part))
-        return [item for item in items if len(item.facts) <= most]
-
-    def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
-        rows = _rows(self.folder, self.part, task, most)
-        if index >= len(rows):
-            raise ValueError(
-                f"{task} has {len(rows):,} {self.part} questions of {most:,} facts or fewer, so "
-                f"there is no row {index:,}: ask for fewer --samples."
-            )
-        item = rows[index]
-        return Story(task, item.facts, item.question, item.answer, item.supporting)
-
-
-@lru_cache(maxsize=64)
-def _rows(folder: str, part: str, task: str, most: int) -> list[files.Item]:
-    return FileOrder(folder, part).rows(task, most)
 
 
 @lru_cache(maxsize=8)
@@ -73,15 +47,17 @@ def _composer(recipe: Recipe) -> Composer:
         background=recipe.background,
         tokenizer=recipe.tokenizer,
     )
-    facts = None
-    if recipe.facts == "official":
-        facts = FileOrder(recipe.babi_dir, recipe.part)
-    return Composer(data, tokenizer.load(recipe.tokenizer), recipe.split, facts=facts)
+    found = tasks.create_all(data)
+    if recipe.facts == "official":  # bAbI's in file order
+        source = official.FileOrder(recipe.babi_dir, recipe.part)
+        rows = {name: table.ROWS[name] for name in found if name in table.ROWS}
+        found |= {name: babi.Babi(row, data, source) for name, row in rows.items()}
+    return Composer(data, tokenizer.load(recipe.tokenizer), recipe.split, tasks=found)
 
 
 def available(recipe: Recipe, task: str) -> int:
     """How many samples there are: fewer than asked for where the official file ends."""
-    if recipe.facts != "official":
+    if recipe.facts != "official" or task not in table.ROWS:
         return recipe.samples
     path = files.find(recipe.babi_dir, task, recipe.part)
     budget = Length.parse(recipe.length, 512).tokens
@@ -92,7 +68,7 @@ def records(recipe: Recipe, task: str, which: range) -> Iterator[Record]:
     """Records of a task, in order. Raises ValueError as `Composer.sample` does."""
     composer = _composer(recipe)
     for index in which:
-        sample = composer.sample(task, recipe.length, recipe.seed, index, simulator.OFFICIAL)
+        sample = composer.sample(task, recipe.length, recipe.seed, index)
         text = composer.tokenizer.decode(sample.context).strip()
         yield {"input": text, "question": sample.question, "target": sample.answer}
 

@@ -1,4 +1,4 @@
-"""Random choices for simulators: one numpy generator, drawn in blocks.
+"""Random choices at an address: one numpy generator, drawn in blocks.
 
 A story needs hundreds of tiny draws; a call of `numpy.random.Generator` costs more than the draw.
 """
@@ -12,8 +12,9 @@ Item = TypeVar("Item")
 BLOCK = 128
 
 
-class Dice:
-    """Uniform draws from `default_rng(address)`: the same address, the same throws, anywhere."""
+class AddressedRng:
+    """Uniform draws from `numpy.random.default_rng(address)`: the same address gives the same
+    draws, anywhere."""
 
     def __init__(self, *address: int):
         self._generator = np.random.default_rng(address)

@@ -1,4 +1,4 @@
-"""What every source of facts hands on: a story, its question, and questions asked on the way."""
+"""What a task hands on: a story whose facts are hidden in background, or a document as it is."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,46 @@ class NoStory(RmtError):
     """A source has no story that is short enough; the message is a sentence for the user."""
 
 
-class Ask(NamedTuple):
-    """A question that may be asked right after fact number `after` (0-based), and until the next
-    fact, with the answer that holds there."""
+class IntermediateQuestion(NamedTuple):
+    """A question that may be asked after fact number `after_fact` (0-based), and until the next
+    fact, with the answer that holds there (dense supervision)."""
 
-    after: int
+    after_fact: int
     question: str
     answer: str
 
 
 class Story(NamedTuple):
-    task: str  # 'qa1' ...
-    facts: tuple[str, ...]  # sentences
+    """Facts to hide in background text, and a question about them."""
+
+    task: str  # the task's name
+    facts: tuple[str, ...]  # sentences, in order
     question: str
     answer: str
     supporting: tuple[int, ...]  # 0-based numbers of the facts that the answer rests on
-    asks: tuple[Ask, ...] = ()  # dense supervision: about what holds on the way
-    number: int = 0  # which story of its source this is (splits are made by story)
+    intermediate_questions: tuple[IntermediateQuestion, ...] = ()
+
+
+class Document(NamedTuple):
+    """A text that is read as it is: nothing is hidden in it, nothing is added but the question."""
+
+    task: str
+    context: str
+    question: str
+    answers: tuple[str, ...]  # right ones; the first is trained on
+
+
+class StoryOptions(NamedTuple):
+    """What is asked of a story. A task without facts may ignore all of it but `max_tokens`."""
+
+    facts: tuple[int, int] | None = None  # least and most, drawn evenly; None: as the task has it
+    new_names: tuple[str, ...] = ()  # kinds drawn from word lists: people, places, objects
+    held_out_names: bool = False  # from the part of these lists that training never sees
+    question_rate: float = 0.0  # chance of an intermediate question after each fact
+    two_persons_below: int = 6  # stories of fewer facts have two persons, so that facts connect
+    final_question_only: bool = False  # intermediate questions are the final one, asked earlier
+    max_facts: int = 10**6  # a story of more is not wanted
+    max_tokens: int = 0  # of the context, so that a document can be made to fit; 0: no limit
+
+
+OFFICIAL = StoryOptions()  # as the official files are

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rmt_jax.data.errors import DataError
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = ASSETS / "tokenizer"
 SIDE_FILE = "rmt_tokens.json"  # names of the three special tokens, beside tokenizer.json
@@ -26,7 +28,7 @@ class Tokenizer:
         ids = {role: inner.token_to_id(token) for role, token in self._special.items()}
         missing = [f"{self._special[role]!r} ({role})" for role, n in ids.items() if n is None]
         if missing:
-            raise ValueError(f"Tokenizer {name!r} lacks the tokens {', '.join(missing)}.")
+            raise DataError(f"Tokenizer {name!r} lacks the tokens {', '.join(missing)}.")
         self.pad, self.answer, self.end = ids["pad"], ids["answer"], ids["end"]
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
         self._memo: dict[str, tuple[int, ...]] = {}
@@ -102,7 +104,7 @@ def load(name: str | Path = "builtin") -> Tokenizer:
         repository, _, revision = str(name).partition("@")  # NAME@REVISION pins it
         inner = Inner.from_pretrained(repository, revision or "main")
     except Exception as error:  # the library raises a bare Exception
-        raise ValueError(
+        raise DataError(
             f"There is no tokenizer {str(name)!r}: it is no folder here, and the hub says "
             f"{str(error)[:200]!r}. Give 'builtin', a folder with tokenizer.json (or vocab.json "
             "and merges.txt), or a name on the Hugging Face hub."
@@ -119,13 +121,13 @@ def _from_folder(folder: Path, name: str) -> Tokenizer:
         try:
             inner = Inner.from_file(str(whole))
         except Exception as error:  # the library raises a bare Exception
-            raise ValueError(f"{whole} is no tokenizer file ({str(error)[:200]}).") from None
+            raise DataError(f"{whole} is no tokenizer file ({str(error)[:200]}).") from None
     elif vocab.is_file() and merges.is_file():
         inner = Inner(models.BPE.from_file(str(vocab), str(merges)))
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
         inner.decoder = decoders.ByteLevel()  # type: ignore
     else:
-        raise ValueError(
+        raise DataError(
             f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt."
         )
     side = folder / SIDE_FILE
@@ -141,9 +143,7 @@ def _foreign(inner, name: str) -> Tokenizer:
     ends = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
     end = next((t for t in ends if inner.token_to_id(t) is not None), None)
     if end is None:
-        raise ValueError(
-            f"Tokenizer {name!r} has no end-of-text token (none of {', '.join(ends)})."
-        )
+        raise DataError(f"Tokenizer {name!r} has no end-of-text token (none of {', '.join(ends)}).")
     pads = ("<pad>", "<|pad|>", "[PAD]")
     pad = next((t for t in pads if inner.token_to_id(t) is not None), end)
     ids = inner.encode("GEN", add_special_tokens=False).ids

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rmt_jax.data import simulator, words
-from rmt_jax.data.tasks import babi
+from rmt_jax.data.babi import table
 from rmt_jax.data.tokenizer import Tokenizer
 
 ENTRIES = 4096
@@ -35,12 +35,12 @@ one two three nothing nobody Who has Where was north south east west
 
 
 def stories() -> Iterator[str]:
-    for task in babi.SIMULATED:
+    for task in table.SIMULATED:
         for index in range(STORIES):
-            story = simulator.tell(task, (7, index))
+            story = simulator.simulate_story(task, (7, index))
             yield from (" " + text for text in story.facts)
             yield f" {story.question} {story.answer}"
-    for row in babi.TASKS.values():
+    for row in table.ROWS.values():
         yield from (" " + text for text in (row.description, *row.paraphrases, *row.questions))
         yield from (" " + label for label in row.labels)
 

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from rmt_jax.data.rng import Dice
-from rmt_jax.data.tasks.babi import PLACES
+from rmt_jax.data.babi.table import PLACES
+from rmt_jax.data.rng import AddressedRng
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TRAINED = 0.75  # the part of each list that training may draw from
@@ -41,9 +41,13 @@ def official(task: str) -> Names:
     return OFFICIAL
 
 
-def _official_words() -> set[str]:
-    every = (official(task) for task in ("qa1", "qa5", "qa10"))
-    return {word for names in every for kind in names for word in kind}
+@cache
+def every_official(kind: str = "") -> tuple[str, ...]:
+    """All names of the official files, or those of a kind ('people', 'places', 'objects'),
+    sorted."""
+    worlds = (official(task) for task in ("qa1", "qa5", "qa10"))  # the others have qa1's
+    kinds = (kind,) if kind else Names._fields
+    return tuple(sorted({word for names in worlds for k in kinds for word in getattr(names, k)}))
 
 
 @cache
@@ -51,7 +55,7 @@ def words(kind: str, held_out: bool = False) -> tuple[str, ...]:
     """The list 'people', 'places' or 'objects' less the official names: the trained part, or the
     part held out for evaluation. Every fourth word is held out."""
     path = ASSETS / "words" / f"{kind}.txt"
-    known = _official_words()
+    known = set(every_official())
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     listed = sorted({line for line in lines if line and not line.startswith("#")} - known)
     every = round(1 / (1 - TRAINED))
@@ -62,7 +66,7 @@ def words(kind: str, held_out: bool = False) -> tuple[str, ...]:
 def _taken() -> frozenset[str]:
     """Words that are never drawn in training but from their own list: official and held out."""
     held = {word for kind in Names._fields for word in words(kind, held_out=True)}
-    return frozenset(word.lower() for word in _official_words() | held)
+    return frozenset(word.lower() for word in held.union(every_official()))
 
 
 @cache
@@ -80,29 +84,27 @@ def common(kind: str) -> tuple[str, ...]:
     return tuple(word.capitalize() for word in found) if kind == "people" else found
 
 
-def invented(kind: str, dice: Dice) -> str:
+def invented(kind: str, rng: AddressedRng) -> str:
     """A word that nobody knows: one to three pieces of the vocabulary, which make millions of
     words. Drawn from a list of 4,000, they were learned by heart as well."""
     first = _pieces("Ġ[A-Z][a-z]*" if kind == "people" else "Ġ[a-z]+")
     while True:
-        word = dice.pick(first) + "".join(
-            dice.pick(_pieces("[a-z]+")) for _ in range(dice.below(3))
-        )
+        word = rng.pick(first) + "".join(rng.pick(_pieces("[a-z]+")) for _ in range(rng.below(3)))
         if LETTERS[0] <= len(word) <= LETTERS[1] and word.lower() not in _taken():
             return word
 
 
-def draw(count: int, kind: str, dice: Dice, held_out: bool = False) -> tuple[str, ...]:
+def draw(count: int, kind: str, rng: AddressedRng, held_out: bool = False) -> tuple[str, ...]:
     """Different names of a kind: of those held out, or as training draws them, half invented, a
     quarter listed and a quarter common words."""
     chosen: dict[str, None] = {}  # a set in the order of its drawing
     while len(chosen) < count:
-        source = dice.uniform()
+        source = rng.uniform()
         if held_out:
-            word = dice.pick(words(kind, held_out=True))
+            word = rng.pick(words(kind, held_out=True))
         elif source < 0.5:
-            word = invented(kind, dice)
+            word = invented(kind, rng)
         else:
-            word = dice.pick(words(kind) if source < 0.75 else common(kind))
+            word = rng.pick(words(kind) if source < 0.75 else common(kind))
         chosen[word] = None
     return tuple(chosen)

@@ -27,6 +27,10 @@ class AnswerRecord:
     characters: int
     gpt2_tokens: float
     seconds: float  # its share of its batch
+    other_targets: tuple[str, ...] = ()  # answers that are right as well
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "other_targets", tuple(self.other_targets))  # JSON has lists
 
 
 class AnswerLog:

@@ -67,7 +67,9 @@ def layout(
             f"The question with its answer takes {question:,} + {max_new_tokens} tokens, but a"
             f" segment of this model holds {segment:,}: ask a shorter question."
         )
-    return Layout(segmentation.layout(context, question + max_new_tokens, segment, align, stops))
+    return Layout(
+        segmentation.segment_bounds(context, question + max_new_tokens, segment, align, stops)
+    )
 
 
 def model_fingerprint(model: Any) -> str:
@@ -119,7 +121,7 @@ def segment_layouts(
             max_new_tokens,
             size,
             align,
-            segmentation.ends(q.context, tokenizer, align),
+            segmentation.sentence_ends(q.context, tokenizer, align),
         )
         for q in questions
     ]

@@ -63,7 +63,7 @@ def evaluate(
     Raises EvaluationError, `sources.QuestionError` or `answering.AnsweringError`: sentences.
     """
     config = model.config
-    tasks = sources.chosen(tasks or config.data.tasks)
+    tasks = sources.check_tasks(tasks or config.data.tasks)
     lengths = tuple(lengths) or tuple(config.evaluation.lengths)
     samples = samples or config.evaluation.samples
     batch = batch or config.evaluation.batch
@@ -173,6 +173,7 @@ def answer_questions(
                     characters=q.characters,
                     gpt2_tokens=q.gpt2_tokens,
                     seconds=seconds,
+                    other_targets=q.other_targets,
                 )
                 for k, q in enumerate(questions)
             ]

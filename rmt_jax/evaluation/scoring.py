@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rmt_jax import scores
+from rmt_jax.data import tasks
 from rmt_jax.evaluation.answer_log import AnswerRecord
 from rmt_jax.results import EvalResult
 
@@ -20,24 +21,27 @@ def score_answers(
 ) -> EvalResult:
     """The result of all answers to one task at one length. `counted_by`: whose tokens the length
     names."""
-    rules = scores.RULES if known_answers(task, records) else ("exact", "lm_eval")
-    main = [scores.score(next(iter(rules)), task, r.question, r.target, r.output) for r in records]
+    asked = tasks.create(task, model.config.data)
+    labels, known = asked.labels, known_answers(asked.labels, records)
+    rules = [rule for rule in asked.rules if known or rule not in scores.LABEL_RULES]
+    rules = rules or ["exact", "lm_eval"]  # the official rule means nothing for other words
+    main = [is_right(rules[0], labels, r, r.output) for r in records]
     targets, tokens = [r.target for r in records], _mean(r.tokens for r in records)
     reset_outputs = [r.reset_output for r in records if r.reset_output is not None]
     return EvalResult(
         task=task,
         length=length,
         samples=len(records),
-        right=count_right(rules, task, records, [r.output for r in records]),
+        right=count_right(rules, labels, records, [r.output for r in records]),
         majority=scores.majority(targets),
-        chance=scores.chance(task, targets),
+        chance=scores.chance(labels, targets),
         tokens=tokens,
         characters=_mean(r.characters for r in records),
         gpt2_tokens=_mean(r.gpt2_tokens for r in records),
         tokenizer=model.tokenizer.name,
         counted_by=counted_by,
         decoding=decoding,
-        reset=count_right(rules, task, records, reset_outputs) if reset_outputs else None,
+        reset=count_right(rules, labels, records, reset_outputs) if reset_outputs else None,
         perturb=perturb,
         trained=covered_by_training(model.config, task, tokens) and not perturb,
         seconds=round(sum(r.seconds for r in records), 2),
@@ -49,20 +53,30 @@ def score_answers(
     )
 
 
-def known_answers(task: str, records: Sequence[AnswerRecord]) -> bool:
-    """Are the targets among the task's labels? The official rule means nothing for other words."""
-    labels = set(scores.LABELS.get(task, ()))
-    return all(r.target in labels or labels.issuperset(r.target.split(",")) for r in records)
+def known_answers(labels: Sequence[str], records: Sequence[AnswerRecord]) -> bool:
+    """Are the targets among the labels?"""
+    known = set(labels)
+    return all(r.target in known or known.issuperset(r.target.split(",")) for r in records)
+
+
+def is_right(rule: str, labels: Sequence[str], record: AnswerRecord, output: str) -> bool:
+    """Is this output one of the record's right answers?"""
+    return any(
+        scores.score(rule, labels, record.question, target, output)
+        for target in (record.target, *record.other_targets)
+    )
 
 
 def count_right(
-    rules: Iterable[str], task: str, records: Sequence[AnswerRecord], outputs: Sequence[str]
+    rules: Iterable[str],
+    labels: Sequence[str],
+    records: Sequence[AnswerRecord],
+    outputs: Sequence[str],
 ) -> dict[str, int]:
     """Right answers by each rule; `outputs` are the answers to the records' questions."""
     return {
         rule: sum(
-            scores.score(rule, task, r.question, r.target, output)
-            for r, output in zip(records, outputs, strict=True)
+            is_right(rule, labels, r, output) for r, output in zip(records, outputs, strict=True)
         )
         for rule in rules
     }

@@ -1,7 +1,7 @@
 """One text in memory, to be asked: read in a stream, kept in a small file, asked again at once."""
 
+import difflib
 import json
-import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from rmt_jax import models
-from rmt_jax.data import segmentation
-from rmt_jax.data.tasks.babi import TASKS
+from rmt_jax.data import segmentation, tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
@@ -28,12 +27,12 @@ class RecallError(RmtError):
 
 
 @dataclass(frozen=True)
-class Told:
+class TaskPrompt:
     """A task prompt that a text is read with; all of it that decides what memory becomes."""
 
-    name: str  # 'qa1', or the user's description
-    row: int  # of the learned prompts
-    ids: tuple[int, ...]
+    name: str  # of the task, or the user's description
+    learned: int  # which of the learned prompts
+    ids: tuple[int, ...]  # its tokens
 
 
 class Session:
@@ -45,55 +44,56 @@ class Session:
 
     def __init__(self, model: Any, room: int = 0):
         """`room`: tokens for an answer; 0: as in training."""
-        self.model, self.room = model, room or sources.room(model)
+        self.model, self.room = model, room or sources.answer_room(model)
         self.tokens = self.characters = 0
         self.rest = np.zeros(0, np.int32)
-        self.prompts: list[Told] = []
+        self.prompts: list[TaskPrompt] = []
         self.memory: Any = None
 
-    def told(self, question: str, task: str = "") -> Told:
-        """What the model is told when this question is asked. Raises RecallError where the task is
-        needed and neither given nor to be guessed."""
+    def task_prompt(self, question: str, task: str = "") -> TaskPrompt:
+        """The prompt that goes with this question. Raises RecallError where the task is needed and
+        neither given nor to be guessed."""
         config = self.model.config
         source = config.prompt.source
         if source == "none":
-            return Told("", 0, ())
+            return TaskPrompt("", 0, ())
         if source in ("question", "both") and not question:
             raise RecallError(
                 "This model was trained with the question before the text: give --question, then "
                 "the text is read with it."
             )
-        name = task or (guess(question, config.data.tasks) if source != "question" else "")
+        name = task or (tasks.guess(question, config.data) if source != "question" else "")
         if not name and source != "question":
             raise RecallError(
-                f"Of which task is '{question}'? This model is told its task, and the question has"
-                " none of the forms that it knows. Give --task, one of "
+                f"Of which task is '{question}'? This model reads a prompt of its task, and the"
+                " question has none of the forms that it knows. Give --task, one of "
                 f"{', '.join(config.data.tasks)}, or describe it: --task 'Say who carries what.'"
             )
-        if re.fullmatch(r"qa\d+", name) and name not in TASKS:
-            raise RecallError(f"There is no task {name}: the tasks are qa1 to qa20.")
+        if name not in tasks.REGISTRY and (near := _mistyped(name)):
+            raise RecallError(f"There is no task {name}. Did you mean {near}?")
         if source == "learned":
             if name not in config.data.tasks:
                 raise RecallError(
                     f"This model has learned prompts for {', '.join(config.data.tasks)} only, not "
                     f"for '{name}'."
                 )
-            return Told(name, config.data.tasks.index(name), ())
-        ids = sources.prompt_ids(config.prompt, self.model.tokenizer, name, question).tolist()
-        return Told(
-            name if source == "description" else f"{name} {question}".strip(), 0, tuple(ids)
-        )
+            return TaskPrompt(name, config.data.tasks.index(name), ())
+        known = name in tasks.REGISTRY
+        description = tasks.create(name, config.data).description if known else name
+        ids = sources.prompt_ids(config.prompt, self.model.tokenizer, description, question)
+        shown = name if source == "description" else f"{name} {question}".strip()
+        return TaskPrompt(shown, 0, tuple(ids.tolist()))
 
-    def prompts_for(self, asked: Sequence[str], task: str = "") -> list[Told]:
+    def prompts_for(self, asked: Sequence[str], task: str = "") -> list[TaskPrompt]:
         """The distinct prompts that these questions need; for no question yet, those of `task` or
         of each task of the model."""
         config = self.model.config
         if asked:
-            found = [self.told(q, task) for q in asked]
+            found = [self.task_prompt(q, task) for q in asked]
         elif config.prompt.source in ("description", "learned") and not task:
-            found = [self.told("", name) for name in config.data.tasks]
+            found = [self.task_prompt("", name) for name in config.data.tasks]
         else:
-            found = [self.told("", task)]
+            found = [self.task_prompt("", task)]
         return list(dict.fromkeys(found))
 
     @property
@@ -106,12 +106,12 @@ class Session:
         """Tokens of the first, ragged segment of a text that is read through to its end for this.
         Exact for the longest of the questions `asked`, or one of TYPICAL tokens."""
         total = sum(len(some) for some in self._encoded(pieces))
-        tails = [len(sources.tail_ids(self.model.tokenizer, q)) for q in asked] or [TYPICAL]
+        tails = [len(sources.question_ids(self.model.tokenizer, q)) for q in asked] or [TYPICAL]
         size = self.model.segment_tokens
         place = answering.layout(total, max(tails), self.room, size, "right")
         return int(place.bounds[1]) % size if place.segments else 0
 
-    def read(self, pieces: Iterable[str], prompts: Sequence[Told], head: int = 0) -> None:
+    def read(self, pieces: Iterable[str], prompts: Sequence[TaskPrompt], head: int = 0) -> None:
         """Reads a text, given in pieces, once for all prompts side by side; its first `head` tokens
         as a segment of their own."""
         self.prompts = list(prompts)
@@ -135,7 +135,7 @@ class Session:
                 held, head = held[head:], 0
             bounds = np.zeros(1, int) if head else self._whole(held)
             place = answering.Layout(np.append(bounds, len(held)))
-            asked = [self._asked(held, told) for told in prompts]
+            asked = [self._asked(held, one) for one in prompts]
             self.memory = answering.read_contexts(
                 self.model, asked, [place] * many, batch, self.memory
             )
@@ -145,15 +145,15 @@ class Session:
         """Raises RecallError for a question whose prompt the text was not read with."""
         if not question.strip():
             raise RecallError("An empty question cannot be answered.")
-        told = self.told(question, task)
-        if told not in self.prompts:
+        wanted = self.task_prompt(question, task)
+        if wanted not in self.prompts:
             known = ", ".join(repr(t.name) for t in self.prompts)
             raise RecallError(
                 f"The text was read with the prompt {known}, and this question needs "
-                f"'{told.name}': read the text again with it (--file … --question or --task)."
+                f"'{wanted.name}': read the text again with it (--file … --question or --task)."
             )
-        k, model = self.prompts.index(told), self.model
-        asked = self._asked(self.rest, told, sources.tail_ids(model.tokenizer, question))
+        k, model = self.prompts.index(wanted), self.model
+        asked = self._asked(self.rest, wanted, sources.question_ids(model.tokenizer, question))
         size = model.segment_tokens  # of the whole text only the last, ragged segment is left
         place = answering.layout(len(self.rest), len(asked.question), self.room, size)
         prompt = answering.prompts(model, [asked])
@@ -165,17 +165,17 @@ class Session:
     def _whole(self, held: np.ndarray) -> np.ndarray:
         """Bounds of the segments that are sure to end here, whatever text follows."""
         align = self.model.config.data.align
-        stops = segmentation.ends(held, self.model.tokenizer, align)
-        return segmentation.whole(len(held), self.model.segment_tokens, stops)
+        stops = segmentation.sentence_ends(held, self.model.tokenizer, align)
+        return segmentation.settled_bounds(len(held), self.model.segment_tokens, stops)
 
     def _encoded(self, pieces: Iterable[str]) -> Iterable[np.ndarray]:
         """i32[n] of each piece. Later pieces begin with a space anyway."""
         spaced = (sources.context_text(piece) for piece in pieces if not piece.isspace())
         return encode_pieces(self.model.tokenizer, spaced)
 
-    def _asked(self, context: np.ndarray, told: Told, tail: Any = ()) -> EncodedQuestion:
-        ids = np.asarray(told.ids, np.int32)
-        return EncodedQuestion(context, np.asarray(tail, np.int32), ids, told.row)
+    def _asked(self, context: np.ndarray, prompt: TaskPrompt, tail: Any = ()) -> EncodedQuestion:
+        ids = np.asarray(prompt.ids, np.int32)
+        return EncodedQuestion(context, np.asarray(tail, np.int32), ids, prompt.learned)
 
     def _row(self, k: int) -> Any:
         """The memory of prompt k alone, a batch of one."""
@@ -192,7 +192,7 @@ class Session:
             "weights": answering.model_fingerprint(self.model),
             "tokens": self.tokens,
             "characters": self.characters,
-            "prompts": [[t.name, t.row, list(t.ids)] for t in self.prompts],
+            "prompts": [[p.name, p.learned, list(p.ids)] for p in self.prompts],
         }
         arrays = {f"memory{i}": np.asarray(x) for i, x in enumerate(leaves)}
         arrays |= {"about": np.array(json.dumps(about)), "rest": self.rest}
@@ -219,28 +219,13 @@ class Session:
                 "that made it. Read the text again with this one."
             )
         self.tokens, self.characters = about["tokens"], about["characters"]
-        self.prompts = [Told(name, row, tuple(ids)) for name, row, ids in about["prompts"]]
+        self.prompts = [TaskPrompt(name, n, tuple(ids)) for name, n, ids in about["prompts"]]
         self.rest = rest.astype(np.int32)
         empty = self.model.initial_memory(len(self.prompts))
         self.memory = jax.tree.unflatten(jax.tree.structure(empty), leaves)
 
 
-def guess(question: str, known: Sequence[str]) -> str:
-    """The task whose official questions have this form: of the model's tasks first; '' if none."""
-    others = [t for t in TASKS if t not in known]
-    for name in (*known, *others):
-        if any(_form(form).fullmatch(question.strip()) for form in TASKS[name].questions):
-            return name
-    return ""
-
-
-def _form(form: str) -> re.Pattern[str]:
-    """'Where is P?' as a pattern: P a name, L and O a word or a few, D a direction."""
-    parts = {
-        "P": r"(?!(?:the|The)\b)\w+",
-        "L": r"\w+(?: \w+)?",
-        "O": r"\w+(?: \w+){0,2}",
-        "D": r"(?:north|south|east|west)",
-    }
-    pattern = "".join(parts.get(w, re.escape(w)) for w in re.split(r"\b([PLOD])\b", form))
-    return re.compile(pattern.replace(r"\?", r" ?\?"))
+def _mistyped(name: str) -> str:
+    """The registered task that a single word is nearly the name of; '' for a description."""
+    near = difflib.get_close_matches(name, list(tasks.REGISTRY), n=1) if name.split() else []
+    return near[0] if near and " " not in name else ""

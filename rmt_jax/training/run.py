@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import api, evaluation, models, report
-from rmt_jax.config import Config, ConfigError
+from rmt_jax.config import Config
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.loader import Loader
 from rmt_jax.models.io import hub
@@ -46,12 +46,9 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     sharding.check_batches(config, mesh)
     log.info("%s; writing to %s", startup.describe(), path)
 
-    try:
-        tokenizer = tokenizers.load(config.data.tokenizer)
-        loader = Loader(config, tokenizer, "train")
-        validation = Loader(config, tokenizer, "validation")
-    except ValueError as error:  # how `data` says what it cannot use
-        raise ConfigError(str(error)) from error
+    tokenizer = tokenizers.load(config.data.tokenizer)
+    loader = Loader(config, tokenizer, "train")
+    validation = Loader(config, tokenizer, "validation")
 
     tasks = len(config.data.tasks)
     rngs = nnx.Rngs(config.seed)

@@ -1,4 +1,4 @@
-"""The official bAbI text files: one item a question, with everything that was told before it.
+"""The official bAbI text files: one item per question, with all facts before it.
 
 A line is `ID text` or `ID question<TAB>answer<TAB>supporting ids`; ID 1 begins a story. The layouts
 `en`, `en-10k` (qa1_..._train.txt) and `en-valid-10k` (qa1_train.txt, qa1_valid.txt) are known.
@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from rmt_jax.data.tasks import babi
-from rmt_jax.errors import RmtError
+from rmt_jax.data.babi import table
+from rmt_jax.data.babi.table import BabiError
 
 ADDRESS = "http://www.thespermwhale.com/jaseweston/babi/tasks_1-20_v1-2.tar.gz"
 MIRROR = "https://s3.amazonaws.com/text-datasets/babi_tasks_1-20_v1-2.tar.gz"
@@ -29,10 +29,6 @@ class Item(NamedTuple):
     supporting: tuple[int, ...]  # 0-based numbers in `facts`
     story: int  # which story of the file, from 0
     line: int  # of the question, from 1
-
-
-class BabiError(RmtError):
-    """A file that is not what bAbI's files are; names the file and the line."""
 
 
 def read(path: str | Path) -> list[Item]:
@@ -90,7 +86,7 @@ def find(folder: str | Path, task: str, part: str) -> Path:
     """The file of a task ('qa1') and part ('train', 'validation', 'test') in a folder, whatever its
     layout. Raises `BabiError` when there is none, naming what was looked for."""
     folder = Path(folder)
-    babi.task(task)
+    table.row(task)
     if not folder.is_dir():
         raise BabiError(
             f"There is no folder {str(folder)!r} with bAbI files. Set --config.data.babi_dir to "
@@ -102,9 +98,19 @@ def find(folder: str | Path, task: str, part: str) -> Path:
             return candidate
     seen = [p.name for p in folder.iterdir() if p.name.endswith(".txt")]
     raise BabiError(
-        f"{folder} has no {part} file of {task} (such as {task}_{babi.task(task).title}"
+        f"{folder} has no {part} file of {task} (such as {task}_{table.row(task).title}"
         f"{_FILES[part][0]}.txt); it holds {len(seen)} text files."
     )
+
+
+def is_folder_of_files(folder: str | Path) -> bool:
+    """Does this folder hold bAbI's text files?"""
+    return any(re.match(r"qa\d+_.*\.txt$", path.name) for path in Path(folder).glob("qa*_*.txt"))
+
+
+def has_part(folder: str | Path, part: str) -> bool:
+    """Does this folder hold a file of a part ('train', 'validation', 'test') of any task?"""
+    return any(Path(folder).glob(f"qa*{_FILES[part][0]}.txt"))
 
 
 @lru_cache(maxsize=64)

@@ -9,49 +9,69 @@ from functools import lru_cache
 from pathlib import Path
 
 from rmt_jax.data import perturb
-from rmt_jax.data.babi import files
+from rmt_jax.data.babi import files, table
+from rmt_jax.data.babi.table import BabiError
 from rmt_jax.data.corpus import documents
-from rmt_jax.data.rng import Dice
-from rmt_jax.data.simulator import Manner
-from rmt_jax.data.story import Ask, NoStory, Story
-from rmt_jax.data.tasks import babi as tasks
+from rmt_jax.data.rng import AddressedRng
+from rmt_jax.data.story import IntermediateQuestion, NoStory, Story, StoryOptions
 
 
 class Official:
-    """A source of stories for `Composer`. An index is a place in a shuffle of the questions that is
-    drawn anew for every pass over them."""
+    """A source of stories. An index is a place in a shuffle of the questions that is drawn anew for
+    every pass over them."""
 
-    def __init__(self, folder: str, split: str):
+    def __init__(self, folder: str):
         if not folder:
-            raise files.BabiError(
+            raise BabiError(
                 "config.data.facts=official (or both) needs config.data.babi_dir, the folder of "
                 f"the official files. {files.manual_route()}"
             )
-        self.folder, self.split = folder, split
+        self.folder = folder
 
-    def items(self, task: str) -> tuple[files.Item, ...]:
-        """The questions of this split, in file order."""
-        return _items(self.folder, task, self.split)
+    def items(self, task: str, split: str) -> tuple[files.Item, ...]:
+        """The questions of a split, in file order."""
+        return _items(self.folder, task, split)
 
-    def story(self, task: str, seed: int, index: int, most: int, manner: Manner) -> Story:
+    def story(self, task: str, split: str, seed: int, index: int, options: StoryOptions) -> Story:
         """Raises NoStory where none of the split is short enough, BabiError for missing files."""
-        low, high = manner.facts or (0, most)
-        allowed = _allowed(self.folder, task, self.split, low, min(high, most))
+        low, high = options.facts or (0, options.max_facts)
+        high = min(high, options.max_facts)
+        items = self.items(task, split)
+        allowed = _allowed(self.folder, task, split, low, high)
         if not allowed:
             raise NoStory(
-                f"{task}: none of {len(self.items(task)):,} official questions ({self.split}) has "
-                f"{low} to {min(high, most)} facts."
+                f"{task}: none of {len(items):,} official questions ({split}) has {low} to {high}"
+                " facts."
             )
         lap, place = divmod(index, len(allowed))
-        order = _shuffle(len(allowed), seed, lap, tasks.number(task))
-        item = self.items(task)[allowed[order[place]]]
-        asks = _asks(self.items(task), allowed[order[place]], manner, seed, index)
-        story = Story(
-            task, item.facts, item.question, item.answer, item.supporting, asks, item.story
-        )
-        for kind in manner.names:
-            story = perturb.renamed(story, kind, Dice(seed, index, 8), manner.held_out)
+        number = allowed[_shuffle(len(allowed), seed, lap, table.number(task))[place]]
+        item = items[number]
+        earlier = _earlier_questions(items, number, options, seed, index)
+        story = Story(task, item.facts, item.question, item.answer, item.supporting, earlier)
+        for kind in options.new_names:
+            rng = AddressedRng(seed, index, 8)
+            story = perturb.rename(story, kind, rng, options.held_out_names)
         return story
+
+
+class FileOrder:
+    """A source of stories: the questions of one official file in file order, those with too many
+    facts left out, as in BABILong's published sets."""
+
+    def __init__(self, folder: str, part: str):
+        self.folder, self.part = folder, part
+
+    def story(self, task: str, split: str, seed: int, index: int, options: StoryOptions) -> Story:
+        """Question number `index`. Raises BabiError past the last one."""
+        most = options.max_facts
+        items = _short_enough(files.find(self.folder, task, self.part), most)
+        if index >= len(items):
+            raise BabiError(
+                f"{task} has {len(items):,} {self.part} questions of {most:,} facts or fewer, so "
+                f"there is no number {index:,}: ask for fewer --samples."
+            )
+        item = items[index]
+        return Story(task, item.facts, item.question, item.answer, item.supporting)
 
 
 @lru_cache(maxsize=64)
@@ -61,7 +81,7 @@ def _items(folder: str, task: str, split: str) -> tuple[files.Item, ...]:
     found = list(files.cached(files.find(folder, task, "train")))
     try:
         own = files.find(folder, task, "validation")
-    except files.BabiError:
+    except BabiError:
         own = None
     if own is not None:
         return files.cached(own) if split == "validation" else tuple(found)
@@ -83,28 +103,34 @@ def _allowed(folder: str, task: str, split: str, low: int, high: int) -> list[in
 
 @lru_cache(maxsize=64)
 def _shuffle(size: int, seed: int, lap: int, task: int) -> list[int]:
-    return Dice(seed, lap, task, 5).numpy.permutation(size).tolist()
+    return AddressedRng(seed, lap, task, 5).numpy.permutation(size).tolist()
 
 
-def _asks(items, number: int, manner: Manner, seed: int, index: int) -> tuple[Ask, ...]:
+def _earlier_questions(
+    items, number: int, options: StoryOptions, seed: int, index: int
+) -> tuple[IntermediateQuestion, ...]:
     """Questions of the same story that the files ask earlier: the only ones whose answers they
     give."""
-    if not manner.asks:
+    if not options.question_rate:
         return ()
-    dice, item = Dice(seed, index, 6), items[number]
+    rng, item = AddressedRng(seed, index, 6), items[number]
     found = []
     for earlier in items[max(0, number - 20) : number]:
         after = len(earlier.facts) - 1
         if earlier.story == item.story and after < len(item.facts) - 1:
-            if manner.same and earlier.question != item.question:
+            if options.final_question_only and earlier.question != item.question:
                 continue
-            if dice.uniform() < manner.asks:
-                found.append(Ask(after, earlier.question, earlier.answer))
+            if rng.uniform() < options.question_rate:
+                found.append(IntermediateQuestion(after, earlier.question, earlier.answer))
     return tuple(found)
 
 
-def evaluation_order(path: str | Path, budget: int) -> list[files.Item]:
-    """The rows of an official evaluation set of a context budget: the questions of a test file in
-    file order, those with more than budget // 8 facts left out (budget 0: none is)."""
-    items = files.cached(Path(path))
-    return [item for item in items if not budget or len(item.facts) <= budget // 8]
+def evaluation_order(path: str | Path, budget: int) -> tuple[files.Item, ...]:
+    """The questions of an official evaluation set of a context budget: those of a test file in file
+    order, those with more than budget // 8 facts left out (budget 0: none is)."""
+    return _short_enough(Path(path), budget // 8 if budget else 10**6)
+
+
+@lru_cache(maxsize=64)
+def _short_enough(path: Path, most: int) -> tuple[files.Item, ...]:
+    return tuple(item for item in files.cached(path) if len(item.facts) <= most)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmt_jax.data.corpus import documents as sources
+from rmt_jax.data.corpus import documents
+from rmt_jax.data.errors import DataError
 from rmt_jax.data.tokenizer import Tokenizer
 
 MIN_TOKENS = 10  # shorter sentences are skipped (BABILong)
@@ -35,7 +36,7 @@ class Background:
         self.starts = starts  # i64[k + 1], mapped from disk
         self.name, self.split = name, split
         if len(starts) < 2:
-            raise ValueError(
+            raise DataError(
                 f"Background {name!r} has no sentence of {MIN_TOKENS} tokens or more in its "
                 f"{split} split: give more text (documents go 8:1:1 to train, validation, test)."
             )
@@ -62,7 +63,7 @@ class Background:
         return Slice(np.concatenate(pieces), np.concatenate(marks))
 
     @lru_cache(maxsize=4)  # noqa: B019 (a background is kept as long as the process)
-    def holding(self, tokens: tuple[int, ...]) -> "Background":
+    def sentences_with(self, tokens: tuple[int, ...]) -> "Background":
         """The sentences in which one of these tokens stands, as a background of their own."""
         wanted, size = np.array(tokens, self.tokens.dtype), 10_000_000  # of what is mapped, a part
         parts = range(0, len(self.tokens), size)
@@ -71,7 +72,7 @@ class Background:
         kept = np.unique(np.searchsorted(self.starts, found, "right") - 1)
         spans = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in kept]
         if not spans:
-            raise ValueError(
+            raise DataError(
                 f"No sentence of the background {self.name!r} ({self.split} split) holds a name of "
                 "the tasks: give more text, or set config.data.hard_negative_rate to 0."
             )
@@ -93,8 +94,8 @@ def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
     `source` is 'builtin' or a folder of .txt files. Raises ValueError for a missing or empty
     folder and for files that are not text.
     """
-    if split not in sources.SPLITS:
-        raise ValueError(f"Unknown split {split!r}: one of {', '.join(sources.SPLITS)}.")
+    if split not in documents.SPLITS:
+        raise DataError(f"Unknown split {split!r}: one of {', '.join(documents.SPLITS)}.")
     folder = cache_folder() / "background" / key(source, tokenizer)
     return _open(str(folder), source, tokenizer, split)
 
@@ -103,7 +104,7 @@ def key(source: str, tokenizer: Tokenizer) -> str:
     """A hash of what decides the arrays: the text, by content or by name, size and time. Raises
     ValueError as `load` does."""
     digest = sha256(f"{VERSION} {MIN_TOKENS} {tokenizer.fingerprint()}".encode())
-    for name, owner, content in sources.documents(source):
+    for name, owner, content in documents.documents(source):
         digest.update(f"{name}\0{owner}\0".encode())
         if source == "builtin":
             digest.update(content.encode())
@@ -139,7 +140,7 @@ def _make(folder: Path, source: str, tokenizer: Tokenizer) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise DataError(
             f"The tokenised background cannot be kept in {folder.parent} ({error.strerror}): set "
             "the environment variable RMT_JAX_CACHE to a folder that can be written."
         ) from None
@@ -147,12 +148,12 @@ def _make(folder: Path, source: str, tokenizer: Tokenizer) -> None:
         made = Path(name) / "made"
         made.mkdir()
         files = {s: (open(made / f"{s}.tokens", "wb"), open(made / f"{s}.starts", "wb"))
-                 for s in sources.SPLITS}  # fmt: skip
-        at = dict.fromkeys(sources.SPLITS, 0)
+                 for s in documents.SPLITS}  # fmt: skip
+        at = dict.fromkeys(documents.SPLITS, 0)
         try:
-            for _, key, content in sources.documents(source):
-                text = content if source == "builtin" else sources.read(content)
-                split = sources.split_of(key)
+            for _, key, content in documents.documents(source):
+                text = content if source == "builtin" else documents.read(content)
+                split = documents.split_of(key)
                 at[split] = _append(files[split], at[split], text, tokenizer)
             for split, (_, starts) in files.items():
                 starts.write(np.int64(at[split]).tobytes())
@@ -169,7 +170,7 @@ def _make(folder: Path, source: str, tokenizer: Tokenizer) -> None:
 
 def _append(files, at: int, text: str, tokenizer: Tokenizer) -> int:
     kind = _kind(tokenizer)
-    found = [" " + sentence for sentence in sources.sentences(text)]
+    found = [" " + sentence for sentence in documents.sentences(text)]
     for block in range(0, len(found), _BLOCK):
         kept = [i for i in tokenizer.encode_many(found[block : block + _BLOCK])
                 if len(i) >= MIN_TOKENS]  # fmt: skip

@@ -12,6 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
 
+from rmt_jax.data.errors import DataError
+
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 BLOCK = 3000  # characters of built-in text that go to validation or test together
 _ABBREVIATIONS = (
@@ -95,10 +97,10 @@ def documents(source: str) -> list[tuple[str, str, str]]:
         return list(_builtin_blocks())
     folder = Path(source)
     if not folder.is_dir():
-        raise ValueError(f"Background: there is no folder {source!r}. Give 'builtin' or a folder.")
+        raise DataError(f"Background: there is no folder {source!r}. Give 'builtin' or a folder.")
     files = sorted(folder.glob("*.txt"))
     if not files:
-        raise ValueError(f"Background: the folder {source!r} holds no .txt file.")
+        raise DataError(f"Background: the folder {source!r} holds no .txt file.")
     keys = _keys(folder / "manifest.json")
     return [(path.name, keys.get(path.name, path.name), str(path)) for path in files]
 
@@ -129,7 +131,7 @@ def _keys(manifest: Path) -> dict[str, str]:
         rows = json.loads(manifest.read_text(encoding="utf-8"))
         for row in rows:
             if "split" in row and row["split"] not in SPLITS:
-                raise ValueError(
+                raise DataError(
                     f"Background: {manifest} has {row['file']} in the split {row['split']!r}: "
                     f"there are {', '.join(SPLITS)}."
                 )
@@ -140,7 +142,7 @@ def _keys(manifest: Path) -> dict[str, str]:
             for row in rows
         }
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise DataError(
             f"Background: {manifest} is not a list of objects with 'file' and 'author' ({error})."
         ) from None
 
@@ -149,11 +151,11 @@ def read(path: str | Path) -> str:
     """A text file as UTF-8. ValueError with the file and the byte for anything else."""
     data = Path(path).read_bytes()
     if b"\0" in data[:4096]:
-        raise ValueError(f"Background: {path} is a binary file (a zero byte near its start).")
+        raise DataError(f"Background: {path} is a binary file (a zero byte near its start).")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise DataError(
             f"Background: {path} is not UTF-8 (byte {error.start:,}); convert it, for example "
             f"with 'iconv -f latin1 -t utf-8'."
         ) from None

@@ -1,183 +1,206 @@
 """Our own bAbI: a small world that tells stories in the official form, one for each address.
 
-`tell(task, (seed, index))` is a pure function: a story can be made anywhere, in any order, again
-and again. Facts come in pairs and a question is asked as soon as one has an answer whose latest
-supporting fact lies among the last five, five questions a story, as in the official files (that is
-what their statistics say; `tests/test_data_worlds.py` compares). A sample is one of the five.
+`simulate_story(task, (seed, index))` is a pure function: a story can be made anywhere, in any
+order, again and again. Facts come in pairs and a question is asked as soon as one has an answer
+whose latest supporting fact lies among the last five, five questions a story, as in the official
+files (that is what their statistics say; `tests/test_data_simulator.py` compares). A sample is one
+of the five.
 """
 
-from typing import NamedTuple
+from typing import Protocol
 
-from rmt_jax.data.rng import Dice
+from rmt_jax.data.babi import table
+from rmt_jax.data.errors import DataError
+from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.simulator import moving, relations, statements
 from rmt_jax.data.simulator.question import Question
-from rmt_jax.data.story import Ask, Story
-from rmt_jax.data.tasks import babi
+from rmt_jax.data.story import OFFICIAL, IntermediateQuestion, Story, StoryOptions
 from rmt_jax.data.words import Names, draw, official
 
 RECENT = 5  # the latest supporting fact is one of the last five
 QUESTIONS = 5  # a story of the official files
-PATIENCE = {
-    "qa2": 0.75,
-    "qa3": 0.45,
-}  # part of the chances to ask that the official files of a task take
-LEAST = {"qa3": 4, "qa5": 3}  # facts before which there is hardly anything to ask
-LAST_ASKS = 3  # questions more behind the last fact of QA4
+ASK_RATE = {"qa2": 0.75, "qa3": 0.45}  # chances to ask that the official files of a task take
+LEAST_FACTS = {"qa3": 4, "qa5": 3}  # with fewer there is hardly anything to ask
+LAST_QUESTIONS = 3  # intermediate questions more behind the last fact of QA4
 LONGEST = 300  # facts after which a story that has no question is dropped
+ATTEMPTS = 5000
 
 
-class Manner(NamedTuple):
-    """How stories are told, beyond the official way."""
+class World(Protocol):
+    """What a simulator of a group of tasks does."""
 
-    facts: tuple[int, int] | None = None  # least and most facts, uniform; None: as official
-    names: tuple[str, ...] = ()  # kinds drawn from the word lists: people, places, objects
-    held_out: bool = False  # draw them from the part of the lists that training never sees
-    asks: float = 0.0  # questions after a fact, on average, at most one a fact (dense supervision)
-    few: int = 6  # half of the stories below this many facts have two persons: chains close
-    same: bool = False  # on the way ask the final question and no other: the reader knows it
+    rng: AddressedRng
+
+    def leave_objects_unplaced(self) -> None:
+        """Objects lie wherever they are first found, so that short stories have answers."""
+        ...
+
+    def next_fact(self) -> str: ...
+
+    def questions(self) -> list[Question]:
+        """Those of the task that have an answer now."""
+        ...
+
+    def choose(self, questions: list[Question]) -> Question:
+        """One of them, as often as the official files ask it."""
+        ...
+
+    def intermediate_question(self) -> Question | None:
+        """One to ask on the way, or None if nothing can be asked."""
+        ...
 
 
-OFFICIAL = Manner()
-
-
-def names(task: str, manner: Manner, dice: Dice) -> Names:
-    given = official(task)
-    new = {
-        kind: draw(len(getattr(given, kind)), kind, dice, manner.held_out) for kind in manner.names
-    }
-    return given._replace(**new)
-
-
-def world(task: str, given: Names, dice: Dice):
-    """A fresh world that can tell facts (`fact() -> str`) and ask (`questions() -> [...]`)."""
+def create_world(task: str, names: Names, rng: AddressedRng) -> World:
+    """A fresh world. Raises DataError for a task without simulator."""
     if task == "qa4":
-        return relations.World(given, dice)
+        return relations.World(names, rng)
     if task in ("qa9", "qa10"):
-        return statements.World(task, given, dice)
-    if task not in babi.SIMULATED:
-        babi.task(task)
-        raise ValueError(
-            f"{task} has no simulator: {', '.join(babi.SIMULATED)} have. "
+        return statements.World(task, names, rng)
+    if not table.row(task).simulated:
+        raise DataError(
+            f"{task} has no simulator: {', '.join(table.SIMULATED)} have. "
             "Take its facts from the official files: config.data.facts=official, or in evaluation "
             "--data official --babi FOLDER."
         )
-    return moving.World(task, given, dice)
+    return moving.World(task, names, rng)
 
 
-def tell(
-    task: str, address: tuple[int, ...], manner: Manner = OFFICIAL, most: int = LONGEST
-) -> Story:
-    """The story at an address, e.g. (seed, index), of `most` facts or fewer.
+def draw_names(task: str, options: StoryOptions, rng: AddressedRng) -> Names:
+    names = official(task)
+    new = {
+        kind: draw(len(getattr(names, kind)), kind, rng, options.held_out_names)
+        for kind in options.new_names
+    }
+    return names._replace(**new)
 
-    Raises ValueError for a task without simulator and where no such story can be told.
+
+def simulate_story(task: str, address: tuple[int, ...], options: StoryOptions = OFFICIAL) -> Story:
+    """The story at an address, e.g. (seed, index), of `options.max_facts` facts or fewer.
+
+    Raises DataError for a task without simulator and where there is no such story.
     """
-    number, limit = babi.number(task), min(most, LONGEST)
-    for attempt in range(5000):
-        story = _tell(task, (*address, number, attempt), manner, limit, None)
+    number, limit = table.number(task), min(options.max_facts, LONGEST)
+    options = options._replace(max_facts=limit)
+    for attempt in range(ATTEMPTS):
+        here = (*address, number, attempt)
+        story = _attempt(task, here, options, None)
         if story is None:
             continue
-        if not manner.asks:
+        if not options.question_rate:
             return story
-        # Told again with questions on the way, which do not change the story.
-        notes = _Notes(Dice(*address, number, attempt, 1), manner.asks, manner.same, story.question)
-        return _tell(task, (*address, number, attempt), manner, limit, notes) or story
-    raise ValueError(
-        f"{task} finds no question in stories of {manner.facts or 'any number of'} facts, "
-        f"{most} at most: allow more facts."
+        # The same story again with intermediate questions, which do not change it.
+        asker = _Asker(AddressedRng(*here, 1), options, story.question)
+        return _attempt(task, here, options, asker) or story
+    raise DataError(
+        f"{task} finds no question in stories of {options.facts or 'any number of'} facts, "
+        f"{limit} at most: allow more facts."
     )
 
 
-def _tell(task: str, address, manner: Manner, most: int, notes) -> Story | None:
-    """One attempt: None when no question can be asked in the facts allowed."""
-    dice = Dice(*address)
-    given = names(task, manner, dice)
-    tell = _controlled if manner.facts else _official
-    return tell(task, given, dice, manner, most, notes)
+class _Asker:
+    """Asks intermediate questions, with random draws of its own."""
 
+    def __init__(self, rng: AddressedRng, options: StoryOptions, final: str):
+        self.rng, self.rate, self.final = rng, options.question_rate, final
+        self.final_only = options.final_question_only
+        self.asked: list[IntermediateQuestion] = []
 
-class _Notes:
-    """Questions on the way, with dice of their own."""
+    def ask(self, world: World, after_fact: int) -> None:
+        if self.rng.uniform() >= self.rate:
+            return
+        own, world.rng = world.rng, self.rng
+        if self.final_only:
+            question = next((q for q in world.questions() if q.text == self.final), None)
+        else:
+            question = world.intermediate_question()
+        world.rng = own
+        if question is not None:
+            self.asked.append(IntermediateQuestion(after_fact, question.text, question.answer))
 
-    def __init__(self, dice: Dice, rate: float, same: bool, final: str):
-        self.dice, self.rate, self.same, self.final = dice, rate, same, final
-        self.asks: list[Ask] = []
-
-    def more(self, place, after: int) -> None:
+    def ask_at_the_end(self, world: World, after_fact: int) -> None:
         """A story that can tell no further fact is asked several questions at its end, else it
         would teach little (QA4: two facts)."""
-        for _ in range(0 if self.same else LAST_ASKS):
-            self.take(place, after)
-
-    def take(self, place, after: int) -> None:
-        if self.dice.uniform() < self.rate:
-            own, place.dice = place.dice, self.dice
-            if self.same:
-                question = next((q for q in place.questions() if q.text == self.final), None)
-            else:
-                question = place.aside()
-            place.dice = own
-            if question is not None:
-                self.asks.append(Ask(after, question.text, question.answer))
+        for _ in range(0 if self.final_only else LAST_QUESTIONS):
+            self.ask(world, after_fact)
 
 
-def _official(task, given: Names, dice: Dice, manner: Manner, most: int, notes) -> Story | None:
-    place = world(task, given, dice)
-    wanted = 1 if task == "qa4" else dice.between(1, QUESTIONS)
+def _attempt(
+    task: str, address: tuple[int, ...], options: StoryOptions, asker: _Asker | None
+) -> Story | None:
+    """None where no question can be asked in the facts allowed."""
+    rng = AddressedRng(*address)
+    names = draw_names(task, options, rng)
+    make = _official if options.facts is None else _of_length
+    return make(task, names, rng, options, asker)
+
+
+def _official(
+    task: str, names: Names, rng: AddressedRng, options: StoryOptions, asker: _Asker | None
+) -> Story | None:
+    """As many facts as the official files have."""
+    world = create_world(task, names, rng)
+    wanted = 1 if task == "qa4" else rng.between(1, QUESTIONS)
     facts: list[str] = []
-    while len(facts) + 2 <= most:
+    while len(facts) + 2 <= options.max_facts:
         for _ in range(2):
-            facts.append(place.fact())
-            if notes:
-                notes.take(place, len(facts) - 1)
-        if dice.uniform() >= PATIENCE.get(task, 1.0):
+            facts.append(world.next_fact())
+            if asker:
+                asker.ask(world, len(facts) - 1)
+        if rng.uniform() >= ASK_RATE.get(task, 1.0):
             continue
-        question = _recent(place, len(facts), dice)
+        question = _recent_question(world, len(facts), RECENT)
         if question is not None:
             wanted -= 1
             if not wanted:
-                if notes and task == "qa4":
-                    notes.more(place, len(facts) - 1)
-                return _story(task, facts, question, notes)
+                return _finish(task, facts, question, world, asker)
     return None
 
 
-def _controlled(task, given: Names, dice: Dice, manner: Manner, most: int, notes) -> Story | None:
-    assert manner.facts is not None
-    low, high = (2, 2) if task == "qa4" else manner.facts
-    high = max(2, min(high, most))
-    count = dice.between(min(max(low, LEAST.get(task, 2)), high), high)
-    if count < manner.few and task != "qa4":
-        people, objects = dice.sample(given.people, 2), dice.sample(given.objects, 2)
-        place = world(task, Names(tuple(people), given.places, tuple(objects)), dice)
-    else:
-        place = world(task, given, dice)
-    place.gather()
+def _of_length(
+    task: str, names: Names, rng: AddressedRng, options: StoryOptions, asker: _Asker | None
+) -> Story | None:
+    """As many facts as the options say."""
+    assert options.facts is not None
+    low, high = (2, 2) if task == "qa4" else options.facts
+    high = max(2, min(high, options.max_facts))
+    count = rng.between(min(max(low, LEAST_FACTS.get(task, 2)), high), high)
+    if count < options.two_persons_below and task != "qa4":
+        people, objects = rng.sample(names.people, 2), rng.sample(names.objects, 2)
+        names = Names(tuple(people), names.places, tuple(objects))
+    world = create_world(task, names, rng)
+    world.leave_objects_unplaced()
     facts: list[str] = []
     while len(facts) < high:  # past `count` only while there is nothing to ask
-        facts.append(place.fact())
-        if notes:
-            notes.take(place, len(facts) - 1)
+        facts.append(world.next_fact())
+        if asker:
+            asker.ask(world, len(facts) - 1)
         if len(facts) >= count:
-            question = _recent(place, len(facts), dice, RECENT if count <= 20 else count)
+            question = _recent_question(world, len(facts), RECENT if count <= 20 else count)
             if question is not None:
-                if notes and task == "qa4":
-                    notes.more(place, len(facts) - 1)
-                return _story(task, facts, question, notes)
+                return _finish(task, facts, question, world, asker)
     return None
 
 
-def _recent(place, facts: int, dice: Dice, recent: int = RECENT) -> Question | None:
-    """One of the questions that can be asked now, or None."""
-    found = [q for q in place.questions() if max(q.supporting) >= facts - recent]
-    return place.choose(found) if found else None
+def _recent_question(world: World, facts: int, recent: int) -> Question | None:
+    """One of the questions that the last `recent` facts answer, or None."""
+    found = [q for q in world.questions() if max(q.supporting) >= facts - recent]
+    return world.choose(found) if found else None
 
 
-def _story(task: str, facts: list[str], question: Question, notes) -> Story:
-    # What could be asked right before the final question is left to the final question.
-    last = len(facts) - (task != "qa4")
-    asks = notes.asks if notes else []
-    same = notes is not None and notes.same
-    asks = [ask for ask in asks if ask.after < last and (same or ask.question != question.text)]
+def _finish(
+    task: str, facts: list[str], question: Question, world: World, asker: _Asker | None
+) -> Story:
+    asked: list[IntermediateQuestion] = []
+    if asker:
+        if task == "qa4":
+            asker.ask_at_the_end(world, len(facts) - 1)
+        # What could be asked right before the final question is left to the final question.
+        last = len(facts) - (task != "qa4")
+        asked = [
+            one
+            for one in asker.asked
+            if one.after_fact < last and (asker.final_only or one.question != question.text)
+        ]
     return Story(
-        task, tuple(facts), question.text, question.answer, question.supporting, tuple(asks)
+        task, tuple(facts), question.text, question.answer, question.supporting, tuple(asked)
     )

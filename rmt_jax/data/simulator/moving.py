@@ -1,13 +1,13 @@
 """QA1-3 and QA5-8: persons walk, take, drop and give; places and objects are asked for.
 
 An event is drawn as the official files' statistics suggest: a kind, then a person, until that
-person can do it. The world knows where everything is; the reader knows what was told, and only
-what was told is asked.
+person can do it. The world knows where everything is; the reader knows the facts so far, and
+is asked about these alone.
 """
 
 from typing import NamedTuple
 
-from rmt_jax.data.rng import Dice
+from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.simulator.question import Question
 from rmt_jax.data.words import Names
 
@@ -31,9 +31,9 @@ _KINDS = {
 KINDS = {task: tuple("_" + k for k, n in w.items() for _ in range(n)) for task, w in _KINDS.items()}
 # What is asked on the way: the task's own question (own), where a person is, where an object is,
 # who has it, what a person carries, where a person was before.
-ANYWHERE = ""  # where an object lies that nobody has seen yet (`World.gather`)
+ANYWHERE = ""  # where an object lies that nobody has seen yet (`World.leave_objects_unplaced`)
 
-ASIDES = {
+INTERMEDIATE = {
     "qa1": (("own", 1.0),),
     "qa2": (("own", 0.45), ("person", 0.15), ("holder", 0.2), ("carried", 0.2)),
     "qa3": (
@@ -66,59 +66,59 @@ class Gift(NamedTuple):
 
 
 class World:
-    def __init__(self, task: str, names: Names, dice: Dice):
-        self.task, self.names, self.dice = task, names, dice
+    def __init__(self, task: str, names: Names, rng: AddressedRng):
+        self.task, self.names, self.rng = task, names, rng
         # The truth: where persons stand and objects lie, and who holds what.
-        self.place = {person: dice.pick(names.places) for person in names.people}
-        self.lies = {thing: dice.pick(names.places) for thing in names.objects}
+        self.place = {person: rng.pick(names.places) for person in names.people}
+        self.lies = {thing: rng.pick(names.places) for thing in names.objects}
         self.holder: dict[str, str] = {}
-        # What was told.
+        # What the facts so far say.
         self.moved: dict[str, int] = {}  # person: fact of the last walk
         self.handled: dict[str, int] = {}  # object: fact that last took, dropped or gave it
         self.dropper: dict[str, tuple[str, int]] = {}  # object: who dropped it, walk before that
         self.path: dict[str, list[Visit]] = {}  # person or object: distinct places, in order
         self.hands: dict[str, list[int]] = {}  # person: every fact about objects in these hands
-        self.carried: dict[str, list[str]] = {}  # person: objects told to be carried, in order
+        self.carried: dict[str, list[str]] = {}  # person: objects known to be carried, in order
         self.gifts: list[Gift] = []
-        self.told = 0
-        self.gathered = False
+        self.fact_count = 0
+        self.unplaced = False
 
-    def gather(self) -> None:
-        """Nobody touches an object before it was told where they stand, and whoever first wants an
+    def leave_objects_unplaced(self) -> None:
+        """Nobody touches an object before a fact says where they stand, and whoever first wants an
         object finds it there: in the official world most short stories are over before a question
         about an object has an answer."""
         self.lies = dict.fromkeys(self.names.objects, ANYWHERE)
-        self.gathered = True
+        self.unplaced = True
 
     # Events -----------------------------------------------------------------------------------
 
-    def fact(self) -> str:
+    def next_fact(self) -> str:
         kinds = KINDS[self.task]
         while True:
-            kind = self.dice.pick(kinds)
-            people = [self.dice.pick(self.names.people)]
-            if self.gathered:  # whoever can; and walks as often as officially, where many cannot
-                kind = "_walk" if self.dice.uniform() < 0.3 else kind
-                people = self.dice.shuffled(self.names.people)
+            kind = self.rng.pick(kinds)
+            people = [self.rng.pick(self.names.people)]
+            if self.unplaced:  # whoever can; and walks as often as officially, where many cannot
+                kind = "_walk" if self.rng.uniform() < 0.3 else kind
+                people = self.rng.shuffled(self.names.people)
             for person in people:
                 text = getattr(self, kind)(person)
                 if text:
-                    self.told += 1
+                    self.fact_count += 1
                     return text
 
     def _walk(self, person: str) -> str | None:
-        place = self.dice.pick(self.names.places)
+        place = self.rng.pick(self.names.places)
         if place == self.place[person]:
             return None
         self.place[person] = place
-        self.moved[person] = self.told
-        self._visit(person, place, self.told, -1, True)
+        self.moved[person] = self.fact_count
+        self._visit(person, place, self.fact_count, -1, True)
         for thing in self.carried.get(person, ()):
-            self._visit(thing, place, self.told, self.handled[thing], True)
-        return f"{person} {self.dice.pick(MOVES)} the {place}."
+            self._visit(thing, place, self.fact_count, self.handled[thing], True)
+        return f"{person} {self.rng.pick(MOVES)} the {place}."
 
     def _take(self, person: str) -> str | None:
-        if self.gathered and person not in self.moved:
+        if self.unplaced and person not in self.moved:
             return None
         here = self.place[person]
         free = [
@@ -128,46 +128,46 @@ class World:
         ]
         if not free:
             return None
-        thing = self.dice.pick(free)
+        thing = self.rng.pick(free)
         self.holder[thing] = person
         self._handle(thing, person)
         self.carried.setdefault(person, []).append(thing)
-        there = " there" if self.dice.uniform() < (0.2 if self.task == "qa3" else 1.0) else ""
-        return f"{person} {self.dice.pick(TAKES)} the {thing}{there}."
+        there = " there" if self.rng.uniform() < (0.2 if self.task == "qa3" else 1.0) else ""
+        return f"{person} {self.rng.pick(TAKES)} the {thing}{there}."
 
     def _drop(self, person: str) -> str | None:
         held = self.carried.get(person)
         if not held:
             return None
-        thing = self.dice.pick(held)
+        thing = self.rng.pick(held)
         held.remove(thing)
         del self.holder[thing]
         self.lies[thing] = self.place[person]
         self._handle(thing, person)
-        there = " there" if self.dice.uniform() < 0.2 else ""
-        return f"{person} {self.dice.pick(DROPS)} the {thing}{there}."
+        there = " there" if self.rng.uniform() < 0.2 else ""
+        return f"{person} {self.rng.pick(DROPS)} the {thing}{there}."
 
     def _give(self, person: str) -> str | None:
         held = self.carried.get(person)
         near = [p for p in self.names.people if p != person and self.place[p] == self.place[person]]
         if not held or not near:
             return None
-        thing, other = self.dice.pick(held), self.dice.pick(near)
+        thing, other = self.rng.pick(held), self.rng.pick(near)
         held.remove(thing)
         self.carried.setdefault(other, []).append(thing)
         self.holder[thing] = other
-        self.hands.setdefault(person, []).append(self.told)
+        self.hands.setdefault(person, []).append(self.fact_count)
         self._handle(thing, other)
-        self.gifts.append(Gift(person, thing, other, self.told))
-        return f"{person} {self.dice.pick(GIVES)} the {thing} to {other}."
+        self.gifts.append(Gift(person, thing, other, self.fact_count))
+        return f"{person} {self.rng.pick(GIVES)} the {thing} to {other}."
 
     def _handle(self, thing: str, person: str) -> None:
-        """`thing` was taken by, dropped by or given to `person` in the fact being told."""
-        self.handled[thing] = self.told
-        self.hands.setdefault(person, []).append(self.told)
+        """`thing` was taken by, dropped by or given to `person` in the present fact."""
+        self.handled[thing] = self.fact_count
+        self.hands.setdefault(person, []).append(self.fact_count)
         if person in self.moved:
             self.dropper[thing] = (person, self.moved[person])
-            self._visit(thing, self.place[person], self.moved[person], self.told, False)
+            self._visit(thing, self.place[person], self.moved[person], self.fact_count, False)
         else:
             self.dropper.pop(thing, None)
 
@@ -197,19 +197,19 @@ class World:
             # The five official forms: 'What did P give to P?' as often as two of the others.
             whats = [q for q in questions if q.text.startswith("What")]
             others = [q for q in questions if not q.text.startswith("What")]
-            return self.dice.pick(whats if self.dice.uniform() < 1 / 3 else others)
-        return self.dice.pick(questions)
+            return self.rng.pick(whats if self.rng.uniform() < 1 / 3 else others)
+        return self.rng.pick(questions)
 
-    def aside(self) -> Question | None:
+    def intermediate_question(self) -> Question | None:
         """A question of the task or of a step on its way, or None if nothing can be asked."""
-        kinds, weights = zip(*ASIDES[self.task], strict=True)
-        first = self.dice.weighted(kinds, weights)
+        kinds, weights = zip(*INTERMEDIATE[self.task], strict=True)
+        first = self.rng.weighted(kinds, weights)
         # Where that has no answer yet: another step on the way, but not where a person is; those
         # questions would outnumber all others at the start of every story.
         for kind in (first, *(k for k in kinds if k not in (first, "person"))):
             found = self._asked(kind)
             if found:
-                return self.choose(found) if kind == "own" else self.dice.pick(found)
+                return self.choose(found) if kind == "own" else self.rng.pick(found)
         return None
 
     def _asked(self, kind: str) -> list[Question]:
@@ -232,8 +232,8 @@ class World:
         found = []
         for person, number in self.moved.items():
             here = self.place[person]
-            yes = self.dice.uniform() < 0.5
-            place = here if yes else self.dice.pick([p for p in self.names.places if p != here])
+            yes = self.rng.uniform() < 0.5
+            place = here if yes else self.rng.pick([p for p in self.names.places if p != here])
             text = f"Is {person} in the {place}?"
             found.append(Question(text, "yes" if yes else "no", (number,)))
         return found
@@ -247,7 +247,7 @@ class World:
             elif holder is None and thing in self.dropper:
                 place, move = self.lies[thing], self.dropper[thing][1]
             else:
-                continue  # nobody told where that is
+                continue  # no fact says where that is
             found.append(Question(f"Where is the {thing}?", place, (number, move)))
         return found
 

@@ -1,6 +1,6 @@
 """QA4: two facts put three places on a line; a question asks for one neighbour of another."""
 
-from rmt_jax.data.rng import Dice
+from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.simulator.question import Question
 from rmt_jax.data.words import Names
 
@@ -8,28 +8,28 @@ OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
 class World:
-    def __init__(self, names: Names, dice: Dice):
-        self.dice = dice
-        direction = dice.pick(tuple(OPPOSITE))
-        first, middle, last = dice.sample(names.places, 3)
+    def __init__(self, names: Names, rng: AddressedRng):
+        self.rng = rng
+        direction = rng.pick(tuple(OPPOSITE))
+        first, middle, last = rng.sample(names.places, 3)
         # `first` lies `direction` of `middle`, `last` on the other side of it.
         links = [(first, direction, middle), (last, OPPOSITE[direction], middle)]
         # The official files name the middle place second in two facts of three.
-        told = [link if dice.uniform() < 2 / 3 else _turned(link) for link in links]
-        self.links = dice.shuffled(told)
-        self.told = 0
+        turned = [link if rng.uniform() < 2 / 3 else _turned(link) for link in links]
+        self.links = rng.shuffled(turned)
+        self.fact_count = 0
 
-    def gather(self) -> None:
-        """Nothing lies about here."""
+    def leave_objects_unplaced(self) -> None:
+        """There are no objects."""
 
-    def fact(self) -> str:
-        a, direction, b = self.links[self.told % 2]
-        self.told += 1
+    def next_fact(self) -> str:
+        a, direction, b = self.links[self.fact_count % 2]
+        self.fact_count += 1
         return f"The {a} is {direction} of the {b}."
 
     def _about(self, turned: bool) -> list[Question]:
         found = []
-        for number, link in enumerate(self.links[: self.told]):
+        for number, link in enumerate(self.links[: self.fact_count]):
             a, direction, b = _turned(link) if turned else link
             back = OPPOSITE[direction]
             found.append(Question(f"What is {direction} of the {b}?", a, (number,)))
@@ -41,11 +41,11 @@ class World:
         return self._about(turned=False)
 
     def choose(self, questions: list[Question]) -> Question:
-        return self.dice.pick(questions)
+        return self.rng.pick(questions)
 
-    def aside(self) -> Question:
+    def intermediate_question(self) -> Question:
         """All four directions, both ways round."""
-        return self.dice.pick(self._about(turned=self.dice.uniform() < 0.5))
+        return self.rng.pick(self._about(turned=self.rng.uniform() < 0.5))
 
 
 def _turned(link: tuple[str, str, str]) -> tuple[str, str, str]:

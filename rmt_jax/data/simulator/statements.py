@@ -3,7 +3,7 @@
 Nothing is carried and nobody walks: the official files draw every statement afresh.
 """
 
-from rmt_jax.data.rng import Dice
+from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.simulator.moving import MOVES
 from rmt_jax.data.simulator.question import Question
 from rmt_jax.data.words import Names
@@ -13,30 +13,30 @@ MAYBE = 0.59  # of the questions after 'either ... or' ask for one of the two (o
 
 
 class World:
-    def __init__(self, task: str, names: Names, dice: Dice):
-        self.task, self.names, self.dice = task, names, dice
+    def __init__(self, task: str, names: Names, rng: AddressedRng):
+        self.task, self.names, self.rng = task, names, rng
         self.last: dict[str, tuple[str, tuple[str, ...], int]] = {}  # kind, places, fact number
-        self.told = 0
+        self.fact_count = 0
 
-    def gather(self) -> None:
-        """Nothing lies about here."""
+    def leave_objects_unplaced(self) -> None:
+        """There are no objects."""
 
-    def fact(self) -> str:
-        dice = self.dice
-        person, place = dice.pick(self.names.people), dice.pick(self.names.places)
-        kind = dice.pick(("is", "other", "goes", "goes"))
+    def next_fact(self) -> str:
+        rng = self.rng
+        person, place = rng.pick(self.names.people), rng.pick(self.names.places)
+        kind = rng.pick(("is", "other", "goes", "goes"))
         places = (place,)
         if kind == "is":
             text = f"{person} is in the {place}."
         elif kind == "goes":
-            text = f"{person} {dice.pick(MOVES)} the {place}."
+            text = f"{person} {rng.pick(MOVES)} the {place}."
         elif self.task == "qa9":
-            text = f"{person} is {dice.pick(('no longer', 'not'))} in the {place}."
+            text = f"{person} is {rng.pick(('no longer', 'not'))} in the {place}."
         else:
-            places = tuple(dice.sample(self.names.places, 2))
+            places = tuple(rng.sample(self.names.places, 2))
             text = f"{person} is either in the {places[0]} or the {places[1]}."
-        self.last[person] = (kind if kind == "other" else "is", places, self.told)
-        self.told += 1
+        self.last[person] = (kind if kind == "other" else "is", places, self.fact_count)
+        self.fact_count += 1
         return text
 
     def questions(self) -> list[Question]:
@@ -46,18 +46,18 @@ class World:
         kind, places, number = self.last[person]
         elsewhere = [place for place in self.names.places if place not in places]
         if kind == "is":
-            yes = self.dice.uniform() < 0.5
-            place, answer = (places[0], "yes") if yes else (self.dice.pick(elsewhere), "no")
+            yes = self.rng.uniform() < 0.5
+            place, answer = (places[0], "yes") if yes else (self.rng.pick(elsewhere), "no")
         elif self.task == "qa9":
             place, answer = places[0], "no"
-        elif self.dice.uniform() < MAYBE:
-            place, answer = self.dice.pick(places), "maybe"
+        elif self.rng.uniform() < MAYBE:
+            place, answer = self.rng.pick(places), "maybe"
         else:
-            place, answer = self.dice.pick(elsewhere), "no"
+            place, answer = self.rng.pick(elsewhere), "no"
         return Question(f"Is {person} in the {place}?", answer, (number,))
 
     def choose(self, questions: list[Question]) -> Question:
-        return self.dice.pick(questions)
+        return self.rng.pick(questions)
 
-    def aside(self) -> Question:
-        return self.dice.pick(self.questions())
+    def intermediate_question(self) -> Question:
+        return self.rng.pick(self.questions())

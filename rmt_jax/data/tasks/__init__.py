@@ -1,0 +1,186 @@
+"""Tasks: what is asked about a text. A task is a class in a file, registered under a name.
+
+A task yields samples, each a pure function of (split, seed, index, options): a `Story`, whose facts
+are hidden in background text, or a `Document`, which is read as it is. It says its description (the
+task prompt), its labels if answers come from a closed set, and how answers are scored. Every file
+of this folder registers tasks; one of yours registers from anywhere (docs/extend.md).
+
+    from rmt_jax.data.tasks import Story, Task, register
+
+    @register("mine")
+    class Mine(Task):
+        ...
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from zlib import crc32
+
+from rmt_jax import config as settings
+from rmt_jax.data.story import Document, IntermediateQuestion, Story, StoryOptions
+from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.errors import RmtError
+from rmt_jax.registry import Registry
+from rmt_jax.scores import LABEL_RULES, RULES
+
+__all__ = [
+    "Document",
+    "IntermediateQuestion",
+    "REGISTRY",
+    "Story",
+    "StoryOptions",
+    "Task",
+    "TaskError",
+    "check",
+    "create",
+    "create_all",
+    "guess",
+    "register",
+    "usable",
+]
+
+
+class TaskError(RmtError):
+    """A task that cannot do what is asked of it; the message is a sentence for the user."""
+
+
+class Task:
+    """One task. Subclass it, fill in the attributes, write `sample`; all else has a default.
+
+    It is created with the config's Data section, so that it can read its settings, and must not
+    read files before the first sample is asked for. Worker processes get pickled copies.
+    """
+
+    name: str
+    description: str  # the task prompt, a sentence
+    paraphrases: tuple[str, ...] = ()  # the same in other words, never used in training
+    # Descriptions of something else (the perturbation wrong_description).
+    wrong_descriptions: tuple[str, ...] = ("Say which words of the text rhyme.",)
+    labels: tuple[str, ...] = ()  # the closed set of answers; empty: any text is an answer
+    # Regular expressions that a question of this task matches whole; they tell the task of a
+    # question where the user names none.
+    question_forms: tuple[str, ...] = ()
+    # Words that facts are told with: background sentences that hold one are hard negatives
+    # (`data.hard_negative_rate`).
+    fact_words: tuple[str, ...] = ()
+    # Names of `rmt_jax.scores.RULES`, the main one first; empty: all of them where there are
+    # labels, otherwise those that need none.
+    scores: tuple[str, ...] = ()
+
+    def __init__(self, data: settings.Data):
+        self.data = data
+
+    def sample(self, split: str, seed: int, index: int, options: StoryOptions) -> Story | Document:
+        """Sample `index` of a split ('train', 'validation', 'test'): the same arguments give the
+        same sample, anywhere, in any order. Splits should share none.
+
+        Raises RmtError where there is none, with the way out.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.sample")
+
+    @property
+    def seed(self) -> int:
+        """What random draws of this task are seeded with, beside the sample's address."""
+        return crc32(self.name.encode())
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """`scores`, or the default."""
+        if self.scores:
+            return self.scores
+        return tuple(rule for rule in RULES if self.labels or rule not in LABEL_RULES)
+
+    def answer_tokens(self, tokenizer: Tokenizer, renamed: bool = False) -> int:
+        """Tokens of the longest answer, END not included. `renamed`: persons, places and objects
+        may bear other names (`StoryOptions.new_names`).
+
+        Raises TaskError for a task without labels, which must override this.
+        """
+        if not self.labels:
+            raise TaskError(
+                f"The task '{self.name}' has no labels, so it must say how long its answers are:"
+                f" give {type(self).__name__} a method answer_tokens(tokenizer, renamed) -> int."
+            )
+        return max(len(tokenizer.sentence(label)) for label in self.labels)
+
+    def matches(self, question: str) -> bool:
+        """Has the question one of the forms that this task asks?"""
+        return any(re.fullmatch(form, question.strip()) for form in self.question_forms)
+
+    def problem(self) -> str:
+        """Why there are no samples with these settings, in a sentence; '' if there are."""
+        return ""
+
+    def files(self) -> Iterable[Path]:
+        """Files that samples are read from: evaluations are asked anew where they change."""
+        return ()
+
+
+REGISTRY: Registry[Callable[[settings.Data], Task]] = Registry(
+    "task", "config.data.tasks", "rmt_jax.data.tasks"
+)
+register = REGISTRY.register
+
+
+def create(name: str, data: settings.Data) -> Task:
+    """The task of a name. Raises RegistryError for an unknown one."""
+    return REGISTRY[name](data)
+
+
+def create_all(data: settings.Data) -> dict[str, Task]:
+    """The tasks of `data.tasks`, in order."""
+    return {name: create(name, data) for name in data.tasks}
+
+
+def usable(data: settings.Data) -> list[str]:
+    """Names of all registered tasks that have samples with these settings."""
+    return [task.name for task in _others(data, ()) if not task.problem()]
+
+
+def guess(question: str, data: settings.Data) -> str:
+    """The task whose questions have this form: of `data.tasks` first; '' if none."""
+    for task in (*create_all(data).values(), *_others(data, data.tasks)):
+        if task.matches(question):
+            return task.name
+    return ""
+
+
+def _others(data: settings.Data, known: Iterable[str]) -> Iterator[Task]:
+    """All registered tasks but those known; what cannot be created with these settings is left
+    out."""
+    for name in REGISTRY:
+        if name not in known:
+            with contextlib.suppress(RmtError):
+                yield create(name, data)
+
+
+def check(config: settings.Config) -> None:
+    """Checks `config.data.tasks` and the tasks' scores.
+
+    Raises:
+      ConfigError: for an unknown name, one given twice, or a task without samples.
+    """
+    names = config.data.tasks
+    if len(set(names)) < len(names):
+        raise settings.ConfigError(f"data.tasks names a task twice: {','.join(names)}.")
+    for name in names:
+        try:
+            task = create(name, config.data)
+        except RmtError as error:
+            raise settings.ConfigError(str(error)) from None
+        unknown = [rule for rule in task.rules if rule not in RULES]
+        needless = [rule for rule in task.rules if rule in LABEL_RULES and not task.labels]
+        if unknown:
+            raise settings.ConfigError(
+                f"The task '{name}' is scored by '{unknown[0]}', but the rules are"
+                f" {', '.join(RULES)}."
+            )
+        if needless:
+            raise settings.ConfigError(
+                f"The task '{name}' is scored by '{needless[0]}', which looks for labels, and it"
+                " has none: give it labels, or the rules 'exact' and 'lm_eval'."
+            )
+        if problem := task.problem():
+            raise settings.ConfigError(problem)

@@ -1,0 +1,137 @@
+"""Questions of the model's own tasks, made as in training, of a split that training never saw."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from rmt_jax.data import compose, perturb, tasks
+from rmt_jax.data.corpus import background
+from rmt_jax.evaluation import text_stream
+from rmt_jax.evaluation.sources.encoding import (
+    answer_room,
+    encode_question,
+    nominal_tokens,
+    parse_length,
+    reads_descriptions,
+)
+from rmt_jax.evaluation.sources.fingerprint import digest, file_parts
+from rmt_jax.evaluation.sources.question import Question, QuestionError, question_errors
+
+
+class Generated:
+    """Stories hidden in background, and documents, of the tasks that `data` settings give.
+
+    lengths_by: a tokenizer (GPT-2's, to stand beside published figures) that counts lengths; the
+    model then reads the same text in its own tokens. Raises QuestionError.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        split: str = "validation",
+        seed: int | None = None,
+        data: Any = None,
+        lengths_by: Any = None,
+    ):
+        self.model, self.split = model, split
+        self.seed = model.config.evaluation.seed if seed is None else seed
+        self.data = data or model.config.data
+        self.counter = lengths_by or model.tokenizer
+        self.counted = self.counter.name
+        self.composers: dict[tuple[str, bool], compose.Composer] = {}
+        self.composer("")  # what is wrong with facts or background is said now
+
+    def composer(self, perturbation: str, whole: bool = False) -> compose.Composer:
+        """Of unchanged texts, or of perturbed ones. `whole`: of lengths in segments, which are of
+        the model's own tokens whoever counts the others."""
+        key = ("" if perturbation in perturb.DESCRIPTIONS else perturbation, whole)
+        if key not in self.composers:
+            with question_errors():
+                self.composers[key] = compose.Composer(
+                    self.data,
+                    self.model.tokenizer if whole else self.counter,
+                    self.split,
+                    segment_tokens=self.model.segment_tokens,
+                    change=key[0],
+                )
+        return self.composers[key]
+
+    def describe(self) -> str:
+        source, read = self.data.background, []
+        with question_errors():
+            if source != "none":
+                text = background.load(source, self.counter, self.split)
+                read += [text.tokens, text.starts]
+            found = tasks.create_all(self.data).values()
+            files = dict.fromkeys(path for task in found for path in task.files())
+            read += file_parts(files)
+        # What was read decides, wherever it lay.
+        named = source if source in ("builtin", "none") else "files"
+        data = dataclasses.replace(self.data, background=named, babi_dir="", tokenizer="")
+        counter = self.counter.fingerprint()
+        return repr((data, self.split, self.seed, counter, digest(read)))
+
+    def tasks(self) -> list[str]:
+        return tasks.usable(self.data)
+
+    def perturbations(self) -> list[str]:
+        described = reads_descriptions(self.model)
+        found = [n for n in perturb.PERTURBATIONS if described or n not in perturb.DESCRIPTIONS]
+        if self.data.background in ("builtin", "none"):
+            found.remove("other_background")
+        return found
+
+    def check(self, perturbation: str) -> None:
+        with question_errors():
+            perturb.check(perturbation)
+        if perturbation in perturb.DESCRIPTIONS and not reads_descriptions(self.model):
+            raise QuestionError(
+                f"'{perturbation}' does not apply: this model reads no description of its task "
+                f"(config.prompt.source is {self.model.config.prompt.source})."
+            )
+        self.composer(perturbation)
+
+    def tokens(self, length: str) -> int:
+        return nominal_tokens(length, self.model)
+
+    def room(self, task: str, perturbation: str = "") -> int:
+        renamed = perturbation.startswith("new_") or self.data.new_names > 0
+        return answer_room(self.model, (task,), renamed)
+
+    def count(self, task: str, length: str, samples: int) -> int:
+        with question_errors():
+            tasks.create(task, self.data)
+        parse_length(length, self.model)
+        return samples
+
+    def ask(self, task: str, length: str, which: range, perturbation: str = "") -> list[Question]:
+        return [self._question(task, length, k, perturbation) for k in which]
+
+    def _question(self, task: str, length: str, k: int, perturbation: str) -> Question:
+        composer = self.composer(perturbation, parse_length(length, self.model).whole)
+        with question_errors():
+            s = composer.sample(task, length, self.seed, k)
+        encoded = encode_question(self.model, task, s.question, perturbation, k)
+        pieces = text_stream.decode_pieces(composer.tokenizer, s.context)
+        facts, context = s.facts, s.context
+        if composer.tokenizer is self.model.tokenizer:
+            characters = sum(map(len, pieces))
+        else:
+            text = "".join(pieces)
+            characters, facts = len(text), ()
+            context = text_stream.encode(self.model.tokenizer, text)
+        by_gpt2 = "gpt2" in composer.tokenizer.name
+        return Question(
+            question=s.question,
+            target=s.answer,
+            encoded=dataclasses.replace(encoded, context=context),
+            answer=np.asarray(self.model.tokenizer.sentence(s.answer), np.int32),
+            characters=characters + len(s.question) + 1,
+            gpt2_tokens=len(s.context) + len(s.question_ids) if by_gpt2 else 0,
+            depth=max(s.depths) if s.depths else None,
+            facts=facts,
+            supporting=s.supporting,
+            other_targets=s.answers[1:],
+        )
