@@ -16,7 +16,7 @@ class Length(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, segment_tokens: int) -> "Length":
-        """Raises ValueError for anything else than the four kinds."""
+        """Raises DataError for anything else than the four kinds."""
         text = str(text)
         match = re.fullmatch(r"(\d+)([skM]?)", text)
         if not match:

@@ -40,7 +40,7 @@ _POINTS_BACK = re.compile(r"(?:Then|After|Afterwards|Following)\b")
 
 
 def check(name: str) -> str:
-    """The name, if there is such a perturbation; ValueError otherwise."""
+    """The name, if there is such a perturbation; DataError otherwise."""
     if name and name not in PERTURBATIONS:
         raise DataError(f"There is no perturbation {name!r}: there are {', '.join(PERTURBATIONS)}.")
     return name
@@ -160,7 +160,7 @@ def _typos(text: str, rng: AddressedRng) -> str:
 
 
 def other_background(source: str) -> str:
-    """Another kind of text than `source`. ValueError where none is at hand."""
+    """Another kind of text than `source`. DataError where none is at hand."""
     if source in ("builtin", "none"):
         raise DataError(
             "The model was trained with the built-in background: name a folder of other texts, "

@@ -65,7 +65,7 @@ def available(recipe: Recipe, task: str) -> int:
 
 
 def records(recipe: Recipe, task: str, which: range) -> Iterator[Record]:
-    """Records of a task, in order. Raises ValueError as `Composer.sample` does."""
+    """Records of a task, in order. Raises DataError as `Composer.sample` does."""
     composer = _composer(recipe)
     for index in which:
         sample = composer.sample(task, recipe.length, recipe.seed, index)

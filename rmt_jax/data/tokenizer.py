@@ -92,7 +92,7 @@ class Tokenizer:
 
 def load(name: str | Path = "builtin") -> Tokenizer:
     """'builtin', a folder (tokenizer.json, or GPT-2's vocab.json and merges.txt), or a name on the
-    hub. ValueError with the way out when there is none."""
+    hub. DataError with the way out when there is none."""
     from tokenizers import Tokenizer as Inner
 
     if str(name) == "builtin":

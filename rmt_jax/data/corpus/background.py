@@ -91,7 +91,7 @@ def cache_folder() -> Path:
 def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
     """The background of a split ('train', 'validation', 'test'), made on first use.
 
-    `source` is 'builtin' or a folder of .txt files. Raises ValueError for a missing or empty
+    `source` is 'builtin' or a folder of .txt files. Raises DataError for a missing or empty
     folder and for files that are not text.
     """
     if split not in documents.SPLITS:
@@ -102,7 +102,7 @@ def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
 
 def key(source: str, tokenizer: Tokenizer) -> str:
     """A hash of what decides the arrays: the text, by content or by name, size and time. Raises
-    ValueError as `load` does."""
+    DataError as `load` does."""
     digest = sha256(f"{VERSION} {MIN_TOKENS} {tokenizer.fingerprint()}".encode())
     for name, owner, content in documents.documents(source):
         digest.update(f"{name}\0{owner}\0".encode())

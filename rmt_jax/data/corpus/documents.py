@@ -91,7 +91,7 @@ def documents(source: str) -> list[tuple[str, str, str]]:
     """(name, key, text or path) of every document of 'builtin' or a folder; `key` decides its
     split: the author where a manifest.json names one, else the file.
 
-    Raises ValueError when a folder is missing or empty.
+    Raises DataError when a folder is missing or empty.
     """
     if source == "builtin":
         return list(_builtin_blocks())
@@ -148,7 +148,7 @@ def _keys(manifest: Path) -> dict[str, str]:
 
 
 def read(path: str | Path) -> str:
-    """A text file as UTF-8. ValueError with the file and the byte for anything else."""
+    """A text file as UTF-8. DataError with the file and the byte for anything else."""
     data = Path(path).read_bytes()
     if b"\0" in data[:4096]:
         raise DataError(f"Background: {path} is a binary file (a zero byte near its start).")

@@ -63,7 +63,7 @@ def make_hard_negative(sentence: str, rng: AddressedRng) -> str | None:
 @lru_cache(maxsize=4)
 def background(source: str, tokenizer: Tokenizer, split: str) -> Background:
     """Made hard negatives of one split of a background, in random order. Raises
-    ValueError where there are none."""
+    DataError where there are none."""
     rng, found = AddressedRng(documents.SPLITS.index(split), 0, 13), []
     for _, key, content in documents.documents(source):
         if documents.split_of(key) == split:
