@@ -54,7 +54,9 @@ def run(file: Path, seconds: float = SECONDS) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_on_eight_devices(name):
-    assert " passed" in run(FOLDER / f"{name}.py")
+    output = run(FOLDER / f"{name}.py")
+    if " passed" not in output:
+        pytest.skip(output[output.index("SKIPPED") :])
 
 
 def test_failures_and_standstills_are_reported(tmp_path):
