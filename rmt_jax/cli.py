@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from rmt_jax.config import (
     Config,
@@ -31,6 +31,7 @@ from rmt_jax.config import (
 from rmt_jax.errors import RmtError
 from rmt_jax.validation import validate
 
+Tree = TypeVar("Tree")  # a config, or another dataclass of settings
 INDENT = 34  # columns of a field's name and value in --help
 
 
@@ -80,14 +81,14 @@ def load_config(spec: str) -> Config:
     return from_dict(to_dict(config))  # which checks every type
 
 
-def parse_overrides(tokens: list[str]) -> dict[str, object]:
+def parse_overrides(tokens: list[str], section: str = "config") -> dict[str, object]:
     """`--config.a.b=value` and `--config.a.b value` as `{"a.b": value}`."""
     values: dict[str, object] = {}
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
-        name, equals, text = token.removeprefix("--config.").partition("=")
-        if not token.startswith("--config."):
+        name, equals, text = token.removeprefix(f"--{section}.").partition("=")
+        if not token.startswith(f"--{section}."):
             raise Usage(f"Unknown argument '{token}'. --help shows what there is.")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -97,8 +98,9 @@ def parse_overrides(tokens: list[str]) -> dict[str, object]:
     return values
 
 
-def apply_overrides(config: Config, texts: Mapping[str, object]) -> Config:
-    """The config with the fields that a command line names set. Raises ConfigError."""
+def apply_overrides(config: Tree, texts: Mapping[str, object]) -> Tree:
+    """A config, or another tree of settings, with the fields that a command line names set. Raises
+    ConfigError."""
     return update(config, texts, read=_value)
 
 
@@ -127,16 +129,19 @@ def parse(argv: list[str], doc: str) -> tuple[Config, argparse.Namespace]:
     return config, known
 
 
-def describe_fields(config: Config, columns: int) -> str:
+def describe_fields(config: Any, columns: int, top: str = "the run:") -> str:
     """Every field with its value, help, unit and choices, grouped by section and wrapped. Of the
     stages after the first, values alone."""
     lines: list[str] = []
-    last = ""
+    last = None
     for name, value, about in settings(config):
         section = name.rpartition(".")[0]
         if section != last:
-            about_section = describe(Config, section.partition(".")[0]).help if section else ""
-            lines += ["", f"{section}: {about_section}" if section else "the run:"]
+            heading = top
+            if section:
+                about_section = describe(type(config), section.partition(".")[0])
+                heading = f"{section}: {about_section.help}"
+            lines += ["", heading]
             last = section
         left = f"  {name}={_show(value)}"
         again = section.startswith("stages.") and section != "stages.0"

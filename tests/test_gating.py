@@ -12,14 +12,24 @@ import tiny_run
 
 import rmt_jax
 from rmt_jax import cli, gating, models
-from rmt_jax.config import Data, to_dict
+from rmt_jax.config import Data, GateTraining, to_dict
+from rmt_jax.data import gate_labels
 from rmt_jax.data.compose import Composer
+from rmt_jax.data.gate_labels import BACKGROUND, FACT, PADDING, QUESTION
+from rmt_jax.data.story import StoryOptions
 from rmt_jax.models.cells import delta
 from rmt_jax.models.io import weights
+from rmt_jax.training import gates as gate_training
 from rmt_jax.types import Prompt, Segment
 
 DATA = Data(tasks=("qa1", "qa5"), align="sentence", new_names=0.5)
+GATES = GateTraining(checked_segments=128)
 LENGTH = 48
+
+
+def labelled(model, seed=0):
+    data = dataclasses.replace(DATA, seed=seed)
+    return gate_labels.labelled_segments(model.config, model.tokenizer, data, GATES, "train")
 
 
 @pytest.fixture(scope="module")
@@ -43,46 +53,46 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("task", ("qa1", "qa5"))
 def test_labels_say_what_stands_where(task, index):
     words = tiny_run.words()
-    options = gating.story_options(DATA, (2, 5), True)
+    options = StoryOptions((2, 5), ("people", "places", "objects"), question_rate=1.0)
     made = Composer(DATA, words, segment_tokens=LENGTH).sample(
         task, "6s", 0, index, options, question_share=0.5
     )
-    label = gating.labels(made, words)
+    label = gate_labels.place_labels(made, words)
     parts = {kind: [] for kind in range(3)}
     for kind, group in itertools.groupby(range(len(label)), key=label.__getitem__):
         parts[kind].append(words.decode([int(made.context[i]) for i in group]).strip())
-    facts, asked = " ".join(parts[gating.FACT]), " ".join(parts[gating.ASKED])
+    facts, asked = " ".join(parts[FACT]), " ".join(parts[QUESTION])
     assert facts.split() == " ".join(made.story.facts).split()
     asks = [ask for ask in made.story.intermediate_questions if ask.question in asked]
     assert len(made.context_questions) == asked.count("?") and (asks or not made.context_questions)
     assert "?" not in facts and asked.count("?") == asked.count("<answer>")
-    assert (label == gating.BACKGROUND).sum() > 50
+    assert (label == BACKGROUND).sum() > 50
 
 
 def test_segments_are_labelled_and_drawn_again_the_same(model):
-    one, two = (list(itertools.islice(gating.labelled(model, DATA, "train"), 4)) for _ in "ab")
+    one, two = (list(itertools.islice(labelled(model), 4)) for _ in "ab")
     assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
-    other = next(gating.labelled(model, dataclasses.replace(DATA, seed=1), "train"))
+    other = next(labelled(model, seed=1))
     assert not np.array_equal(one[0].tokens, other.tokens)
     label = np.concatenate([batch.label for batch in one])
-    assert one[0].tokens.shape == (gating.BATCH, LENGTH)
+    assert one[0].tokens.shape == (GATES.batch, LENGTH)
     shares = [(label == kind).mean() for kind in range(4)]
-    assert shares[gating.BACKGROUND] > 0.3 and min(shares) > 0.01
+    assert shares[BACKGROUND] > 0.3 and min(shares) > 0.01
     price = np.concatenate([batch.price for batch in one])
-    for kind in (gating.BACKGROUND, gating.ASKED, gating.NOTHING):
-        assert (price[label == kind] == gating.PRICE[kind]).all()
+    for kind, cost in ((BACKGROUND, 1.0), (QUESTION, np.float32(0.3)), (PADDING, 0.0)):
+        assert (price[label == kind] == cost).all()
     # The two facts of a short story count for more, token by token, than those of a long one.
-    facts = price[label == gating.FACT]
-    assert facts.min() >= gating.PRICE[gating.FACT] and facts.max() > 2 * facts.min()
-    padded = label == gating.NOTHING  # behind the text alone
+    facts = price[label == FACT]
+    assert facts.min() >= GATES.price_fact and facts.max() > 2 * facts.min()
+    padded = label == PADDING  # behind the text alone
     assert (padded[:, 1:] >= padded[:, :-1]).all() and not padded[:, 0].any()
 
 
 @pytest.mark.parametrize("empty", (True, False))
 def test_openings_are_what_a_step_does(model, empty, monkeypatch):
-    batch = next(gating.labelled(model, DATA, "train"))
-    some = gating.Labelled(*(part[:1] for part in batch))
-    segment = Segment(some.tokens, some.label != gating.NOTHING)
+    batch = next(labelled(model))
+    some = gate_labels.LabelledSegments(*(part[:1] for part in batch))
+    segment = Segment(some.tokens, some.label != PADDING)
     prompt = Prompt(some.prompt, some.prompt_mask, np.zeros(1, np.int32))
     cell = models.merge(model.graph, model.params)
     memory = cell.initial(1)
@@ -100,13 +110,11 @@ def test_openings_are_what_a_step_does(model, empty, monkeypatch):
     assert len(reached) == 1 and reached[0].shape[1] == prompt.tokens.shape[1] + LENGTH
 
 
-def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
-    model, tmp_path, capsys, monkeypatch
-):
+def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(model, tmp_path, capsys):
     out = tmp_path / "taught"
-    monkeypatch.setattr(gating, "CHECKED", 2 * gating.BATCH)
     cli.log_to_stderr()
-    gating.run(model, DATA, out, 80, threshold=0.3)
+    few = dataclasses.replace(GATES, steps=80)
+    gate_training.teach(model, DATA, few, out, threshold=0.3)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     before, after = rows[0], rows[-1]
     assert after["step"] == 80 and min(before["background"]) > 100
@@ -127,15 +135,33 @@ def test_gates_learn_where_the_facts_stand_and_nothing_else_changes(
             assert np.array_equal(value, new[name]), name
 
 
-def test_what_is_shut_already_needs_no_teaching(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(gating, "CHECKED", gating.BATCH)
+def test_what_is_shut_already_needs_no_teaching(model, tmp_path, capsys):
     shut = jax.tree.map(np.array, model.params)
     shut["memory"]["layers"]["beta_bias"] -= 100.0
     weights.save(tmp_path / "run", shut)
     tiny_run.words().save(tmp_path / "run" / "tokenizer")
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(model.config)))
-    argv = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--steps", "2"]
+    argv = ["--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--gates.steps=2"]
+    argv += ["--gates.checked_segments=64"]
     with pytest.raises(SystemExit) as stop:
         cli.run(gating.main, argv)
     assert stop.value.code == 2 and "there is nothing to teach" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_field_that_there_is_not_is_refused(tmp_path, capsys):
+    for argument, sentence in (
+        ("--gates.hold_on=2", "Did you mean"),
+        ("--gates.price_fact=-1", "config.gates.price_fact must be 0 or more, but got -1"),
+        ("--steps=2", "Unknown argument '--steps=2'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(gating.main, ["--workdir", "x", "--out", str(tmp_path / "out"), argument])
+        assert stop.value.code == 2 and sentence in capsys.readouterr().err, argument
+
+
+def test_a_memory_without_gates_is_refused(tmp_path, capsys):
+    run = tiny_run.save(tmp_path / "run", tiny_run.config("rmt"))
+    with pytest.raises(SystemExit) as stop:
+        cli.run(gating.main, ["--workdir", str(run), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "'rmt' has no gates to teach" in capsys.readouterr().err

@@ -5,6 +5,7 @@ dotted names. Files in `configs/` import this package alone. Every field can be 
 command line as `--config.section.field=value` (`rmt_jax.cli`).
 """
 
+from rmt_jax.config.gates import GateTraining
 from rmt_jax.config.schema import (
     OFFICIAL,
     Checkpoint,
@@ -40,6 +41,7 @@ __all__ = [
     "Evaluation",
     "Facts",
     "FrozenDict",
+    "GateTraining",
     "Mesh",
     "Model",
     "Optimizer",

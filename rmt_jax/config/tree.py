@@ -13,11 +13,12 @@ from rmt_jax.config.schema import Config
 from rmt_jax.config.setting import FrozenDict, Setting, describe
 from rmt_jax.errors import ConfigError
 
+Tree = TypeVar("Tree")
 Options = TypeVar("Options")
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def fields(config: Config) -> dict[str, object]:
+def fields(config: Any) -> dict[str, object]:
     """Every setting by its dotted name, `{"model.layers": 12, "stages.0.steps": 500, ...}`, in the
     order of the tree."""
     return {name: value for name, value, _ in settings(config)}
@@ -37,11 +38,12 @@ def settings(node: Any, prefix: str = "") -> Iterator[tuple[str, object, Setting
 
 
 def update(
-    config: Config,
+    config: Tree,
     values: Mapping[str, object],
     read: Callable[[object, Any], object] = lambda value, kind: value,
-) -> Config:
-    """A copy of `config` with dotted names set to `values`, in their order.
+) -> Tree:
+    """A copy of `config`, or of another tree of settings, with dotted names set to `values`, in
+    their order.
 
     Args:
       read: makes a value of what was given and the type of its field, before the type is checked
@@ -51,7 +53,7 @@ def update(
       ConfigError: for a name that no field has, or a value of another type.
     """
     for name, value in values.items():
-        config = _set(config, config, Config, name, 0, value, read)
+        config = _set(config, config, type(config), name, 0, value, read)
     return config
 
 
@@ -129,7 +131,7 @@ def import_extensions(config: Config) -> None:
 
 
 def _set(
-    config: Config, node: Any, kind: Any, name: str, depth: int, value: object, read: Callable
+    config: Any, node: Any, kind: Any, name: str, depth: int, value: object, read: Callable
 ) -> Any:
     """`node`, of type `kind`, with what `name` says below its first `depth` words changed."""
     keys = name.split(".")
