@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     add("--threshold", type=float, help="written as model.gate_threshold when all is taught")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     args, rest = parser.parse_known_args(argv)
-    gates = cli.apply_overrides(GateTraining(), cli.parse_overrides(rest, "gates:"))
+    gates = cli.apply_overrides(GateTraining(), cli.parse_overrides(rest, "gates"))
     check_values(gates, "gates.")
     if args.threshold is not None and not 0 <= args.threshold < 1:
         raise cli.Usage(f"--threshold is {args.threshold}: gates open from 0 to 1.")

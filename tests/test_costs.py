@@ -96,7 +96,7 @@ def test_a_step_of_loops(cell):
     program = compiled(config, shape)
     held = step_costs.step_memory(config, shape, VOCAB, (1, 1, 1))
     used = program.memory_analysis().temp_size_in_bytes + held.weights + held.moments
-    assert held.total == pytest.approx(used, rel=0.15)
+    assert held.total == pytest.approx(used, rel=0.16)
     # XLA counts a loop's body once: one layer, one of the segments before the last, and the last.
     once = config.replace(model=dataclasses.replace(config.model, layers=1))
     update = step_costs.update_flops(config, VOCAB) - step_costs.update_flops(once, VOCAB)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rmt_jax.models import layout, recurrence
-from rmt_jax.models.cells import Memory
+from rmt_jax.models.cells import Memory, check_diagonal
 from rmt_jax.models.ops.positions import cast_fp32_grad, gather_positions
 from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import Batch, Prompt, Segment
@@ -41,7 +41,7 @@ def read(
 ) -> Memory:
     """`recurrence.read` on the diagonal schedule: tokens i32[B, S, L] -> Memory.
 
-    The model's cell must run on it (`cells.check_diagonal`).
+    Raises ConfigError for cells whose top feeds the next bottom (RMT) or that have no memory.
     """
     return _run(model, memory, tokens, mask, prompt, _nothing, None, remat)[0]
 
@@ -125,6 +125,7 @@ def _prepared(
 ) -> tuple[Any, Any, Any, int]:
     """The loop over S + layers - 1 diagonals: its carry (`Pipe`, the layers' memories) at the
     start, its body, the inputs of each step, and the number of layers."""
+    check_diagonal(model.cell)
     prompt = model.embed_prompt(prompt)
     segments = Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
     length = segments.tokens.shape[2]

@@ -41,7 +41,7 @@ class RecurrentModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         backbone, cell = BACKBONES[config.backbone], CELLS[config.cell]
-        self.schedule = config.schedule
+        self.cell, self.schedule = config.cell, config.schedule
         self.unroll = 1 if config.scan_layers else config.layers
         self.own_rows = config.position_layout == "wrap_pos"
         memory_rows = cell.token_copies() * config.memory_tokens if self.own_rows else 0
