@@ -100,10 +100,12 @@ def _validate_training(config: Config) -> None:
 
 
 def _validate_tasks(config: Config) -> None:
-    """There are tasks; `data.tasks.check` looks each of them up."""
+    """There are tasks, each once; `data.tasks.check` looks them up."""
     tasks = config.data.tasks
     if not tasks:
         raise ConfigError("data.tasks is empty: name at least one task, e.g. qa1.")
+    if len(set(tasks)) < len(tasks):
+        raise ConfigError(f"data.tasks names a task twice: {','.join(tasks)}.")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -137,7 +137,10 @@ def test_config_survives_json():
             ["--config.model.cell=lstm"],
             "model.cell is 'lstm', but there is no such memory cell: choose rmt, armt, delta",
         ),
-        (["--config.data.tasks=qa21"], "'qa21', but there is no such task: choose qa1, qa2"),
+        (
+            ["--config.data.tasks=qa21", "--config.stages.0.tasks="],
+            "'qa21', but there is no such task: choose qa1, qa2",
+        ),
         (["--config.data.tasks=qa1,qa1"], "names a task twice"),
         (["--config.data.tasks="], "data.tasks is empty"),
         (["--config.data.weights=1,2"], "has 2 numbers for 5 tasks"),

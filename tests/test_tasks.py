@@ -148,7 +148,6 @@ def test_labels_are_those_of_the_official_score():
 @pytest.mark.parametrize(
     ("names", "changes", "sentence"),
     [
-        (("qa1", "qa1"), {}, "names a task twice: qa1,qa1"),
         (("qa1", "qa33"), {}, "'qa33', but there is no such task.*Did you mean 'qa3'"),
         (("qa15",), {}, "qa15 has no simulator.*data.facts=official"),
         (("qa1",), {"facts": "official"}, "needs config.data.babi_dir"),
