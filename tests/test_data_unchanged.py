@@ -71,11 +71,14 @@ def preset(file: str, name: str):
     return module.get_config(name)
 
 
+def on_books(config, folder: str, **data):
+    """The config with our books (the built-in background differs between versions of Python)."""
+    return config.replace(data=dataclasses.replace(config.data, background=folder, **data))
+
+
 def long_like(folder: str, **data):
     """The preset `long` (hard negatives, memory drift, 32 segments), from data that is here."""
-    config = preset("multitask", "long")
-    given = dict(facts="simulated", background=folder) | data
-    return config.replace(data=dataclasses.replace(config.data, **given))
+    return on_books(preset("multitask", "long"), folder, **(dict(facts="simulated") | data))
 
 
 def batches(config, steps) -> list[str]:
@@ -83,9 +86,11 @@ def batches(config, steps) -> list[str]:
     return [digest(tuple(loader.batch_at(step))) for step in steps]
 
 
-def samples(change: str, split: str = "validation", tasks=SIMULATED, **data) -> list[str]:
+def samples(
+    change: str, folder: str, split: str = "validation", tasks=SIMULATED, **data
+) -> list[str]:
     """One sample per task; a perturbation's window, names and background included."""
-    given = Data(tasks=tasks, **data)
+    given = Data(tasks=tasks, background=folder, **data)
     composer = Composer(given, tokenizer.load(), split, change=change)
     found = []
     for task in tasks:
@@ -94,19 +99,22 @@ def samples(change: str, split: str = "validation", tasks=SIMULATED, **data) -> 
     return found
 
 
-def validation() -> list[str]:
-    loader = Loader(preset("multitask", "small"), tokenizer.load(), "validation")
+def validation(folder: str) -> list[str]:
+    config = on_books(preset("multitask", "small"), folder)
+    loader = Loader(config, tokenizer.load(), "validation")
     return [digest(tuple(one)) for one in loader.evaluation_batches(4, 2, batch=10)]
 
 
 def computed(folder: str) -> dict[str, list[str]]:
-    found = {name: batches(preset("multitask", name), (0, 1, 399)) for name in ("small", "rmt")}
+    found = {}
+    for name in ("small", "rmt"):
+        found[name] = batches(on_books(preset("multitask", name), folder), (0, 1, 399))
     found["long-like"] = batches(long_like(folder), (0, 1, 899, 900))
     found["long-like, new names"] = batches(long_like(folder, new_names=0.5), (0, 901))
-    found["pretrain:memory"] = batches(preset("pretrain", "memory"), (0, 1))
-    found["validation"] = validation()
+    found["pretrain:memory"] = batches(on_books(preset("pretrain", "memory"), folder), (0, 1))
+    found["validation"] = validation(folder)
     changes = ("", *perturb.PERTURBATIONS)
-    found |= {f"sample {c}": samples(c) for c in changes if c != "other_background"}
+    found |= {f"sample {c}": samples(c, folder) for c in changes if c != "other_background"}
     return found
 
 
@@ -116,7 +124,9 @@ def official(folder: str) -> dict[str, list[str]]:
     every = tuple(f"qa{i}" for i in range(1, 21))
     found = {"long, both": batches(long_like(folder, facts="both", babi_dir=babi), (0, 900))}
     for split in ("train", "validation"):
-        found[f"official {split}"] = samples("", split, every, facts="official", babi_dir=babi)
+        found[f"official {split}"] = samples(
+            "", folder, split, every, facts="official", babi_dir=babi
+        )
     return found
 
 
