@@ -11,6 +11,8 @@ import tiny
 from rmt_jax import api
 from rmt_jax.config import Config, Prompt
 
+pytestmark = pytest.mark.portable
+
 FORMS = [
     {"cell": "none"},
     {"cell": "rmt", "positions": "alibi", "conv_width": 3},

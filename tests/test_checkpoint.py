@@ -13,6 +13,8 @@ from rmt_jax.training.checkpoint import CheckpointError, Checkpoints
 from rmt_jax.training.step import TrainState
 from rmt_jax.types import WeightInfo
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture(autouse=True)
 def leftovers():

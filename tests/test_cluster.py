@@ -7,6 +7,8 @@ import pytest
 from rmt_jax.config import Config, ConfigError, Model, Optimizer, Stage, update
 from rmt_jax.runtime import cluster, startup
 
+pytestmark = pytest.mark.portable
+
 SLURM = {
     "SLURM_JOB_ID": "4097",
     "SLURM_STEP_NUM_TASKS": "8",

@@ -22,6 +22,8 @@ from rmt_jax.config import (
     setting,
 )
 
+pytestmark = pytest.mark.portable
+
 NAMES = st.text("abcdefghij_", min_size=1, max_size=8)
 NUMBERS = st.floats(0, 1e6, allow_nan=False)
 SCALARS = st.one_of(

@@ -10,6 +10,8 @@ import pytest
 from rmt_jax.data.babi import files, official
 from rmt_jax.data.story import OFFICIAL
 
+pytestmark = pytest.mark.portable
+
 SHARED = os.environ.get("RMT_JAX_SHARED")
 BABI = Path(SHARED or "/", "data", "babi", "en-10k")
 needs_files = pytest.mark.skipif(not SHARED, reason="RMT_JAX_SHARED is not set")

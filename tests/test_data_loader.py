@@ -18,6 +18,8 @@ from rmt_jax.data.loader import Loader
 from rmt_jax.data.segmentation import segment_bounds, sentence_ends, settled_bounds
 from rmt_jax.data.story import StoryOptions
 
+pytestmark = pytest.mark.portable
+
 TOKENS = tokenizer.load()
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 FACT = re.compile(

@@ -13,6 +13,8 @@ from rmt_jax.config import Prompt
 from rmt_jax.data import prompts, simulator, tokenizer, words
 from rmt_jax.data.babi import table
 
+pytestmark = pytest.mark.portable
+
 TOKENS = tokenizer.load()
 SHARED = os.environ.get("RMT_JAX_SHARED")
 needs_files = pytest.mark.skipif(not SHARED, reason="RMT_JAX_SHARED is not set")

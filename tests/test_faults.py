@@ -25,6 +25,8 @@ from rmt_jax.training import run as training
 from rmt_jax.training.checkpoint import CheckpointError, Checkpoints
 from rmt_jax.training.step import TrainState
 
+pytestmark = pytest.mark.portable
+
 
 @pytest.fixture(autouse=True)
 def leftovers():

@@ -15,6 +15,8 @@ import rmt_jax
 from rmt_jax import cli, files
 from rmt_jax.errors import RmtError
 
+pytestmark = pytest.mark.portable
+
 ROOT = Path(rmt_jax.__file__).parent
 
 

@@ -6,6 +6,10 @@ CONTRIBUTING.md draws the map. Every module of a room counts, however deep it li
 import ast
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.portable
+
 ROOT = Path(__file__).parents[1] / "rmt_jax"
 
 FLOORS = (

@@ -19,6 +19,8 @@ from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import hub, names, torch_pickle, weights
 
+pytestmark = pytest.mark.portable
+
 GOLDEN = Path(__file__).parent / "golden"
 LENGTH = 12
 

@@ -17,6 +17,8 @@ def labels(task: str) -> tuple[str, ...]:
     return tasks.create(task, Data()).labels
 
 
+pytestmark = pytest.mark.portable
+
 # Rows of Phi-3-mini-128k's published BABILong predictions (Apache-2.0), with hand-checked verdicts:
 # task, question, target, output, official, corrected, exact, lm_eval.
 ROWS = [

@@ -11,6 +11,8 @@ import pytest
 
 from rmt_jax import scores
 
+pytestmark = pytest.mark.portable
+
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "rmt_jax.train", "--config", "configs/multitask.py:smoke"]
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
