@@ -3,8 +3,8 @@
     python tests/counts.py            prints them as JSON
     python tests/counts.py --write    records them in tests/counts.json, for this version of JAX
 
-Each supported Python brings its own JAX (pyproject.toml): record with `python3.11` for 0.10 and with
-`python3.13` for 0.12.
+Each supported Python brings its own JAX (pyproject.toml): record with `python3.11` for JAX 0.10 and
+with `python3.13` for 0.12.
 
 `test_counts.py` fails where one has grown by more than 5 % over its record. XLA counts the body of
 a loop once, whatever its turns: FLOPs and bytes are of one segment, and of one layer where layers
