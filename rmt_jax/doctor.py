@@ -232,9 +232,7 @@ def train_step(report: Report, seconds: float) -> None:
 
     rows, segments, length, vocab = 8, 2, 128, 1024
     config = Config(
-        model=Model(
-            cell="rmt", layers=2, width=128, heads=4, segment_tokens=length, memory_tokens=8
-        ),
+        model=Model(layers=2, width=128, heads=4, segment_tokens=length, memory_tokens=8),
         prompt=Prompt(source="none"),
         stages=(Stage(segments, 100, rows, 1e-3),),
     )

@@ -1,4 +1,4 @@
-"""Teaches the gates of a trained delta memory to stay shut over background.
+"""Teaches the gates of a trained memory to stay shut over background.
 
 Gates are taught as deep as they open over background, and so are the layers below the deepest of
 these, which are held to what they said before. All else stays as it is, bit for bit. Segments are
@@ -28,7 +28,6 @@ from rmt_jax.data.gate_labels import (
     labelled_segments,
 )
 from rmt_jax.errors import RmtError
-from rmt_jax.models.cells.delta import Delta, gate
 from rmt_jax.models.io import weights
 from rmt_jax.types import Prompt, Segment
 
@@ -56,9 +55,10 @@ def teach(
 
     Raises GateError for a memory without gates, or gates that are shut already.
     """
-    if not isinstance(model.memory_cell, Delta):
+    if not model.memory_cell.has_gates:
+        able = ", ".join(name for name in models.CELLS if models.CELLS[name].has_gates)
         raise GateError(
-            f"The memory cell {model.config.model.cell!r} has no gates to teach: only delta has."
+            f"The memory cell {model.config.model.cell!r} has no gates to teach: take {able}."
         )
     checked = labelled_segments(model.config, model.tokenizer, data, gates, "validation")
     count = gates.checked_segments // gates.batch
@@ -109,15 +109,14 @@ def _in_words(values: Any) -> str:
 
 
 def gate_inputs(model: Any, params: Any, batch: LabelledSegments, depth: int):
-    """`Delta.gate_inputs` of these segments, with an empty memory."""
+    """`MemoryCell.gate_inputs` of these segments, with an empty memory."""
     segment, prompt = Segment(batch.tokens, batch.label != PADDING), None
     if model.config.prompt.source != "none":
         task = np.zeros(len(batch.tokens), np.int32)
         prompt = Prompt(batch.prompt, batch.prompt_mask, task)
     whole = models.merge(model.graph, params)
-    cell: Any = whole.memory  # a `Delta`: `teach` saw to that
     memory = whole.initial(len(batch.tokens))
-    return cell.gate_inputs(whole, memory, segment, prompt, depth)
+    return whole.memory.gate_inputs(whole, memory, segment, prompt, depth)
 
 
 class GateMeter:
@@ -153,11 +152,11 @@ class GateTrainer:
         warmup = min(gates.warmup, gates.steps // 2)
         rate = optax.warmup_cosine_decay_schedule(0, gates.learning_rate, warmup, gates.steps)
         self.optimizer = optax.adam(rate)
+        self.names = model.memory_cell.gate_weights
         own = model.params["memory"]["layers"]
         self.taught = {
             "blocks": jax.tree.map(lambda a: a[: depth - 1], model.params["backbone"]["blocks"]),
-            "beta": own["beta"][:depth],
-            "beta_bias": own["beta_bias"][:depth],
+            **{name: own[name][:depth] for name in self.names},
         }
         # Facts and questions are read by later layers; padding by nobody.
         self.held = np.array([gates.hold_background, 1.0, 1.0, 0.0], np.float32)
@@ -180,7 +179,7 @@ class GateTrainer:
             return whole.at[: len(part)].set(part)
 
         layers = own["memory"]["layers"]
-        gates = {name: put(layers[name], taught[name]) for name in ("beta", "beta_bias")}
+        gates = {name: put(layers[name], taught[name]) for name in self.names}
         blocks = jax.tree.map(put, own["backbone"]["blocks"], taught["blocks"])
         return {
             **own,
@@ -202,7 +201,7 @@ class GateTrainer:
         for now, then in zip(given, before[1], strict=True):
             target = jnp.where(background, 0, jax.nn.sigmoid(then))
             errors = optax.sigmoid_binary_cross_entropy(now, target)
-            opened, was = (jnp.clip(gate(x), 0, 1) for x in (now, then))
+            opened, was = (jnp.clip(self.model.memory_cell.gate(x), 0, 1) for x in (now, then))
             counts = 1 + self.gates.price_open * background * jax.lax.stop_gradient(opened)
             counts += self.gates.price_was_open * fact * was
             cross += (errors * price * counts).sum() / price.sum()

@@ -124,6 +124,10 @@ class MemoryCell(nnx.Module):
     # they are scaled where a training starts from another embedding.
     scaled_by_embedding: ClassVar[frozenset[str]] = frozenset()
 
+    # Gates, of a cell that has them: `rmt_jax.training.gates` teaches these.
+    has_gates: ClassVar[bool] = False
+    gate_weights: ClassVar[tuple[str, ...]] = ()  # of `self.layers`: what gates are made by
+
     # Looking inside.
 
     def inspect_segment(
@@ -141,6 +145,25 @@ class MemoryCell(nnx.Module):
             return np.zeros(1, np.float32)
         a, b = (np.asarray(jax.tree.leaves(x)[0]) for x in (old, new))
         return relative_change(*(x.reshape(-1, *x.shape[-2:]) for x in (a, b))).mean(axis=0)
+
+    # Gates, of a cell with `has_gates`.
+
+    def gate(self, x: jax.Array) -> jax.Array:
+        """How far a gate opens that is given x f32[...]: from 0 to 1, once it is clipped."""
+        raise NotImplementedError
+
+    def gate_inputs(
+        self, model: Any, memory: Memory, segment: Segment, prompt: Prompt | None, depth: int
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Of a segment read with `memory`: x after each of the first `depth` - 1 layers, [B, N, D],
+        and what the gates of the first `depth` are given, before `gate`, f32[B, L]. `model`: the
+        `RecurrentModel` that this cell is part of."""
+        raise NotImplementedError
+
+    def openings(self, given: list[jax.Array]) -> jax.Array:
+        """How far gates open that are given f32[B, L], one of each of the first layers, with the
+        config's threshold: f32[layers, B, L]."""
+        raise NotImplementedError
 
     # What it says of itself, without weights.
 

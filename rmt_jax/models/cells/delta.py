@@ -46,6 +46,8 @@ class Delta(MemoryCell):
     reorders = False  # the rule goes through the text in order, where the text stands
     state_row_label = "layer's associations"
     view_labels = ("layer", "write gate")
+    has_gates = True
+    gate_weights = ("beta", "beta_bias")
     their_layer = THEIR_NAMES
     their_block = "layer."
     in_pytorch = False
@@ -86,12 +88,12 @@ class Delta(MemoryCell):
             return {}
         return {"threshold": jnp.array(self.thresholds, jnp.float32)}
 
+    def gate(self, x: jax.Array) -> jax.Array:
+        return gate(x)
+
     def gate_inputs(
         self, model: Any, memory: Memory, segment: Segment, prompt: Prompt | None, depth: int
     ) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Of a segment read with `memory`: x after each of the first `depth` - 1 layers, [B, N, D],
-        and what the gates of the first `depth` are given, before `gate`, f32[B, L] (`openings` says
-        how far they open). `model`: the `RecurrentModel` that this cell is part of."""
         x, context = model.enter(memory, segment, prompt)
         outputs, given = [], []
         for number in range(depth):
@@ -104,8 +106,6 @@ class Delta(MemoryCell):
         return outputs, given
 
     def openings(self, given: list[jax.Array]) -> jax.Array:
-        """How far gates open that are given f32[B, L], one of each of the first layers:
-        f32[layers, B, L]."""
         floor = jnp.array(self.thresholds[: len(given)], jnp.float32)
         return jnp.clip(gate(jnp.stack(given), floor[:, None, None]), 0, 1)
 

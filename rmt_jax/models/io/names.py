@@ -168,9 +168,9 @@ def _strange(theirs: Mapping[str, np.ndarray], unknown: list[str], what: str) ->
     shown = ", ".join(unknown[:6]) or "none"
     more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
     kinds = [kind for name in BACKBONES for kind in BACKBONES[name].model_types]
+    examples = [next(iter(BACKBONES[name].hf.top)) for name in BACKBONES if BACKBONES[name].hf.top]
     return (
         f"{what} holds {len(theirs)} tensors, but they are no model that can be loaded "
         f"({', '.join(kinds)}), alone or under {WRAPPER} of a memory transformer. Unknown names: "
-        f"{shown}{more}. GPT-2's, for example, are transformer.wte.weight, "
-        "transformer.h.0.attn.c_attn.weight and so on."
+        f"{shown}{more}. Names that are known: {', '.join(examples)}."
     )
