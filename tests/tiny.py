@@ -31,7 +31,13 @@ def model(prompt=None, **changes):
             return {name: draw(part) for name, part in value.items()}
         return (0.1 * rng.standard_normal(value.shape)).astype(np.float32)
 
-    params = draw(params)
+    # One generator: the memory's stacked weights come first, the order of all others is their own.
+    memory, drawn = dict(params.get("memory", {})), {}
+    if "layers" in memory:
+        drawn["layers"] = draw(memory.pop("layers"))
+    params = {name: draw(memory if name == "memory" else part) for name, part in params.items()}
+    if "memory" in params:
+        params["memory"] |= drawn
     for norm in (params["backbone"]["ln_f"], *params["backbone"]["blocks"].values()):
         if isinstance(norm, dict) and "scale" in norm:
             norm["scale"] += 1

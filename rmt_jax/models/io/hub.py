@@ -139,10 +139,11 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
         )
     own, drawn = part_of(found, "backbone"), part_of(fresh, "backbone")
     own = backbone.adopt(drawn, own, ours, theirs, source)
-    missing, extra = sorted(drawn.keys() - own.keys()), sorted(own.keys() - drawn.keys())
+    missing = [f"backbone/{name}" for name in sorted(drawn.keys() - own.keys())]
+    extra = [f"backbone/{name}" for name in sorted(own.keys() - drawn.keys())]
     if missing or extra:
         raise WeightsError(
-            f"Training can't start from {source}: its backbone lacks {_list(missing)} and has"
+            f"Training can't start from {source}: it lacks {_list(missing)} and has"
             f" {_list(extra)} too many for this config; compare its config ({theirs}) with yours."
         )
     start = {f"backbone/{name}": value for name, value in own.items()}
