@@ -183,7 +183,7 @@ def write(folder: Path, tensors: dict, config: dict | None = None) -> Path:
 def test_wrong_folders_and_architectures(tmp_path):
     good = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
     said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
-    llama = {"model.embed_tokens.weight": np.zeros((4, 4)), "model.norm.weight": np.zeros(4)}
+    bert = {"bert.embeddings.word_embeddings.weight": np.zeros((4, 4)), "cls.bias": np.zeros(4)}
     less = {n: v for n, v in good.items() if "h.1.mlp.c_fc.bias" not in n}
     more = good | {"memory_cell.model.transformer.h.0.gate.weight": np.zeros(3)}
     (tmp_path / "empty").mkdir()
@@ -194,8 +194,8 @@ def test_wrong_folders_and_architectures(tmp_path):
         (tmp_path / "empty", "holds no weights: expected model.safetensors"),
         (tmp_path / "cut", "can't be read as safetensors"),
         (
-            write(tmp_path / "llama", llama),
-            "no model that can be loaded .*model.embed_tokens.weight",
+            write(tmp_path / "bert", bert),
+            "no model that can be loaded .*bert.embeddings.word_embeddings.weight",
         ),
         (write(tmp_path / "less", less, said), "up/bias is missing for layer 1"),
         (write(tmp_path / "more", more, said), "gate.weight"),

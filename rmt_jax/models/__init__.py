@@ -77,9 +77,9 @@ def check(config: settings.Model, prompt: settings.Prompt) -> None:
     room = 0 if prompt.source == "none" else prompt.tokens
     need = copies * config.memory_tokens + room + config.segment_tokens
     if most is not None and need > most:
+        table = ", or raise model.max_positions" if backbone.table_rows(config, 0) else ""
         raise ConfigError(
             f"{copies}·{config.memory_tokens} memory + {room} prompt + {config.segment_tokens:,}"
             f" segment tokens = {need:,} positions, but the backbone has {most:,}: lower"
-            f" model.segment_tokens to {max(1, config.segment_tokens - need + most):,} or raise"
-            " model.max_positions."
+            f" model.segment_tokens to {max(1, config.segment_tokens - need + most):,}{table}."
         )

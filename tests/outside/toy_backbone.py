@@ -58,9 +58,6 @@ class Averaging(Backbone):
         self.blocks = AveragingBlock(config, self.options(config).sharpness, rngs)
         self.gain = nnx.Param(jnp.ones(config.width))
 
-    def embed(self, tokens):
-        return self.table[...].astype(self.dtype)[tokens]
-
     def position_embedding(self, positions):
         waves = 0.1 ** (jnp.arange(self.width) / self.width)
         return (0.1 * jnp.sin(positions[..., None] * waves)).astype(self.dtype)
@@ -68,17 +65,9 @@ class Averaging(Backbone):
     def final_norm(self, x):
         return (jax.nn.soft_sign(x) * self.gain[...]).astype(x.dtype)
 
-    def logits(self, hidden):
-        table = self.table[...].astype(hidden.dtype)
-        return jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
-
-    def embedding_std(self):
-        return self.table[...].std()
-
     def weights(self):
         matrix = WeightInfo(("layers", "embed", "heads"), "matrix")
-        return {
-            "table": WeightInfo(("vocab", "table_features"), "embedding"),
+        return self.table_weights() | {
             "blocks/inward": matrix,
             "blocks/outward": matrix,
             "gain": WeightInfo((None,), exact=True),

@@ -9,7 +9,7 @@ Letters as in `rmt_jax.types`: B texts, N places, D width, V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -88,12 +88,14 @@ class Block(nnx.Module):
 class Backbone(nnx.Module):
     """Embeddings, blocks, final norm and logits.
 
-    Attributes to set in `__init__(config, vocab, position_rows, rngs)`: `blocks`. The base class
-    sets `layers`, `width`, `dtype` (compute).
+    Attributes to set in `__init__(config, vocab, position_rows, rngs)`: `blocks`, the weight that
+    `embedding` names, and `head` [V, D] where the output embedding is not tied to it. The base
+    class sets `layers`, `width`, `dtype` (compute).
     """
 
     Options: ClassVar[type] = NoOptions  # a frozen dataclass of settings beyond `config.Model`'s
     model_types: ClassVar[tuple[str, ...]] = ()  # of Hugging Face's config.json, that it can load
+    required: ClassVar[Mapping[str, tuple]] = {}  # fields of `config.Model` -> what they may be
     embedding: ClassVar[str] = ""  # name of the weight [V, D] that embeds tokens
     hf: ClassVar[HFNames] = HFNames()
     blocks: Block
@@ -106,7 +108,7 @@ class Backbone(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """i32[...] -> [..., D] in the compute dtype."""
-        raise NotImplementedError
+        return getattr(self, self.embedding)[...].astype(self.dtype)[tokens]
 
     def position_embedding(self, positions: jax.Array) -> jax.Array:
         """Added to what enters the first layer: i32[...] -> [..., D], or a zero without shape."""
@@ -126,11 +128,17 @@ class Backbone(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D], after the final norm -> f32[..., V]."""
-        raise NotImplementedError
+        table = getattr(self, "head" if hasattr(self, "head") else self.embedding)
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            table[...].astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
 
     def embedding_std(self) -> jax.Array:
         """f32[]: standard deviation over the whole embedding, the scale of new memory tokens."""
-        raise NotImplementedError
+        return getattr(self, self.embedding)[...].std()
 
     def fuses_attention(self, shape: tuple[int, int]) -> bool:
         """Whether a fused kernel serves whole segments of [B, N] places that only need a causal
@@ -159,7 +167,14 @@ class Backbone(nnx.Module):
 
     @classmethod
     def check(cls, config: settings.Model) -> None:
-        """Raises ConfigError for settings that this backbone can't have."""
+        """Raises ConfigError for settings that this backbone can't have: here by `required`."""
+        for name, values in cls.required.items():
+            if getattr(config, name) not in values:
+                raise ConfigError(
+                    f"model.backbone={config.backbone} does not go with"
+                    f" model.{name}={getattr(config, name)}: set that to"
+                    f" {' or '.join(map(str, values))}, or take another backbone."
+                )
 
     @classmethod
     def max_places(cls, config: settings.Model) -> int | None:
@@ -169,6 +184,11 @@ class Backbone(nnx.Module):
     def weights(self) -> dict[str, WeightInfo]:
         """Logical axes, kind and precision of every weight, by its name below `backbone/`."""
         raise NotImplementedError
+
+    def table_weights(self) -> dict[str, WeightInfo]:
+        """`weights` of the embedding, and of the head where there is one."""
+        names = (self.embedding, *(["head"] if hasattr(self, "head") else []))
+        return {name: WeightInfo(("vocab", "table_features"), "embedding") for name in names}
 
     @classmethod
     def layer_flops(
@@ -229,8 +249,18 @@ class Backbone(nnx.Module):
     ) -> dict[str, np.ndarray]:
         """`found` weights of a `source` as they start a training of `config`, whose freshly drawn
         ones are `fresh`: a longer position table is cut, say. Names and shapes are checked after.
+
+        Here a head starts as the source's embedding. Raises WeightsError for options that differ:
+        with another rotary base, say, the same weights compute something else.
         """
-        return dict(found)
+        ours, theirs = (asdict(cls.options(model)) for model in (config, source))
+        wrong = [f"{n}={v} (here {ours[n]})" for n, v in theirs.items() if v != ours[n]]
+        if wrong:
+            raise WeightsError(
+                f"Training can't start from {what}, which has {', '.join(wrong)}: set"
+                " model.backbone_options to what it has."
+            )
+        return ({"head": found[cls.embedding]} if "head" in fresh else {}) | dict(found)
 
 
 def compute_dtype(name: str) -> jnp.dtype:

@@ -18,10 +18,12 @@ from rmt_jax.models.backbones import BACKBONES, Backbone, Block, HFNames, refuse
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
-from rmt_jax.models.ops.block import broadcast_bias, layer_norm, matmul
+from rmt_jax.models.ops.block import layer_norm
 from rmt_jax.models.ops.convolution import causal_convolution
 from rmt_jax.models.ops.kernels import block_ops
+from rmt_jax.models.ops.linear import Linear
 from rmt_jax.models.ops.positions import embedding_lookup, gather_positions
+from rmt_jax.models.ops.rotary import RotaryAngles, frequencies, rotary_angles, rotate
 from rmt_jax.types import WeightInfo
 
 STD = 0.02  # of every weight at the start, as in GPT-2
@@ -52,24 +54,6 @@ LAYER_NAMES = {
 }
 
 
-class Linear(nnx.Module):
-    """`layers` affine maps in one array. HF's Conv1D has the same (in, out) layout."""
-
-    def __init__(self, layers: int, inputs: int, outputs: int, rngs: nnx.Rngs, std: float = STD):
-        shape = (layers, inputs, outputs)
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros((layers, outputs)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Inside a layer: kernel [inputs, outputs]; computed in the dtype of `x`."""
-        y = self.linear(x)
-        return y + broadcast_bias(self.bias[...].astype(x.dtype), y.shape)
-
-    def linear(self, x: jax.Array) -> jax.Array:
-        """Without the bias."""
-        return matmul(x, self.kernel[...].astype(x.dtype))
-
-
 class LayerNorm(nnx.Module):
     """Statistics in float32; the result has the dtype of the input."""
 
@@ -90,10 +74,10 @@ class GPT2Block(Block):
         self.heads, self.conv_width = config.heads, config.conv_width
         self.rotary, self.fused = config.positions == "rotary", config.attention == "auto"
         self.ln_1 = LayerNorm((layers, width))
-        self.qkv = Linear(layers, width, 3 * width, rngs)
+        self.qkv = Linear(layers, width, 3 * width, rngs, STD)
         self.out = Linear(layers, width, width, rngs, residual)
         self.ln_2 = LayerNorm((layers, width))
-        self.up = Linear(layers, width, 4 * width, rngs)
+        self.up = Linear(layers, width, 4 * width, rngs, STD)
         self.down = Linear(layers, 4 * width, width, rngs, residual)
         if config.conv_width:  # zero: the convolution starts as nothing
             self.conv = nnx.Param(jnp.zeros((layers, config.conv_width, width)))
@@ -150,13 +134,9 @@ class GPT2Block(Block):
         return x, NormedInput(normed, last_inputs)
 
     def attention_weights(self, x: jax.Array, context: AttentionContext) -> jax.Array:
-        """By the layer's own queries and keys, with the identity for values."""
         queries, keys, _ = self._heads(self.normed_input(x, context)[1].normed, context)
-        batch, places = x.shape[:2]
-        eye = jnp.eye(places, dtype=jnp.float32)[None, :, None, :]
-        values = jnp.broadcast_to(eye, (batch, places, self.heads, places))
         bias = None if self.rotary else context.position_data
-        return jnp.swapaxes(attention.attend(queries, keys, values, context.visible, bias), 1, 2)
+        return attention.attention_weights(queries, keys, context.visible, bias)
 
     def _heads(self, normed: jax.Array, context: AttentionContext) -> list[jax.Array]:
         """Queries, keys and values [B, N, H, d]."""
@@ -164,7 +144,7 @@ class GPT2Block(Block):
         split = block_ops(normed).split_qkv(self.qkv.linear(normed), self.qkv.bias[...])
         parts = [part.reshape(batch, places, self.heads, width // self.heads) for part in split]
         if self.rotary:
-            parts[:2] = (attention.rotate(part, context.positions) for part in parts[:2])
+            parts[:2] = (rotate(part, context.position_data) for part in parts[:2])
         return parts
 
 
@@ -202,9 +182,6 @@ class GPT2(Backbone):
         if not config.tied_head:
             self.head = nnx.Param(STD * jax.random.normal(rngs.params(), (vocab, config.width)))
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        return self.wte[...].astype(self.dtype)[tokens]
-
     def position_embedding(self, positions: jax.Array) -> jax.Array:
         if not self.position_rows:
             return super().position_embedding(positions)
@@ -212,26 +189,16 @@ class GPT2(Backbone):
 
     def position_data(
         self, query_positions: jax.Array, key_positions: jax.Array, distant: jax.Array
-    ) -> jax.Array | None:
-        """ALiBi's bias f32[B, H, N, K], else None."""
+    ) -> jax.Array | RotaryAngles | None:
+        """ALiBi's bias f32[B, H, N, K], or the angles of rotary positions; None for a table."""
+        if self.blocks.rotary:
+            return rotary_angles(query_positions, frequencies(self.width // self.blocks.heads))
         if not self.alibi:
             return None
         return attention.alibi(self.blocks.heads, query_positions, key_positions, distant)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return self.ln_f(x)
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        table = self.head if hasattr(self, "head") else self.wte
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            table[...].astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
-
-    def embedding_std(self) -> jax.Array:
-        return self.wte[...].std()
 
     def fuses_attention(self, shape: tuple[int, int]) -> bool:
         if not self.blocks.fused or self.blocks.conv_width:
@@ -273,15 +240,12 @@ class GPT2(Backbone):
         return config.max_positions if config.positions == "learned" else None
 
     def weights(self) -> dict[str, WeightInfo]:
-        table = WeightInfo(("vocab", "table_features"), "embedding")
         norm = WeightInfo(("layers", None), exact=True)
         vector = WeightInfo(("layers", None))
         final = WeightInfo((None,), exact=True)
-        found = {"wte": table, "ln_f/scale": final, "ln_f/bias": final}
+        found = self.table_weights() | {"ln_f/scale": final, "ln_f/bias": final}
         if self.position_rows:
-            found["wpe"] = table
-        if hasattr(self, "head"):
-            found["head"] = table
+            found["wpe"] = found["wte"]
         found |= {
             f"blocks/{n}/{part}": norm for n in ("ln_1", "ln_2") for part in ("scale", "bias")
         }
@@ -381,9 +345,7 @@ class GPT2(Backbone):
     ) -> dict[str, np.ndarray]:
         """A head starts as the source's embedding, a convolution as nothing; of the position table
         the rows of this config's text, and the memory's own rows where both have them."""
-        found = dict(found)
-        if "head" in fresh:
-            found.setdefault("head", found["wte"])
+        found = super().adopt(fresh, found, config, source, what)
         if "blocks/conv" in fresh:
             found.setdefault("blocks/conv", fresh["blocks/conv"])
         if "wpe" in fresh and "wpe" in found:

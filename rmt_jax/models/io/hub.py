@@ -1,4 +1,5 @@
-"""Weights that others made: GPT-2 and the authors' RMT and ARMT checkpoints, without torch.
+"""Weights that others made: Hugging Face's models and the authors' RMT and ARMT checkpoints,
+without torch.
 
 A source is a local folder or a name on the hub. Its sizes come from a `config.json` beside the
 weights (ours, HF's, or the form with `num_mem_tokens` and `segment_size`), else from the tensors.
@@ -24,6 +25,7 @@ from rmt_jax.models.io.weights import WeightsError
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 PATTERNS = ["*.json", "model*.safetensors", "merges.txt"]
 OLDER = [*PATTERNS, "pytorch_model*.bin"]  # the same weights again where both are there
+SEGMENT = 1024  # tokens at most, where a checkpoint without memory says nothing of segments
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 # Checkpoints that come with the package.
 SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
@@ -89,9 +91,11 @@ def _import_extensions(config: settings.Config, folder: Path, local: bool) -> No
 
 
 def _end(folder: Path, said: Mapping[str, Any]) -> int | None:
-    if said.get("eos_token_id") is not None:
-        return int(said["eos_token_id"])
-    return _read_config(folder, "generation_config.json").get("eos_token_id")
+    for found in (said, _read_config(folder, "generation_config.json")):
+        end = found.get("eos_token_id")
+        if end is not None:  # of several ids the first ends a text, the others a turn
+            return int(end[0] if isinstance(end, list) else end)
+    return None
 
 
 def fit(
@@ -233,15 +237,19 @@ def infer(
         )
     sizes, more = CELLS[cell].sizes_of(said, held)
     model = replace(settings.Model(backbone=backbone, cell=cell), **(fields | sizes))
+    guessed = [*guessed, *more]
     if "segment_tokens" not in sizes:
-        most = model.max_positions
-        model = replace(model, segment_tokens=min(int(said.get("segment_size") or most), most))
-    elif "max_positions" in fields:
+        most = BACKBONES[backbone].max_places(model) or model.max_positions
+        length = min(int(said.get("segment_size") or min(most, SEGMENT)), most)
+        model = replace(model, segment_tokens=length)
+        if not said.get("segment_size") and length < most:
+            guessed.append(f"segment_tokens {length:,} (of a context of {most:,})")
+    elif BACKBONES[backbone].table_rows(model, 0):
         grown = CELLS[cell].token_copies() * model.memory_tokens
         layout, base = _layout(model.max_positions, grown, said)
         model = replace(model, position_layout=layout, max_positions=base)
     prompt = settings.Prompt(source="none", tokens=0)
-    return settings.Config(model=model, prompt=prompt), (*guessed, *more)
+    return settings.Config(model=model, prompt=prompt), tuple(guessed)
 
 
 def _layout(rows: int, grown: int, said: Mapping[str, Any]) -> tuple[str, int]:

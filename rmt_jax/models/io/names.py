@@ -168,9 +168,9 @@ def _strange(theirs: Mapping[str, np.ndarray], unknown: list[str], what: str) ->
     shown = ", ".join(unknown[:6]) or "none"
     more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
     kinds = [kind for name in BACKBONES for kind in BACKBONES[name].model_types]
-    examples = [next(iter(BACKBONES[name].hf.top)) for name in BACKBONES if BACKBONES[name].hf.top]
+    known = [next(iter(BACKBONES[name].hf.top), "") for name in BACKBONES]
     return (
         f"{what} holds {len(theirs)} tensors, but they are no model that can be loaded "
         f"({', '.join(kinds)}), alone or under {WRAPPER} of a memory transformer. Unknown names: "
-        f"{shown}{more}. Names that are known: {', '.join(examples)}."
+        f"{shown}{more}. Known are, for example, {', '.join(filter(None, known))}."
     )

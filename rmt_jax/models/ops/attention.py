@@ -1,4 +1,4 @@
-"""Attention, in one function, in one place; and the two ways without a position table.
+"""Attention, in one function, in one place; and the bias of ALiBi.
 
 Plain products, on a CPU in blocks of queries, except on NVIDIA GPUs, where cuDNN's fused kernel
 serves what it can (`chosen`). On a TPU they stay whole: segments are short (592 places in the
@@ -72,10 +72,12 @@ def attend(
 ) -> jax.Array:
     """Softmax attention; scores and softmax in float32 whatever the inputs are.
 
-    queries [B, N, H, d]; keys, values [B, K, H, d]; visible bool[B, N, K]; bias f32[B, H, N, K]
-    is added to the scores. known bool[B, K] is given where `visible` is causal & known[:, None]:
-    what a fused kernel needs to hear. packed: unknown keys stand behind all known ones, where no
-    known place sees them. Returns [B, N, H, d] in the dtype of `values`.
+    queries [B, N, H, d]; keys, values [B, K, G, d], where H is a multiple of G: H / G query heads
+    in a row share a key-value head (grouped-query attention, Ainslie et al. 2023). visible
+    bool[B, N, K]; bias f32[B, H, N, K] is added to the scores. known bool[B, K] is given where
+    `visible` is causal & known[:, None]: what a fused kernel needs to hear. packed: unknown keys
+    stand behind all known ones, where no known place sees them. Returns [B, N, H, d] in the dtype
+    of `values`.
     """
     fused = available(queries.dtype, queries.shape, known is not None, bias is not None)
     if fused == "cudnn" and known is not None:
@@ -117,8 +119,13 @@ def plain(
     # Heads in front, the scale on the queries, the division after the product: a third less time
     # on a CPU than softmax between two einsums (benchmarks/RESULTS.md).
     queries, keys, values = (x.swapaxes(1, 2) for x in (queries, keys, values))
-    queries = queries * queries.shape[-1] ** -0.5
+    batch, heads, places, width = queries.shape
+    groups, known = keys.shape[1:3]
+    # The queries that share keys stand below each other: one product, and no copy of the keys.
+    rows = places * heads // groups
+    queries = (queries * width**-0.5).reshape(batch, groups, rows, width)
     scores = jnp.einsum("bhnd,bhkd->bhnk", queries, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, places, known)
     if bias is not None:
         scores = scores + bias
     scores = jnp.where(visible[:, None], scores, HIDDEN)
@@ -127,11 +134,22 @@ def plain(
     total = weights.sum(axis=-1, keepdims=True)
     mixed = jnp.einsum(
         "bhnk,bhkd->bhnd",
-        weights.astype(values.dtype),
+        weights.astype(values.dtype).reshape(batch, groups, rows, known),
         values,
         preferred_element_type=jnp.float32,
     )
+    mixed = mixed.reshape(batch, heads, places, values.shape[-1])
     return (mixed / total).astype(values.dtype).swapaxes(1, 2)
+
+
+def attention_weights(
+    queries: jax.Array, keys: jax.Array, visible: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """The softmax itself, f32[B, H, N, K]: `plain` with the identity for values."""
+    batch, known, groups = keys.shape[:3]
+    eye = jnp.eye(known, dtype=jnp.float32)[None, :, None, :]
+    values = jnp.broadcast_to(eye, (batch, known, groups, known))
+    return jnp.swapaxes(plain(queries, keys, values, visible, bias), 1, 2)
 
 
 def causal(
@@ -148,7 +166,7 @@ def causal(
     columns of the keys, which every query reads with weight one, and not by a mask: so the kernel
     stays the plain causal one. Exact: a known key's column is zero.
     """
-    batch, places, heads, width = queries.shape
+    width = queries.shape[-1]
     fused = partial(
         jax.nn.dot_product_attention,
         scale=width**-0.5,
@@ -159,7 +177,7 @@ def causal(
         return fused(queries, keys, values)
     rest = ((0, 0), (0, 0), (0, 0), (0, EXTRA))
     column = jnp.where(known, 0, HIDDEN_KEY).astype(keys.dtype)[:, :, None, None]
-    column = jnp.broadcast_to(column, (batch, keys.shape[1], heads, 1))
+    column = jnp.broadcast_to(column, (*keys.shape[:3], 1))
     keys = jnp.pad(jnp.concatenate([keys, column], axis=-1), (*rest[:3], (0, EXTRA - 1)))
     out = fused(jnp.pad(queries, rest, constant_values=1), keys, jnp.pad(values, rest))
     return out[..., :width]
@@ -177,17 +195,3 @@ def alibi(
     slopes = 2.0 ** (-8.0 * (jnp.arange(heads) + 1) / heads)
     distance = (query_positions[:, :, None] - key_positions[:, None, :]) * counted
     return -slopes[None, :, None, None] * distance[:, None].astype(jnp.float32)
-
-
-def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021, halves as in GPT-NeoX, base 10,000).
-
-    x [B, N, H, d] with d even; positions i32[B, N].
-    """
-    half = x.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    sine, cosine = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

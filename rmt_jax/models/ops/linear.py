@@ -1,0 +1,39 @@
+"""Linear maps of all layers in one array."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rmt_jax.models.ops.block import broadcast_bias, matmul
+
+
+class Linear(nnx.Module):
+    """`layers` linear or affine maps, drawn normal with deviation `std`, their biases zero.
+
+    Kernel [layers, inputs, outputs], the layout of HF's Conv1D; torch's Linear has the transpose.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        inputs: int,
+        outputs: int,
+        rngs: nnx.Rngs,
+        std: float,
+        bias: bool = True,
+    ):
+        shape = (layers, inputs, outputs)
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((layers, outputs)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Inside a layer: kernel [inputs, outputs]; computed in the dtype of `x`."""
+        y = self.linear(x)
+        if not hasattr(self, "bias"):
+            return y
+        return y + broadcast_bias(self.bias[...].astype(x.dtype), y.shape)
+
+    def linear(self, x: jax.Array) -> jax.Array:
+        """Without the bias."""
+        return matmul(x, self.kernel[...].astype(x.dtype))

@@ -1,0 +1,164 @@
+"""The Llama family against Hugging Face's models in PyTorch: logits, gradients, greedy ids, weights
+both ways, and RMT around them."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rmt_jax
+from rmt_jax import convert, models
+from rmt_jax.models import recurrence
+from rmt_jax.models.backbones.llama import Llama
+from rmt_jax.models.cells import CELLS
+from rmt_jax.models.io import names, weights
+
+torch = pytest.importorskip("torch", reason="pip install -e '.[test]' brings torch")
+pytestmark = pytest.mark.torch
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 0.3,
+    "high_freq_factor": 2.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+FAMILY = {
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "smollm2": ("llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3, "head_dim": 8, "num_key_value_heads": 1}),
+    "mistral": ("mistral", {"sliding_window": 64, "head_dim": 6}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+}
+VOCAB = 37
+
+
+@pytest.fixture(scope="module", params=FAMILY)
+def theirs(request, tmp_path_factory):
+    """A random tiny model of the family, and the folder it was saved to in shards."""
+    kind, changes = FAMILY[request.param]
+    module = build(kind, **changes)
+    folder = tmp_path_factory.mktemp(request.param)
+    module.save_pretrained(folder, max_shard_size="10KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    return module, folder
+
+
+def build(kind, **changes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        sizes = dict(
+            num_hidden_layers=2, hidden_size=16, num_attention_heads=4, num_key_value_heads=2,
+            intermediate_size=24, max_position_embeddings=64, vocab_size=VOCAB,
+            initializer_range=0.3, bos_token_id=36, eos_token_id=36,
+        )  # fmt: skip
+        config = AutoConfig.for_model(kind, **(sizes | changes))
+        module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        with torch.no_grad():  # no norm of ones, no bias of zeros
+            for name, parameter in module.named_parameters():
+                if "norm" in name or name.endswith("bias"):
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+    return module
+
+
+def test_logits_and_gradients(theirs):
+    module, folder = theirs
+    ids = np.random.default_rng(0).integers(0, VOCAB, (2, 20))
+    tensor = torch.tensor(ids)
+    output = module(tensor, labels=tensor)
+    module.zero_grad()
+    output.loss.backward()
+
+    model = rmt_jax.load(folder)
+    assert model.config.model.cell == "none" and model.segment_tokens == 64
+
+    def loss(params):
+        ours = models.merge(model.graph, params)
+        tokens = jnp.asarray(ids[:, None], jnp.int32)
+        logits, _ = recurrence.all_logits(ours, ours.initial(2), tokens, jnp.ones((2, 1, 20), bool))
+        scores = jax.nn.log_softmax(logits[:, 0, :-1])
+        return -jnp.take_along_axis(scores, tokens[:, 0, 1:, None], axis=-1).mean(), logits[:, 0]
+
+    (_, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
+    np.testing.assert_allclose(logits, output.logits.detach().numpy(), rtol=0, atol=2e-5)
+    flat = {name: np.asarray(g) for name, g in weights.flatten(grads).items()}
+    found = names.to_theirs(flat, Llama, CELLS["none"])
+    for name, parameter in module.named_parameters():
+        wanted = parameter.grad.numpy()
+        assert np.abs(found[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+
+
+def test_their_greedy_continuation(theirs):
+    module, folder = theirs
+    ids = np.random.default_rng(1).integers(0, 36, (2, 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = module.generate(
+            torch.tensor(ids), max_new_tokens=12, do_sample=False, pad_token_id=36
+        )[:, 9:].numpy()
+    found = rmt_jax.load(folder).generate(ids, max_new_tokens=12)
+    assert wanted.shape[1] > 1 and np.array_equal(found[:, : wanted.shape[1]], wanted)
+
+
+def test_what_is_exported_loads_there_and_computes_the_same(theirs, tmp_path):
+    module, folder = theirs
+    convert.export_weights(folder, tmp_path / "out")
+    ids = torch.tensor(np.random.default_rng(2).integers(0, VOCAB, (2, 20)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoModelForCausalLM
+
+        again = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", attn_implementation="eager"
+        ).eval()
+    assert type(again) is type(module)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    with torch.no_grad():
+        assert torch.equal(module(ids).logits, again(ids).logits)
+
+
+def test_rope_as_transformers_4_says_it(tmp_path):
+    """`rope_theta` and `rope_scaling`, where transformers 5 has `rope_parameters`."""
+    module = build("llama", rope_parameters=LLAMA3)
+    module.save_pretrained(tmp_path)
+    new = rmt_jax.load(tmp_path).config
+    said = json.loads((tmp_path / "config.json").read_text())
+    scaling = said.pop("rope_parameters")
+    said["rope_theta"] = scaling.pop("rope_theta")
+    (tmp_path / "config.json").write_text(json.dumps(said | {"rope_scaling": scaling}))
+    assert rmt_jax.load(tmp_path).config == new
+    assert new.model.backbone_options["rope_scaling"] == "llama3"
+
+
+def test_rmt_as_the_authors_wrap_it(tmp_path):
+    """Memory tokens before and after the text in embedding space, plain positions; what the final
+    norm makes of those behind stands before the next segment. A loop around HF's own model."""
+    module, tokens = build("llama"), 3
+    memory = 0.5 * torch.randn(tokens, 16)
+    state = {f"memory_cell.model.{n}": v for n, v in module.state_dict().items()}
+    state = {n: v.numpy() for n, v in (state | {"memory_cell.memory": memory}).items()}
+    weights.write(tmp_path / "model.safetensors", state, {})
+    said = module.config.to_dict() | {"num_mem_tokens": tokens, "segment_size": 10}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+
+    ids = np.random.default_rng(3).integers(0, VOCAB, (2, 40))
+    held, wanted = memory.expand(2, -1, -1), []
+    with torch.no_grad():
+        for segment in torch.tensor(ids).split(10, dim=1):
+            embedded = module.get_input_embeddings()(segment)
+            inputs = torch.cat([held, embedded, held], dim=1)
+            output = module(inputs_embeds=inputs, output_hidden_states=True)
+            held = output.hidden_states[-1][:, -tokens:]
+            wanted.append(output.logits[:, tokens:-tokens])
+
+    model = rmt_jax.load(tmp_path)
+    m = model.config.model
+    assert (m.cell, m.memory_tokens, m.segment_tokens) == ("rmt", tokens, 10)
+    logits, found = model.forward(ids)
+    np.testing.assert_allclose(logits, torch.cat(wanted, dim=1).numpy(), rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found.state, held.numpy(), rtol=0, atol=5e-5)
