@@ -11,6 +11,7 @@ Arrays are numpy or JAX alike; what comes back is on the device, except generate
 """
 
 import logging
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +38,11 @@ class InputError(settings.ConfigError):
 
 
 def load(name: str | Path, *, revision: str | None = None, dtype: str | None = None) -> "Model":
-    """A model from a run's workdir, an exported folder, GPT-2 or an authors' checkpoint.
+    """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
+    backbone (GPT-2, the Llama family), a GGUF file or an authors' checkpoint.
 
     Args:
-      name: a local folder, or a name on the hub.
+      name: a local folder or GGUF file, or a name on the hub.
       revision: of a hub name: a branch, tag or commit to pin.
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
 
@@ -58,7 +60,7 @@ def from_source(source: hub.Source, dtype: str | None = None) -> "Model":
     config = source.config
     if dtype:
         config = settings.update(config, {"model.dtype": dtype})
-    return Model(config, source.params, source.folder, source.end)
+    return Model(config, source.params, source.folder, source.end, source.tokenizer)
 
 
 class SegmentView(NamedTuple):
@@ -85,9 +87,12 @@ class Model:
         params: Any,
         folder: Path | None = None,
         end: int | None = None,
+        gguf_tokenizer: Mapping[str, Any] | None = None,
     ):
-        """`params` as from `models.split`, or numpy; checked against what `config` makes."""
+        """`params` as from `models.split`, or numpy; checked against what `config` makes.
+        gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`."""
         self.config, self.folder = config, folder
+        self._gguf_tokenizer = gguf_tokenizer
         self.graph, params = hub.fit(config, params, str(folder or "These params"))
         self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         backbone = BACKBONES[config.model.backbone]
@@ -114,8 +119,14 @@ class Model:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights. Raises InputError when there is none."""
-        from rmt_jax.data import tokenizer
+        from rmt_jax.data import gguf_tokenizer, tokenizer
 
+        if self._gguf_tokenizer:
+            try:
+                found = gguf_tokenizer.build(self._gguf_tokenizer, str(self.folder), self.vocab)
+            except ValueError as error:
+                raise InputError(str(error)) from error
+            return found
         for folder in (self.folder and self.folder / "tokenizer", self.folder):
             if folder and any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json")):
                 return tokenizer.load(str(folder))

@@ -1,15 +1,16 @@
-"""Checkpoints in and out: the authors' layout (and GPT-2's) to a workdir of ours, and back; and the
-mean of several.
+"""Checkpoints in and out: Hugging Face's and the authors' layout to a workdir of ours, and back;
+and the mean of several.
 
-  python -m rmt_jax.convert import --from FOLDER_OR_HUB_NAME --out WORKDIR
+  python -m rmt_jax.convert import --from FOLDER_OR_HUB_NAME_OR_GGUF --out WORKDIR
   python -m rmt_jax.convert export --workdir WORKDIR --out FOLDER
   python -m rmt_jax.convert mean --of RUN:0.7 RUN:0.3 --out WORKDIR
 
-`import` takes GPT-2, or an RMT or ARMT checkpoint (model.safetensors or pytorch_model.bin), without
-torch. `export` writes model.safetensors under the authors' names with config.json,
-generation_config.json, tokenizer files and a model card; importing that gives the same bits again.
-`mean` takes runs that went on from the same weights and writes the mean of theirs, each with its
-share; it is often better than any of them (Wortsman et al. 2022, "Model soups").
+`import` takes GPT-2, a model of the Llama family, or an RMT or ARMT checkpoint around one
+(model.safetensors or pytorch_model.bin), without torch; of the Llama family also a GGUF file, with
+its tokenizer (extra `gguf`). `export` writes model.safetensors under the authors' names with
+config.json, generation_config.json, tokenizer files and a model card; importing that gives the same
+bits again. `mean` takes runs that went on from the same weights and writes the mean of theirs, each
+with its share; it is often better than any of them (Wortsman et al. 2022, "Model soups").
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     )
     way = parser.add_subparsers(dest="way", required=True, parser_class=cli.Parser)
     bring = way.add_parser("import", help="others' weights -> a workdir")
-    bring.add_argument("--from", dest="source", required=True, metavar="FOLDER_OR_HUB_NAME")
+    bring.add_argument("--from", dest="source", required=True, metavar="FOLDER_OR_HUB_NAME_OR_GGUF")
     bring.add_argument("--revision", help="branch, tag or commit of a hub name")
     bring.add_argument("--out", required=True, metavar="WORKDIR")
     send = way.add_parser("export", help="a workdir -> the authors' layout")
@@ -77,7 +78,7 @@ def import_weights(
     weights.save(out, opened.params, dtype)
     _write_json(out / "config.json", to_dict(opened.config))
     _write_json(out / "generation_config.json", _generation(opened.end))
-    copied = _copy_tokenizer(opened.folder, out / "tokenizer")
+    copied = _write_tokenizer(opened, out / "tokenizer")
     print(_sizes(opened.config, weights.flatten(opened.params)))
     for guess in opened.guessed:
         print(f"not said by the checkpoint, so taken as: {guess}")
@@ -112,7 +113,7 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     end = api.from_source(opened).end
     _write_json(out / "config.json", _their_config(opened.config, flat, end))
     _write_json(out / "generation_config.json", _generation(end))
-    _copy_tokenizer(_tokenizer(opened.folder), out)
+    _write_tokenizer(opened, out)
     if (out / SPECIAL).is_file() and not (out / "tokenizer_config.json").exists():
         special = json.loads((out / SPECIAL).read_text(encoding="utf-8"))
         hub = {"eos_token": special["end"], "pad_token": special["pad"]}
@@ -165,11 +166,11 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
             total[key] = total.get(key, 0.0) + share * np.asarray(value, np.float64)
     assert first is not None
     _free(out)
-    config, folder = first[1].config, first[1].folder
+    config = first[1].config
     params = weights.unflatten({k: v.astype(np.float32) for k, v in total.items()})
     weights.save(out, params, dtype)
     _write_json(out / "config.json", to_dict(config))
-    _copy_tokenizer(_tokenizer(folder), out / "tokenizer")
+    _write_tokenizer(first[1], out / "tokenizer")
     said = " + ".join(f"{share:g} {name}" for name, share in of.items())
     print(f"{said}\nwritten: {out}\nnext:    python -m rmt_jax.evaluate --workdir {out}")
 
@@ -291,6 +292,25 @@ def _tokenizer(folder: Path) -> Path:
 
     inside = (ASSETS if folder.parent == ASSETS else folder) / "tokenizer"
     return inside if inside.is_dir() else folder
+
+
+def _write_tokenizer(opened: Any, target: Path) -> bool:
+    """Writes the tokenizer of a `hub.Source` to the folder `target`; False where it has none that
+    can be used."""
+    from rmt_jax.data import gguf_tokenizer
+    from rmt_jax.models.backbones import BACKBONES
+
+    if not opened.tokenizer:
+        return _copy_tokenizer(_tokenizer(opened.folder), target)
+    try:
+        vocab = BACKBONES[opened.config.model.backbone].vocab_of(opened.params["backbone"])
+        tokenizer = gguf_tokenizer.build(opened.tokenizer, str(opened.folder), vocab)
+    except ValueError as error:
+        print(error)
+        return False
+    tokenizer.save(target)
+    _write_json(target / "tokenizer_config.json", gguf_tokenizer.hub_config(opened.tokenizer))
+    return True
 
 
 def _copy_tokenizer(source: Path, target: Path) -> bool:

@@ -277,8 +277,8 @@ class Config:
     evaluation: Evaluation = section(Evaluation, "Validation, and the tables after training.")
     init: str = setting(
         "",
-        "Weights to start from: a folder, a name on the hub, or what ships with the package"
-        " (backbone, backbone-rmt, multitask, multitask-wide); empty: random.",
+        "Weights to start from: a folder, a GGUF file, a name on the hub, or what ships with the"
+        " package (backbone, backbone-rmt, multitask, multitask-wide); empty: random.",
     )
     imports: tuple[str, ...] = setting(
         (), "Modules of your own that register backbones, memory cells or tasks."

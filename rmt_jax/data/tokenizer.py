@@ -109,7 +109,7 @@ def load(name: str | Path = "builtin") -> Tokenizer:
             f"{str(error)[:200]!r}. Give 'builtin', a folder with tokenizer.json (or vocab.json "
             "and merges.txt), or a name on the Hugging Face hub."
         ) from None
-    return _foreign(inner, str(name))
+    return foreign(inner, str(name))
 
 
 def _from_folder(folder: Path, name: str) -> Tokenizer:
@@ -134,18 +134,18 @@ def _from_folder(folder: Path, name: str) -> Tokenizer:
     if side.is_file():
         known = json.loads(side.read_text(encoding="utf-8"))
         return Tokenizer(inner, **known)
-    return _foreign(inner, name)
+    return foreign(inner, name)
 
 
-def _foreign(inner, name: str) -> Tokenizer:
+def foreign(inner, name: str, end: str | None = None, pad: str | None = None) -> Tokenizer:
     """A tokenizer not made by us: the authors of RMT use its end-of-text token to end and to pad,
-    and the token 'GEN' before an answer."""
+    and the token 'GEN' before an answer. end, pad: its tokens, where they are known."""
     ends = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
-    end = next((t for t in ends if inner.token_to_id(t) is not None), None)
+    end = end or next((t for t in ends if inner.token_to_id(t) is not None), None)
     if end is None:
         raise DataError(f"Tokenizer {name!r} has no end-of-text token (none of {', '.join(ends)}).")
     pads = ("<pad>", "<|pad|>", "[PAD]")
-    pad = next((t for t in pads if inner.token_to_id(t) is not None), end)
+    pad = pad or next((t for t in pads if inner.token_to_id(t) is not None), end)
     ids = inner.encode("GEN", add_special_tokens=False).ids
     answer = inner.id_to_token(ids[0]) if len(ids) == 1 else end
     return Tokenizer(inner, name, pad=pad, answer=answer, end=end)

@@ -98,6 +98,8 @@ class Backbone(nnx.Module):
     required: ClassVar[Mapping[str, tuple]] = {}  # fields of `config.Model` -> what they may be
     embedding: ClassVar[str] = ""  # name of the weight [V, D] that embeds tokens
     hf: ClassVar[HFNames] = HFNames()
+    gguf: ClassVar[HFNames] = HFNames()  # the same names in GGUF files
+    gguf_architectures: ClassVar[tuple[str, ...]] = ()  # that it can load
     blocks: Block
 
     def __init__(self, config: settings.Model):
@@ -227,6 +229,13 @@ class Backbone(nnx.Module):
         raise ConfigError(f"The backbone {cls.__name__} can't load Hugging Face's files.")
 
     @classmethod
+    def from_gguf(
+        cls, weights: Mapping[str, np.ndarray], config: settings.Model, architecture: str
+    ) -> dict[str, np.ndarray]:
+        """Weights of a GGUF file, already under our names, in the order that ours have inside."""
+        return dict(weights)
+
+    @classmethod
     def to_hf_config(
         cls, config: settings.Model, weights: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
@@ -276,6 +285,6 @@ def refuse_variants(said: Mapping[str, Any], required: Mapping[str, Any], what: 
     for key, value in required.items():
         if said.get(key) is not None and said[key] != value:
             raise WeightsError(
-                f"{what}/config.json says {key} = {said[key]!r}, but only {value!r} can be loaded:"
-                " this backbone computes nothing else."
+                f"The config of {what} says {key} = {said[key]!r}, but only {value!r} can be"
+                " loaded: this backbone computes nothing else."
             )

@@ -23,27 +23,41 @@ from rmt_jax.models.ops import attention
 from rmt_jax.models.ops.linear import Linear
 from rmt_jax.models.ops.positions import gather_positions
 from rmt_jax.models.ops.rms_norm import RMSNorm
-from rmt_jax.models.ops.rotary import RopeOptions, RotaryAngles, rotary_angles, rotate
+from rmt_jax.models.ops.rotary import (
+    RopeOptions,
+    RotaryAngles,
+    halves_from_pairs,
+    rotary_angles,
+    rotate,
+)
 from rmt_jax.types import WeightInfo
 
 STD = 0.02  # of every weight at the start
 # What HF's config.json must say, where it says it: other values compute something else.
 HF_REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-MATRICES = {  # ours -> HF's, the logical axes
-    "query": ("self_attn.q_proj", "embed", "heads"),
-    "key": ("self_attn.k_proj", "embed", "heads"),
-    "value": ("self_attn.v_proj", "embed", "heads"),
-    "out": ("self_attn.o_proj", "heads", "embed"),
-    "gate": ("mlp.gate_proj", "embed", "mlp"),
-    "up": ("mlp.up_proj", "embed", "mlp"),
-    "down": ("mlp.down_proj", "mlp", "embed"),
+MATRICES = {  # ours -> HF's, GGUF's, the logical axes
+    "query": ("self_attn.q_proj", "attn_q", "embed", "heads"),
+    "key": ("self_attn.k_proj", "attn_k", "embed", "heads"),
+    "value": ("self_attn.v_proj", "attn_v", "embed", "heads"),
+    "out": ("self_attn.o_proj", "attn_output", "heads", "embed"),
+    "gate": ("mlp.gate_proj", "ffn_gate", "embed", "mlp"),
+    "up": ("mlp.up_proj", "ffn_up", "embed", "mlp"),
+    "down": ("mlp.down_proj", "ffn_down", "mlp", "embed"),
 }
 NORMS = {
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
+    "attention_norm": ("input_layernorm", "attn_norm"),
+    "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
+    "query_norm": ("self_attn.q_norm", "attn_q_norm"),
+    "key_norm": ("self_attn.k_norm", "attn_k_norm"),
 }
+
+
+def _layer_names(which: int) -> dict[str, str]:
+    """Names inside a layer -> ours; which: 0 for HF's, 1 for GGUF's."""
+    kernels = {f"{row[which]}.weight": f"blocks/{n}/kernel" for n, row in MATRICES.items()}
+    biases = {f"{row[which]}.bias": f"blocks/{n}/bias" for n, row in MATRICES.items()}
+    scales = {f"{row[which]}.weight": f"blocks/{n}/scale" for n, row in NORMS.items()}
+    return kernels | biases | scales
 
 
 @dataclass(frozen=True)
@@ -152,13 +166,20 @@ class Llama(Backbone):
     hf = HFNames(
         top={"model.embed_tokens.weight": "embed_tokens", "model.norm.weight": "norm/scale"},
         layer_prefix="model.layers.",
-        layer={f"{theirs}.weight": f"blocks/{n}/kernel" for n, (theirs, *_) in MATRICES.items()}
-        | {f"{theirs}.bias": f"blocks/{n}/bias" for n, (theirs, *_) in MATRICES.items()}
-        | {f"{theirs}.weight": f"blocks/{n}/scale" for n, theirs in NORMS.items()},
+        layer=_layer_names(0),
         transposed=frozenset(f"blocks/{n}/kernel" for n in MATRICES),
         head="lm_head.weight",
         bare_prefix="model.",
         dropped=r"(.*\.)?rotary_emb\.inv_freq",  # that older saves hold
+    )
+    gguf_architectures = ("llama", "qwen2", "qwen3")
+    gguf = HFNames(
+        top={"token_embd.weight": "embed_tokens", "output_norm.weight": "norm/scale"},
+        layer_prefix="blk.",
+        layer=_layer_names(1),
+        transposed=hf.transposed,
+        head="output.weight",
+        dropped=r"rope_freqs\.weight",  # of the options' frequencies
     )
     blocks: LlamaBlock
 
@@ -220,7 +241,7 @@ class Llama(Backbone):
 
     def weights(self) -> dict[str, WeightInfo]:
         found = self.table_weights() | {"norm/scale": WeightInfo((None,), exact=True)}
-        for name, (_, *axes) in MATRICES.items():
+        for name, (_, _, *axes) in MATRICES.items():
             found[f"blocks/{name}/kernel"] = WeightInfo(("layers", *axes), "matrix")
             if hasattr(getattr(self.blocks, name), "bias"):
                 found[f"blocks/{name}/bias"] = WeightInfo(("layers", axes[-1]))
@@ -284,6 +305,18 @@ class Llama(Backbone):
             "tied_head": "head" not in weights,
             "backbone_options": options,
         }, []
+
+    @classmethod
+    def from_gguf(
+        cls, weights: Mapping[str, np.ndarray], config: settings.Model, architecture: str
+    ) -> dict[str, np.ndarray]:
+        """Llama's own queries and keys stand in pairs there, Qwen's as here."""
+        found, options = dict(weights), cls.options(config)
+        if architecture == "llama":
+            for name, heads in (("query", config.heads), ("key", options.kv_heads)):
+                for part in {f"blocks/{name}/kernel", f"blocks/{name}/bias"} & found.keys():
+                    found[part] = halves_from_pairs(found[part], heads)
+        return found
 
     @classmethod
     def to_hf_config(

@@ -1,14 +1,15 @@
 """Weights that others made: Hugging Face's models and the authors' RMT and ARMT checkpoints,
 without torch.
 
-A source is a local folder or a name on the hub. Its sizes come from a `config.json` beside the
-weights (ours, HF's, or the form with `num_mem_tokens` and `segment_size`), else from the tensors.
+A source is a local folder, a name on the hub or a GGUF file. Its sizes come from a `config.json`
+beside the weights (ours, HF's, or the form with `num_mem_tokens` and `segment_size`), from the
+file's metadata, else from the tensors.
 """
 
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rmt_jax import config as settings
 from rmt_jax import models
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import names, torch_pickle, weights
+from rmt_jax.models.io import gguf, names, torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -40,10 +41,15 @@ class Source:
     params: dict[str, Any]  # nested, numpy, in the dtypes of the file
     end: int | None  # id that ends a text, where a config.json names one
     guessed: tuple[str, ...]  # sizes that nothing in the folder says outright
+    # What a GGUF file says of its tokenizer; empty where the folder may hold one.
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
-    """Reads a folder or hub name. Raises WeightsError with what was found and what was expected."""
+    """Reads a folder, hub name or GGUF file. Raises WeightsError with what was found and what was
+    expected."""
+    if Path(name).suffix == gguf.SUFFIX:
+        return _open_gguf(Path(name).expanduser())
     folder = resolve(name, revision)
     local = Path(name).expanduser().is_dir()
     if (folder / weights.FILE).is_file():
@@ -74,6 +80,24 @@ def _open_run(folder: Path, local: bool) -> Source:
     config = settings.from_dict(said)
     _import_extensions(config, folder, local)
     return Source(folder, config, weights.load(folder), end, ())
+
+
+def _open_gguf(file: Path) -> Source:
+    """A GGUF file of an architecture that a backbone knows."""
+    found = gguf.read(file)
+    known = {kind: name for name in BACKBONES for kind in BACKBONES[name].gguf_architectures}
+    if found.architecture not in known:
+        raise WeightsError(
+            f"{file} holds the architecture {found.architecture!r}, but of GGUF files only"
+            f" {', '.join(map(repr, known))} can be loaded."
+        )
+    backbone = BACKBONES[known[found.architecture]]
+    flat = names.to_ours(found.tensors, backbone, str(file), backbone.gguf)
+    config, guessed = infer(known[found.architecture], flat, found.said, str(file))
+    own = backbone.from_gguf(part_of(flat, "backbone"), config.model, found.architecture)
+    params = weights.unflatten({f"backbone/{name}": value for name, value in own.items()})
+    rest = (found.said.get("eos_token_id"), guessed, found.tokenizer)
+    return Source(file.parent, config, params, *rest)
 
 
 def _import_extensions(config: settings.Config, folder: Path, local: bool) -> None:
@@ -188,8 +212,8 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if folder.is_file() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
         found = "a file" if folder.is_file() else "not there"
         raise WeightsError(
-            f"{name} is {found}; give the folder that holds {' or '.join(SINGLE)}, or a name on "
-            "the hub such as gpt2 or booydar/rmt-gpt2-babilong-qa1."
+            f"{name} is {found}; give the folder that holds {' or '.join(SINGLE)}, a file"
+            f" *{gguf.SUFFIX}, or a name on the hub such as gpt2 or booydar/rmt-gpt2-babilong-qa1."
         )
     from huggingface_hub import snapshot_download
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rmt_jax.models.backbones import BACKBONES, Backbone
+from rmt_jax.models.backbones import BACKBONES, Backbone, HFNames
 from rmt_jax.models.cells import CELLS, MemoryCell
 from rmt_jax.models.io.weights import WeightsError
 
@@ -42,14 +42,17 @@ def backbone_of(theirs: Mapping[str, np.ndarray], model_type: str | None, what: 
 
 
 def to_ours(
-    theirs: Mapping[str, np.ndarray], backbone: type[Backbone], what: str
+    theirs: Mapping[str, np.ndarray],
+    backbone: type[Backbone],
+    what: str,
+    hf: HFNames | None = None,
 ) -> dict[str, np.ndarray]:
-    """Flat weights under our names; dtypes are kept.
+    """Flat weights under our names; dtypes are kept. hf: other names than `Backbone.hf`.
 
     Mask buffers and second copies are dropped; a head equal to the embedding is tied and dropped.
     Raises WeightsError for names that belong to neither, missing layers, or unequal copies.
     """
-    hf = backbone.hf
+    hf = hf or backbone.hf
     around = {name: f"memory/{ours}" for cell in _cells() for name, ours in cell.theirs.items()}
     within = {
         name: f"memory/{ours}" for cell in _cells() for name, ours in cell.their_layer.items()

@@ -21,13 +21,13 @@ def from_hf(said: Mapping[str, Any], what: str) -> dict[str, Any]:
     kind = about.get("rope_type", about.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise WeightsError(
-            f"{what}/config.json says rope_type = {kind!r}, but only 'default' and 'llama3' can be"
-            " loaded: this backbone computes nothing else."
+            f"The config of {what} says rope_type = {kind!r}, but only 'default' and 'llama3'"
+            " can be loaded: this backbone computes nothing else."
         )
     share = about.get("partial_rotary_factor", said.get("partial_rotary_factor"))
     if share not in (None, 1):
         raise WeightsError(
-            f"{what}/config.json says partial_rotary_factor = {share}, but only 1 can be loaded:"
+            f"The config of {what} says partial_rotary_factor = {share}, but only 1 can be loaded:"
             " this backbone turns all columns of a head."
         )
     base = about.get("rope_theta") or said.get("rope_theta") or 10_000.0
@@ -37,7 +37,7 @@ def from_hf(said: Mapping[str, Any], what: str) -> dict[str, Any]:
     missing = [key for key in LLAMA3 if key not in about]
     if missing:
         raise WeightsError(
-            f"{what}/config.json says rope_type = 'llama3' without {', '.join(missing)}: add what"
+            f"The config of {what} says rope_type = 'llama3' without {', '.join(missing)}: add what"
             " the model was trained with."
         )
     found |= {name: kind(about[key]) for key, (name, kind) in LLAMA3.items()}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rmt_jax.config import setting
 
@@ -67,3 +68,10 @@ def rotate(x: jax.Array, angles: RotaryAngles) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * cosine - second * sine, second * cosine + first * sine)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def halves_from_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """[..., heads d] with the columns that turn together side by side, as in Meta's own files and
+    GGUF, in the order of this module: all first ones of a head, then all second ones."""
+    pairs = weight.reshape(*weight.shape[:-1], heads, -1, 2)
+    return pairs.swapaxes(-1, -2).reshape(weight.shape)

@@ -1,0 +1,126 @@
+"""GGUF files, as llama.cpp and its kin keep models: weights, sizes and tokenizer in one file.
+
+The package `gguf` (extra `gguf`) reads the file and dequantises. What comes out has the form of a
+Hugging Face folder: tensors by name, and the fields of a config.json, so that both are read by the
+same code. Which tensor is which weight is the backbone's to say (`Backbone.gguf`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmt_jax.models.io import rope
+from rmt_jax.models.io.weights import WeightsError
+from rmt_jax.models.ops.rotary import RopeOptions, frequencies
+
+SUFFIX = ".gguf"
+TOKENIZER = "tokenizer."  # begins the keys of what the file says of its tokenizer
+SIZES = {  # their key after 'llama.' -> HF's in config.json
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+}
+ROPE_FACTORS = "rope_freqs.weight"  # what Llama 3.1's scaling divides each frequency by
+# The same in every Llama 3.1 to 3.3; files hold the result alone.
+LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    architecture: str
+    tensors: dict[str, np.ndarray]  # float32, by their names: 'blk.0.attn_q.weight', (out, in)
+    said: dict[str, Any]  # fields of a config.json
+    tokenizer: dict[str, Any]  # the metadata below `TOKENIZER`, as it stands there
+
+
+def read(file: Path) -> Contents:
+    """Raises WeightsError for a file that is cut off or no GGUF, and for quantisations that the
+    package `gguf` does not know."""
+    try:
+        from gguf import GGUFReader, dequantize
+    except ImportError as error:
+        raise WeightsError(
+            f"{file} is a GGUF file, which the package gguf reads: pip install 'rmt_jax[gguf]'."
+        ) from error
+    if not file.is_file():
+        raise WeightsError(f"There is no file {file}; check the spelling.")
+    try:
+        reader = GGUFReader(file)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{file} ({file.stat().st_size:,} bytes) can't be read as GGUF ({error}). It is cut"
+            " off, no GGUF, or holds a quantisation that the installed package gguf does not know:"
+            " copy or download it again, or pip install -U gguf."
+        ) from error
+    tensors = {}
+    for tensor in reader.tensors:
+        kind = tensor.tensor_type
+        try:
+            value = dequantize(tensor.data, kind)
+        except NotImplementedError as error:
+            raise WeightsError(
+                f"{file}: {tensor.name} is quantised as {kind.name}, which the package gguf can't"
+                " turn into numbers. Take another file of this model, such as one of Q8_0 or F16."
+            ) from error
+        shape = [int(size) for size in reversed(tensor.shape)]
+        tensors[tensor.name] = np.asarray(value, np.float32).reshape(shape)
+    architecture = str(metadata.get("general.architecture", ""))
+    tokenizer = {n: v for n, v in metadata.items() if n.startswith(TOKENIZER)}
+    said = _config(metadata, architecture, tensors, file)
+    return Contents(architecture, tensors, said, tokenizer)
+
+
+def _config(
+    metadata: Mapping[str, Any],
+    architecture: str,
+    tensors: Mapping[str, np.ndarray],
+    file: Path,
+) -> dict[str, Any]:
+    """The metadata as HF's config.json would say it."""
+    own = f"{architecture}."
+    said = {theirs: metadata.get(own + key) for key, theirs in SIZES.items()}
+    said = {key: _short(value) for key, value in said.items() if value is not None}
+    said["eos_token_id"] = metadata.get("tokenizer.ggml.eos_token_id")
+    said["use_sliding_window"] = "sliding_window" in said
+    width, heads = metadata.get(f"{own}embedding_length", 0), said.get("num_attention_heads") or 1
+    head = metadata.get(f"{own}attention.key_length", width // heads)
+    turned = metadata.get(f"{own}rope.dimension_count", head)
+    if turned != head:
+        said["partial_rotary_factor"] = turned / head
+    kind = metadata.get(f"{own}rope.scaling.type", "none")
+    if kind != "none":
+        said["rope_scaling"] = {"rope_type": kind}
+    if ROPE_FACTORS in tensors:
+        base = said.get("rope_theta", 10_000.0)
+        said["rope_scaling"] = _llama3(base, tensors[ROPE_FACTORS], file)
+    return said
+
+
+def _llama3(base: float, factors: np.ndarray, file: Path) -> dict[str, Any]:
+    """HF's `rope_scaling` of what each of d / 2 frequencies is divided by. Raises WeightsError
+    where that is not Llama 3.1's scaling with `LLAMA3`."""
+    scaling = LLAMA3 | {"rope_type": "llama3", "factor": float(factors.max())}
+    options = RopeOptions(**rope.from_hf({"rope_theta": base, "rope_scaling": scaling}, str(file)))
+    width = 2 * factors.size
+    expected = frequencies(width, base) / options.frequencies(width)
+    if not np.allclose(expected, factors, rtol=1e-3):
+        raise WeightsError(
+            f"{file} divides its rotary frequencies by other factors ({ROPE_FACTORS}) than Llama"
+            f" 3.1's scaling does with {LLAMA3}: take this model's Hugging Face folder instead."
+        )
+    return scaling
+
+
+def _short(value: Any) -> Any:
+    """Numbers are float32 in the file: 9.999999747378752e-06 was written as 1e-05."""
+    return float(np.format_float_positional(np.float32(value))) if type(value) is float else value
