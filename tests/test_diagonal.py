@@ -61,8 +61,12 @@ def test_padding_goes_to_the_end_where_a_fused_kernel_serves(cell, monkeypatch):
     monkeypatch.setattr(attention, "causal", fused)
     ours = value(diagonal)
     assert packed and all(packed)
+    # One unit in the last place of armt's weights moves its gradients by up to 2e-4: its reads are
+    # divided by sums that may be small.
+    error = {"prmt": 2e-5, "armt": 3e-4}[cell]
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(ours), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+        scale = max(1.0, np.abs(a).max())
+        np.testing.assert_allclose(a / scale, b / scale, atol=error)
 
 
 def test_a_train_step_is_the_same():
