@@ -118,22 +118,19 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights. Raises InputError when there is none."""
+        """The tokenizer beside the weights. Raises InputError when there is none, and
+        DataError for one that cannot be read."""
         from rmt_jax.data import gguf_tokenizer, tokenizer
 
         if self._gguf_tokenizer:
-            try:
-                found = gguf_tokenizer.build(self._gguf_tokenizer, str(self.folder), self.vocab)
-            except ValueError as error:
-                raise InputError(str(error)) from error
-            return found
+            return gguf_tokenizer.build(self._gguf_tokenizer, str(self.folder), self.vocab)
         for folder in (self.folder and self.folder / "tokenizer", self.folder):
             if folder and any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json")):
                 return tokenizer.load(str(folder))
         if self.vocab == GPT2_VOCAB and self.folder:  # the authors' checkpoints come without
             try:
                 return tokenizer.load("gpt2")
-            except ValueError as error:
+            except RmtError as error:
                 raise InputError(f"{self.folder} holds no tokenizer. {error}") from error
         if self.folder and self.folder.parent == hub.ASSETS:  # the shipped ones share one
             return tokenizer.load("builtin")

@@ -305,7 +305,7 @@ def _write_tokenizer(opened: Any, target: Path) -> bool:
     try:
         vocab = BACKBONES[opened.config.model.backbone].vocab_of(opened.params["backbone"])
         tokenizer = gguf_tokenizer.build(opened.tokenizer, str(opened.folder), vocab)
-    except ValueError as error:
+    except RmtError as error:
         print(error)
         return False
     tokenizer.save(target)

@@ -8,6 +8,7 @@ those that are known here are written out below.
 from collections.abc import Mapping
 from typing import Any
 
+from rmt_jax.data.errors import DataError
 from rmt_jax.data.tokenizer import Tokenizer, foreign
 
 CONTROL, USER_DEFINED = 3, 4  # in `tokenizer.ggml.token_type`
@@ -30,26 +31,26 @@ PRE_TOKENIZERS = {  # `tokenizer.ggml.pre` -> the rule
 
 def build(metadata: Mapping[str, Any], name: str, vocab_size: int) -> Tokenizer:
     """metadata: the keys that begin with 'tokenizer.'. vocab_size: tokens that the model embeds.
-    Raises ValueError with a sentence for tokenizers of another kind, or with more tokens."""
+    Raises DataError for tokenizers of another kind, or with more tokens."""
     from tokenizers import AddedToken, decoders, models, normalizers
     from tokenizers import Tokenizer as Inner
 
     kind, rule = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if kind != "gpt2":
-        raise ValueError(
+        raise DataError(
             f"The GGUF file of {name} has a tokenizer of the kind {kind!r}, and only byte-level BPE"
             " ('gpt2') can be built from its metadata: put the model's tokenizer.json into a folder"
             " tokenizer/ of the workdir."
         )
     if rule not in PRE_TOKENIZERS:
-        raise ValueError(
+        raise DataError(
             f"The GGUF file of {name} splits texts by the rule {rule!r}, and only"
             f" {', '.join(PRE_TOKENIZERS)} are known: put the model's tokenizer.json into a folder"
             " tokenizer/ of the workdir."
         )
     rule, tokens = PRE_TOKENIZERS[rule], list(metadata["tokenizer.ggml.tokens"])
     if len(tokens) > vocab_size:
-        raise ValueError(
+        raise DataError(
             f"The tokenizer in the GGUF file of {name} has {len(tokens):,} tokens, but the model"
             f" embeds {vocab_size:,}: the file was put together of two models' parts."
         )

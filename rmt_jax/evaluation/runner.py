@@ -185,9 +185,7 @@ def answer_questions(
 def batch_size(batch: int, samples: int, tokens: int) -> int:
     """`batch`, or the largest power of two below it that keeps the texts of `tokens` tokens within
     what the host holds: few sizes, so few compilations."""
-    import jax
-
-    most = HOST_TOKENS if jax.default_backend() == "cpu" else HOST_TOKENS_FOR_ACCELERATORS
+    most = HOST_TOKENS if platform.current() == "cpu" else HOST_TOKENS_FOR_ACCELERATORS
     size = min(batch, samples)
     if size * tokens > most:
         size = max(1, most // max(1, tokens))

@@ -113,7 +113,7 @@ def batches(
                 yield batch
                 step += 1
             return
-        except ValueError as error:  # how `data` says what does not fit
+        except RmtError as error:
             raise ConfigError(f"The batch of step {step + 1:,} cannot be made: {error}") from error
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
