@@ -13,7 +13,14 @@ from rmt_jax import cli
 
 ROOT = Path(__file__).parents[1]
 # EXPERIMENTS.md and RESULTS.md say how figures were made, with the code of that day, in hours.
-PAGES = ("README.md", "docs/data.md", "docs/evaluate.md", "docs/scale.md", "docs/weights.md")
+PAGES = (
+    "README.md",
+    "docs/data.md",
+    "docs/evaluate.md",
+    "docs/scale.md",
+    "docs/weights.md",
+    "docs/backbones.md",
+)
 
 # Commands that need what a test has not, and what that is.
 LEFT_OUT = {

@@ -162,3 +162,83 @@ def test_rmt_as_the_authors_wrap_it(tmp_path):
     logits, found = model.forward(ids)
     np.testing.assert_allclose(logits, torch.cat(wanted, dim=1).numpy(), rtol=0, atol=5e-5)
     np.testing.assert_allclose(found.state, held.numpy(), rtol=0, atol=5e-5)
+
+
+def test_armt_as_the_authors_wrap_it(tmp_path):
+    """Associations around each layer, memory tokens behind the text: hooks on HF's own layers."""
+    module, tokens, keys, nu = build("llama"), 3, 4, 2
+    memory = 0.5 * torch.randn(tokens, 16)
+    maps = [
+        {"W_mq": torch.randn(keys, 16), "W_mk": torch.randn(keys, 16),
+         "W_mv": 0.3 * torch.randn(16, 16), "W_mb": torch.randn(1, 16), "bias": torch.randn(1)}
+        for _ in module.model.layers
+    ]  # fmt: skip
+    state = {"memory_cell.memory": memory}
+    for name, value in module.state_dict().items():
+        wrapped = name.replace("self_attn", "layer.self_attn").replace("mlp.", "layer.mlp.")
+        wrapped = wrapped.replace("input_lay", "layer.input_lay").replace("post_", "layer.post_")
+        state[f"memory_cell.model.{wrapped}"] = value
+    for number, own in enumerate(maps):
+        for name, value in own.items():
+            name = "W_mb.bias" if name == "bias" else f"{name}.weight"
+            state[f"memory_cell.model.model.layers.{number}.{name}"] = value
+    state = {n: np.ascontiguousarray(v.numpy()) for n, v in state.items()}
+    weights.write(tmp_path / "model.safetensors", state, {})
+    said = module.config.to_dict() | {"num_mem_tokens": tokens, "segment_size": 10, "nu": nu}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+
+    def features(x):
+        both = torch.cat([x.relu(), (-x).relu()], dim=-1)
+        return torch.cat([both * both.roll(j, dims=-1) for j in range(1, nu + 1)], dim=-1)
+
+    held = [(torch.zeros(2, 2 * keys * nu, 16), torch.zeros(2, 2 * keys * nu)) for _ in maps]
+    first = True
+
+    def recall(number, key):
+        matrix, norm = held[number]
+        return key @ matrix / ((key @ norm[:, :, None]) + 1e-5)
+
+    def before(number):
+        def hook(layer, args):
+            query = features(args[0] @ maps[number]["W_mq"].T)
+            return (args[0] + recall(number, query), *args[1:])
+
+        return hook
+
+    def after(number):
+        def hook(layer, args, output):
+            whole = output[0] if isinstance(output, tuple) else output
+            own, written = maps[number], whole[:, -tokens:]
+            key, value = features(written @ own["W_mk"].T), written @ own["W_mv"].T
+            matrix, norm = held[number]
+            news = torch.ones(2, tokens)
+            if not first:
+                value = value - recall(number, key)
+                overlap = (key * norm[:, None]).sum(-1) + 1e-5
+                news = (1 - overlap / (key.square().sum(-1) + 1e-5)).clamp(0, 1)
+            strength = torch.sigmoid(written @ own["W_mb"].T + own["bias"])
+            matrix = matrix + key.transpose(1, 2) @ (strength * value)
+            held[number] = (matrix, norm + (news[:, :, None] * key).sum(1))
+
+        return hook
+
+    for number, layer in enumerate(module.model.layers):
+        layer.register_forward_pre_hook(before(number))
+        layer.register_forward_hook(after(number))
+    ids, wanted = np.random.default_rng(3).integers(0, VOCAB, (2, 40)), []
+    with torch.no_grad():
+        for segment in torch.tensor(ids).split(10, dim=1):
+            embedded = module.get_input_embeddings()(segment)
+            inputs = torch.cat([embedded, memory.expand(2, -1, -1)], dim=1)
+            wanted.append(module(inputs_embeds=inputs).logits[:, :-tokens])
+            first = False
+
+    model = rmt_jax.load(tmp_path)
+    m = model.config.model
+    assert (m.cell, m.memory_tokens, m.d_mem, m.nu, m.layers) == ("armt", tokens, keys, nu, 2)
+    logits, found = model.forward(ids)
+    scale = torch.cat(wanted, dim=1).abs().max().item()  # recalling divides by small sums
+    np.testing.assert_allclose(logits, torch.cat(wanted, dim=1), rtol=0, atol=1e-4 * scale)
+    for number, (matrix, norm) in enumerate(held):
+        np.testing.assert_allclose(found.state.matrix[number], matrix, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found.state.norm[number], norm, rtol=1e-3, atol=1e-3)
