@@ -22,6 +22,7 @@ import numpy as np
 
 from rmt_jax import config as settings
 from rmt_jax import models
+from rmt_jax.errors import RmtError
 from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS, Memory

@@ -22,6 +22,7 @@ from typing import Any
 from rmt_jax import cli
 from rmt_jax.cli import Usage
 from rmt_jax.config import Config, to_dict
+from rmt_jax.errors import RmtError
 
 SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data.tokenizer)
 TOKENIZER_FILES = (

@@ -15,6 +15,8 @@ from rmt_jax.data.errors import DataError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = ASSETS / "tokenizer"
+# What `transformers` needs to build a tokenizer; config.json names its class.
+PATTERNS = ["*token*.json", "config.json", "vocab.json", "merges.txt", "*.model"]
 SIDE_FILE = "rmt_tokens.json"  # names of the three special tokens, beside tokenizer.json
 
 
@@ -92,24 +94,28 @@ class Tokenizer:
 
 def load(name: str | Path = "builtin") -> Tokenizer:
     """'builtin', a folder (tokenizer.json, or GPT-2's vocab.json and merges.txt), or a name on the
-    hub. DataError with the way out when there is none."""
-    from tokenizers import Tokenizer as Inner
-
+    hub, which `transformers` opens. DataError with the way out when there is none."""
     if str(name) == "builtin":
         return _from_folder(BUILTIN, "builtin")
     folder = Path(name)
     if folder.is_dir():
         return _from_folder(folder, folder.name)
+    from huggingface_hub import snapshot_download
+
     try:
         repository, _, revision = str(name).partition("@")  # NAME@REVISION pins it
-        inner = Inner.from_pretrained(repository, revision or "main")
-    except Exception as error:  # the library raises a bare Exception
+        files = snapshot_download(repository, revision=revision or None, allow_patterns=PATTERNS)
+        from transformers import AutoTokenizer
+
+        found = AutoTokenizer.from_pretrained(files, local_files_only=True)
+        inner = found.backend_tokenizer  # AttributeError where it is none of `tokenizers`
+    except Exception as error:  # the libraries' errors have no common parent below Exception
         raise DataError(
             f"There is no tokenizer {str(name)!r}: it is no folder here, and the hub says "
             f"{str(error)[:200]!r}. Give 'builtin', a folder with tokenizer.json (or vocab.json "
             "and merges.txt), or a name on the Hugging Face hub."
         ) from None
-    return foreign(inner, str(name))
+    return foreign(inner, str(name), found.eos_token, found.pad_token)
 
 
 def _from_folder(folder: Path, name: str) -> Tokenizer:

@@ -17,6 +17,7 @@ from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
 from rmt_jax.evaluation.answer_log import AnswerLog, AnswerRecord
 from rmt_jax.evaluation.progress import TokenProgress
+from rmt_jax.models import platform
 from rmt_jax.report import predictions
 from rmt_jax.results import EvalResult
 

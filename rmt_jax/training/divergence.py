@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rmt_jax.config import ConfigError
+from rmt_jax.errors import RmtError
 from rmt_jax.files import write_text
 
 TRIES = 3

@@ -54,7 +54,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     local = Path(name).expanduser().is_dir()
     if (folder / weights.FILE).is_file():
         return _open_run(folder, local)
-    theirs, said = read_tensors(folder), _read_config(folder)
+    theirs, said = read_tensors(folder), _with_defaults(_read_config(folder), folder)
     ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
     if ours is None:
         backbone = names.backbone_of(theirs, said.get("model_type"), str(folder))
@@ -305,6 +305,24 @@ def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     # The two names that the field has for the same thing.
     said.setdefault("segment_size", said.get("segment_tokens"))
     return said
+
+
+def _with_defaults(said: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A Hugging Face config.json leaves out what its class has as default; those are added here.
+    Raises WeightsError for values that the class refuses."""
+    if not said.get("model_type") or "rmt_jax" in said:
+        return said
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if said["model_type"] not in CONFIG_MAPPING:
+        return said
+    try:
+        whole = AutoConfig.for_model(**said).to_dict()
+    except Exception as error:  # a class checks as it likes
+        raise WeightsError(
+            f"{folder}/config.json can't be a {said['model_type']}: {error}"
+        ) from error
+    return whole | said
 
 
 def _read_file(file: Path) -> dict[str, np.ndarray]:
