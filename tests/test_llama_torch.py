@@ -4,17 +4,13 @@ both ways, and RMT around them."""
 import json
 import warnings
 
-import jax
-import jax.numpy as jnp
+import hf_parity
 import numpy as np
 import pytest
 
 import rmt_jax
-from rmt_jax import convert, models
-from rmt_jax.models import recurrence
-from rmt_jax.models.backbones.llama import Llama
-from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import names, weights
+from rmt_jax import convert
+from rmt_jax.models.io import weights
 
 torch = pytest.importorskip("torch", reason="pip install -e '.[test]' brings torch")
 pytestmark = pytest.mark.torch
@@ -31,7 +27,7 @@ FAMILY = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 8}),
 }
-VOCAB = 37
+VOCAB = hf_parity.VOCAB
 
 
 @pytest.fixture(scope="module", params=FAMILY)
@@ -67,41 +63,13 @@ def build(kind, **changes):
 
 def test_logits_and_gradients(theirs):
     module, folder = theirs
-    ids = np.random.default_rng(0).integers(0, VOCAB, (2, 20))
-    tensor = torch.tensor(ids)
-    output = module(tensor, labels=tensor)
-    module.zero_grad()
-    output.loss.backward()
-
-    model = rmt_jax.load(folder)
-    assert model.config.model.cell == "none" and model.segment_tokens == 64
-
-    def loss(params):
-        ours = models.merge(model.graph, params)
-        tokens = jnp.asarray(ids[:, None], jnp.int32)
-        logits, _ = recurrence.all_logits(ours, ours.initial(2), tokens, jnp.ones((2, 1, 20), bool))
-        scores = jax.nn.log_softmax(logits[:, 0, :-1])
-        return -jnp.take_along_axis(scores, tokens[:, 0, 1:, None], axis=-1).mean(), logits[:, 0]
-
-    (_, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
-    np.testing.assert_allclose(logits, output.logits.detach().numpy(), rtol=0, atol=2e-5)
-    flat = {name: np.asarray(g) for name, g in weights.flatten(grads).items()}
-    found = names.to_theirs(flat, Llama, CELLS["none"])
-    for name, parameter in module.named_parameters():
-        wanted = parameter.grad.numpy()
-        assert np.abs(found[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+    hf_parity.check_logits_and_gradients(module, folder)
+    assert rmt_jax.load(folder).segment_tokens == 64
 
 
 def test_their_greedy_continuation(theirs):
     module, folder = theirs
-    ids = np.random.default_rng(1).integers(0, 36, (2, 9))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wanted = module.generate(
-            torch.tensor(ids), max_new_tokens=12, do_sample=False, pad_token_id=36
-        )[:, 9:].numpy()
-    found = rmt_jax.load(folder).generate(ids, max_new_tokens=12)
-    assert wanted.shape[1] > 1 and np.array_equal(found[:, : wanted.shape[1]], wanted)
+    hf_parity.check_greedy_continuation(module, folder, 12)
 
 
 def test_what_is_exported_loads_there_and_computes_the_same(theirs, tmp_path):

@@ -3,18 +3,14 @@
 import json
 import warnings
 
-import jax
-import jax.numpy as jnp
+import hf_parity
 import numpy as np
 import pytest
 import tiny
 
 import rmt_jax
-from rmt_jax import convert, models
-from rmt_jax.models import recurrence
-from rmt_jax.models.backbones.gpt2 import GPT2
-from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import names, weights
+from rmt_jax import convert
+from rmt_jax.models.io import weights
 
 torch = pytest.importorskip("torch", reason="pip install -e '.[test]' brings torch")
 pytestmark = pytest.mark.torch
@@ -42,41 +38,13 @@ def theirs(tmp_path_factory):
 
 def test_logits_and_gradients(theirs):
     module, folder = theirs
-    ids = np.random.default_rng(0).integers(0, 37, (2, 20))
-    tensor = torch.tensor(ids)
-    output = module(tensor, labels=tensor)
-    module.zero_grad()
-    output.loss.backward()
-
-    model = rmt_jax.load(folder)
-    assert model.config.model.cell == "none" and model.segment_tokens == 32
-
-    def loss(params):
-        ours = models.merge(model.graph, params)
-        tokens = jnp.asarray(ids[:, None], jnp.int32)
-        logits, _ = recurrence.all_logits(ours, ours.initial(2), tokens, jnp.ones((2, 1, 20), bool))
-        scores = jax.nn.log_softmax(logits[:, 0, :-1])
-        return -jnp.take_along_axis(scores, tokens[:, 0, 1:, None], axis=-1).mean(), logits[:, 0]
-
-    (_, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
-    np.testing.assert_allclose(logits, output.logits.detach().numpy(), rtol=0, atol=2e-5)
-    flat = {name: np.asarray(g) for name, g in weights.flatten(grads).items()}
-    found = names.to_theirs(flat, GPT2, CELLS["none"])
-    for name, parameter in module.named_parameters():
-        wanted = parameter.grad.numpy()
-        assert np.abs(found[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+    hf_parity.check_logits_and_gradients(module, folder)
+    assert rmt_jax.load(folder).segment_tokens == 32
 
 
 def test_their_greedy_continuation(theirs):
     module, folder = theirs
-    ids = np.random.default_rng(1).integers(0, 36, (2, 9))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wanted = module.generate(
-            torch.tensor(ids), max_new_tokens=6, do_sample=False, pad_token_id=36
-        )[:, 9:].numpy()
-    found = rmt_jax.load(folder).generate(ids, max_new_tokens=6)
-    assert np.array_equal(found[:, : wanted.shape[1]], wanted)
+    hf_parity.check_greedy_continuation(module, folder, 6)
 
 
 def test_what_is_exported_loads_there_bit_for_bit(theirs, tmp_path):
