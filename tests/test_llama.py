@@ -1,6 +1,7 @@
 """The Llama family under every memory cell; test_llama_torch.py compares it with PyTorch."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from rmt_jax import models
 from rmt_jax.api import Model
 from rmt_jax.models import costs, diagonal, recurrence
 from rmt_jax.models.backbones.llama import Llama
-from rmt_jax.models.io import hub, weights
+from rmt_jax.models.cells import CELLS
+from rmt_jax.models.io import hub, names, weights
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
 from rmt_jax.models.ops.rotary import RopeOptions, rotary_angles, rotate
@@ -24,6 +26,7 @@ from rmt_jax.training import step as steps
 from rmt_jax.types import Segment
 
 ASKED = cfg.Prompt("description", "every", tiny.WORDS)
+UNTYPED = {"model_type": None}  # without it transformers' class does not look at a config.json
 OPTIONS = {"kv_heads": 1, "mlp_width": 24, "head_width": 6, "qk_norm": True}
 
 
@@ -250,11 +253,6 @@ def test_settings_that_cannot_be(changes, sentence):
 
 def folder(path, said, flat=None):
     """A Hugging Face folder of a drawn model, whose config.json says `said` besides its own."""
-    import json
-
-    from rmt_jax.models.cells import CELLS
-    from rmt_jax.models.io import names
-
     config = settings(cell="none", backbone_options={"kv_heads": 1, "mlp_width": 24})
     if flat is None:
         _, params = built(cell="none", prompt=cfg.Prompt("none"), backbone_options=dict(
@@ -277,10 +275,11 @@ def folder(path, said, flat=None):
         ({"mlp_bias": True}, "says mlp_bias = True"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "says rope_type = 'yarn'"),
         ({"rope_parameters": {"type": "linear", "factor": 4.0}}, "says rope_type = 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "without factor, low_freq_factor"),
+        (UNTYPED | {"rope_parameters": {"rope_type": "llama3"}}, "without factor, low_freq_factor"),
         ({"partial_rotary_factor": 0.5}, "says partial_rotary_factor = 0.5"),
-        ({"num_attention_heads": 3}, "num_attention_heads = 3: put the model's own"),
-        ({"num_attention_heads": None}, "num_attention_heads = None: put the model's own"),
+        ({"num_attention_heads": 3}, "config.json can't be a llama: .*attention heads"),
+        (UNTYPED | {"num_attention_heads": 3}, "num_attention_heads = 3: put the model's own"),
+        (UNTYPED | {"num_attention_heads": None}, "= None: put the model's own"),
         ({"model_type": "gemma3_text"}, "model_type = 'gemma3_text', but only"),
     ],
 )
