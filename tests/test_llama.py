@@ -316,6 +316,20 @@ def test_a_long_context_is_read_in_segments(tmp_path):
     assert opened.guessed == ("segment_tokens 1,024 (of a context of 8,192)",)
 
 
+def test_what_a_config_leaves_out_is_its_class_default(tmp_path):
+    path, _ = folder(tmp_path / "model", {"model_type": "mistral"})
+    said = json.loads((path / "config.json").read_text())
+    for name in ("sliding_window", "rms_norm_eps", "max_position_embeddings", "eos_token_id"):
+        said.pop(name, None)
+    (path / "config.json").write_text(json.dumps(said))
+    opened = hub.open_source(path)
+    options = opened.config.model.backbone_options
+    assert (options["window"], options["norm_epsilon"]) == (4096, 1e-6)
+    assert opened.config.model.max_positions == 4096 * 32 and opened.end is None
+    (path / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert hub.open_source(path).end == 3
+
+
 def test_a_training_starts_from_its_weights(tmp_path):
     path, flat = folder(tmp_path / "model", {"rope_theta": 500.0, "rope_parameters": None})
     options = dict(hub.open_source(path).config.model.backbone_options)

@@ -322,6 +322,7 @@ def _with_defaults(said: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{folder}/config.json can't be a {said['model_type']}: {error}"
         ) from error
+    whole.pop("eos_token_id", None)  # generation_config.json may say it, and knows better
     return whole | said
 
 
