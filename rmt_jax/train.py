@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from rmt_jax import cli
-from rmt_jax.data import tasks
 from rmt_jax.runtime import cluster
 
 
@@ -21,8 +20,10 @@ def main(argv: list[str]) -> int:
         raise cli.Usage(
             "A run of several processes needs --workdir DIR: the same folder, seen by all of them."
         )
+    # NumPy loads only now, JAX and Grain after it: --help and wrong settings answer at once.
+    from rmt_jax.data import tasks
+
     tasks.check(config)
-    # JAX and Grain load only now: --help and wrong settings answer at once.
     from rmt_jax.runtime import workdir
     from rmt_jax.training import run as training
     from rmt_jax.training import trackers
