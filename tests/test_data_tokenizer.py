@@ -1,10 +1,13 @@
 """Tokenizers: every bAbI word is one token, and every text survives."""
 
+import json
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from rmt_jax.config import Prompt
 from rmt_jax.data import prompts, simulator, tokenizer, words
 from rmt_jax.data.babi import table
+from rmt_jax.data.errors import DataError
 
 pytestmark = pytest.mark.portable
 
@@ -72,6 +76,25 @@ def test_no_tokenizer_there(tmp_path):
 
 
 @needs_files
+def test_a_name_on_the_hub_ends_and_pads_as_its_config_says(tmp_path, monkeypatch):
+    shutil.copy(tokenizer.BUILTIN / "tokenizer.json", tmp_path)
+    said = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<end>",
+        "pad_token": "<pad>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    found = tokenizer.load("somebody/model")
+    text = "Mary moved to the garden. Where is Mary?"
+    assert (found.end, found.pad) == (TOKENS.end, TOKENS.pad)
+    assert found.encode(text) == TOKENS.encode(text) and found.name == "somebody/model"
+    del said["eos_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(DataError, match="'somebody/model' has no end-of-text token"):
+        tokenizer.load("somebody/model")
+
+
 def test_gpt2_is_used_as_the_authors_do():
     gpt2 = tokenizer.load(Path(SHARED, "data/gpt2_tokenizer"))
     assert gpt2.vocab_size == 50_257
