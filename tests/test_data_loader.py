@@ -303,9 +303,10 @@ def test_a_prompt_with_the_question_has_only_this_question_on_the_way(loader):
 
 def test_probes_are_answered_by_what_was_read():
     stages = dict(
-        facts=(Facts(6, 12),),
+        facts=(Facts(3, 8),),
         question_rates=(0.0, 0.5),
         probes=True,
+        background=1.0,  # enough of it for idle segments, whichever text Python brings
         tasks=dict.fromkeys(("qa1", "qa2", "qa3", "qa5"), 1.0),
     )
     still = dataclasses.replace(config().optimizer, memory_drift_penalty=0.1)

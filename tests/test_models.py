@@ -377,3 +377,13 @@ def test_gradients_by_hand_are_those_that_jax_makes(name, dtype, backend, monkey
         assert (a.dtype, a.shape) == (x.dtype, x.shape)
         a, b = (np.asarray(g, np.float32) for g in (a, b))
         np.testing.assert_allclose(a, b, tolerance, tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("cell", tiny.CELLS)
+def test_no_two_weights_share_an_array(cell):
+    """A train step may be given them to use up (`donate_argnums`), each once."""
+    built = models.build(
+        tiny.settings(cell=cell), config.Prompt("none"), tiny.VOCAB, 1, nnx.Rngs(0)
+    )
+    arrays = weights.flatten(models.split(built)[1]).values()
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays)

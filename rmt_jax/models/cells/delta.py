@@ -57,7 +57,7 @@ class Delta(MemoryCell):
         self.keys, self.thresholds = config.d_mem, thresholds(config)
         maps = self.layers = AssociativeMaps(config, rngs)
         # A word finds what was written under the same word from the first step on.
-        maps.query[...] = maps.key[...]
+        maps.query[...] = jnp.copy(maps.key[...])  # an array of its own can be donated
         maps.beta_bias[...] -= CLOSED
 
     def initial_state(self, batch: int) -> Associations:
