@@ -18,7 +18,7 @@
 `memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `hard_negatives` starts
 from the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
 seven of what `hard_negatives` made of it (runs/mixed); a fifth of each run of `threshold` and two
-of runs/mixed, with `python -m rmt_jax.gating --steps 900 --threshold 0.2` after that, are
+of runs/mixed, with `python -m rmt_jax.gating --gates.steps=900 --threshold 0.2` after that, are
 `multitask`. Each of these puts together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are
 `tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33 `hard_negatives`, 45 `threshold`,
 46 the gates), so it will give weights like these, not these; what they taught in one run, with
@@ -52,7 +52,8 @@ from rmt_jax.config import (
 )
 
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
-OFTEN = (1.0, 1.0, 0.5, 0.2)  # most stories are asked after every fact
+# Chances, one drawn per story, that a question follows a fact.
+OFTEN, LESS_OFTEN = (1.0, 1.0, 0.5, 0.2), (1.0, 1.0, 0.5)
 SHORT, LONG = Facts(3, 12), Facts(8, 24)
 MODEL = Model(
     cell="rmt",
@@ -71,6 +72,27 @@ DELTA = dataclasses.replace(MODEL, cell="delta", d_mem=64, remat=True)
 WIDE = dataclasses.replace(
     DELTA, width=256, heads=8, segment_tokens=96, remat=False, dtype="float32"
 )
+
+
+def stage(
+    segments: int,
+    steps: int,
+    learning_rate: float,
+    weights: tuple[float, ...],
+    facts: tuple[Facts | None, ...],
+    background: float,
+    **more,
+) -> Stage:
+    """One stage, in batches of 32 texts; `weights` are those of the first tasks, in their order."""
+    return Stage(
+        segments=segments,
+        steps=steps,
+        learning_rate=learning_rate,
+        tasks=dict(zip(TASKS, weights, strict=False)),
+        facts=facts,
+        background=background,
+        **({"batch": 32, "question_rates": OFTEN} | more),
+    )
 
 
 def get_config(preset: str = "tasks") -> Config:
@@ -102,36 +124,9 @@ def tasks() -> Config:
             decay="linear",
         ),
         stages=(
-            Stage(
-                segments=1,
-                steps=450,
-                batch=32,
-                learning_rate=0.02,
-                tasks={"qa1": 1.0},
-                facts=(Facts(2, 5),),
-                background=0.0,
-                question_rates=OFTEN,
-            ),
-            Stage(
-                segments=1,
-                steps=2000,
-                batch=32,
-                learning_rate=0.01,
-                tasks={"qa1": 1.0, "qa2": 3.0},
-                facts=(Facts(3, 6),),
-                background=0.0,
-                question_rates=OFTEN,
-            ),
-            Stage(
-                segments=1,
-                steps=5000,
-                batch=32,
-                learning_rate=0.008,
-                tasks={"qa1": 0.6, "qa2": 2.0, "qa3": 1.0, "qa4": 1.5, "qa5": 1.0},
-                facts=(Facts(3, 7),),
-                background=0.05,
-                question_rates=OFTEN,
-            ),
+            stage(1, 450, 0.02, (1.0,), (Facts(2, 5),), 0.0),
+            stage(1, 2000, 0.01, (1.0, 3.0), (Facts(3, 6),), 0.0),
+            stage(1, 5000, 0.008, (0.6, 2.0, 1.0, 1.5, 1.0), (Facts(3, 7),), 0.05),
         ),
         evaluation=Evaluation(lengths=("1s", "2s", "4s"), samples=200, batch=100, every=500),
         checkpoint=Checkpoint(every=500),
@@ -146,28 +141,16 @@ def memory() -> Config:
         init="runs/tasks",
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=1.5e-3),
         stages=(
-            Stage(
-                segments=2,
-                steps=900,
-                batch=32,
-                learning_rate=0.006,
-                tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 1.2, "qa4": 2.0, "qa5": 1.0},
-                facts=(Facts(2, 12),),
-                background=0.4,
-                question_rates=(1.0, 1.0, 0.5, 0.2, 0.0),
+            stage(
+                2, 900, 0.006, (0.8, 1.7, 1.2, 2.0, 1.0), (Facts(2, 12),), 0.4, question_rates=(1.0,
+                1.0, 0.5, 0.2, 0.0)
             ),
-            Stage(
-                segments=4,
-                steps=1700,
-                batch=32,
-                learning_rate=0.005,
-                tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 1.2, "qa4": 2.0, "qa5": 1.0},
-                facts=(Facts(3, 20),),
-                background=0.6,
-                question_rates=(1.0, 1.0, 0.5, 0.2, 0.0),
+            stage(
+                4, 1700, 0.005, (0.8, 1.7, 1.2, 2.0, 1.0), (Facts(3, 20),), 0.6,
+                question_rates=(1.0, 1.0, 0.5, 0.2, 0.0)
             ),
         ),
-    )
+    )  # fmt: skip
 
 
 def segment() -> Config:
@@ -179,16 +162,7 @@ def segment() -> Config:
         data=Data(tasks=TASKS, align="sentence"),
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=1.5e-3, accumulate=8),
         stages=(
-            Stage(
-                segments=1,
-                steps=600,
-                batch=32,
-                learning_rate=0.008,
-                tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 1.7, "qa4": 0.6, "qa5": 1.0},
-                facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
-                background=0.3,
-                question_rates=OFTEN,
-            ),
+            stage(1, 600, 0.008, (0.8, 1.7, 1.7, 0.6, 1.0), (SHORT, LONG, OFFICIAL, OFFICIAL), 0.3),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s",), every=200),
     )
@@ -220,29 +194,16 @@ def long() -> Config:
         init="runs/delta",
         optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=0.1),
         stages=(
-            Stage(
-                segments=8,
-                steps=2000,
-                batch=32,
-                learning_rate=0.008,
-                tasks={"qa1": 0.9, "qa2": 1.7, "qa3": 1.7, "qa4": 0.6, "qa5": 1.0},
-                facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
-                background=0.5,
-                question_rates=OFTEN,
+            stage(
+                8, 2000, 0.008, (0.9, 1.7, 1.7, 0.6, 1.0), (SHORT, LONG, OFFICIAL, OFFICIAL), 0.5
             ),
-            Stage(
-                segments=32,
-                steps=1050,
-                batch=32,
-                learning_rate=0.006,
-                tasks={"qa1": 0.5, "qa2": 1.8, "qa3": 2.4, "qa4": 0.4, "qa5": 1.0},
-                facts=(SHORT, LONG, OFFICIAL, OFFICIAL, OFFICIAL),
-                background=0.6,
-                question_rates=OFTEN,
+            stage(
+                32, 1050, 0.006, (0.5, 1.8, 2.4, 0.4, 1.0), (SHORT, LONG, OFFICIAL, OFFICIAL,
+                OFFICIAL), 0.6
             ),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "4s", "16s"), every=350),
-    )
+    )  # fmt: skip
 
 
 def official() -> Config:
@@ -253,18 +214,7 @@ def official() -> Config:
         init="runs/long",
         data=dataclasses.replace(config.data, facts="official", babi_dir="tasks_1-20_v1-2/en-10k"),
         optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=1e-3),
-        stages=(
-            Stage(
-                segments=32,
-                steps=450,
-                batch=32,
-                learning_rate=0.004,
-                tasks={"qa1": 0.4, "qa2": 1.0, "qa3": 3.5, "qa4": 0.4, "qa5": 0.9},
-                facts=(OFFICIAL,),
-                background=0.5,
-                question_rates=OFTEN,
-            ),
-        ),
+        stages=(stage(32, 450, 0.004, (0.4, 1.0, 3.5, 0.4, 0.9), (OFFICIAL,), 0.5),),
         evaluation=dataclasses.replace(config.evaluation, every=150),
     )
 
@@ -280,28 +230,16 @@ def hard_negatives() -> Config:
         data=dataclasses.replace(config.data, facts="both", hard_negative_rate=0.8),
         optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=1.0),
         stages=(
-            Stage(
-                segments=32,
-                steps=250,
-                batch=32,
-                learning_rate=0.003,
-                tasks={"qa1": 0.6, "qa2": 1.0, "qa3": 2.6, "qa4": 0.6, "qa5": 1.0},
-                facts=(SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
-                background=0.8,
-                question_rates=OFTEN,
+            stage(
+                32, 250, 0.003, (0.6, 1.0, 2.6, 0.6, 1.0), (SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
+                0.8
             ),
-            Stage(
-                segments=32,
-                steps=220,
-                batch=32,
-                learning_rate=0.003,
-                tasks={"qa1": 1.0, "qa2": 1.2, "qa3": 2.0, "qa4": 0.6, "qa5": 0.9},
-                facts=(SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
-                background=0.9,
-                question_rates=OFTEN,
+            stage(
+                32, 220, 0.003, (1.0, 1.2, 2.0, 0.6, 0.9), (SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
+                0.9
             ),
         ),
-    )
+    )  # fmt: skip
 
 
 def threshold() -> Config:
@@ -336,39 +274,18 @@ def wide() -> Config:
             config.optimizer, adam_learning_rate=7e-3 / 6, warmup=0.03, decay="constant"
         ),
         stages=(
-            Stage(
-                segments=1,
-                steps=560,
-                batch=64,
-                learning_rate=0.007,
-                tasks={"qa1": 1.0},
-                facts=(Facts(2, 5),),
-                background=0.0,
-                question_rates=(1.0,),
+            stage(1, 560, 0.007, (1.0,), (Facts(2, 5),), 0.0, batch=64, question_rates=(1.0,)),
+            stage(
+                1, 2750, 0.007, (1.0, 2.0), (Facts(2, 5), Facts(3, 6)), 0.0, batch=64,
+                question_rates=LESS_OFTEN
             ),
-            Stage(
-                segments=1,
-                steps=2750,
-                batch=64,
-                learning_rate=0.007,
-                tasks={"qa1": 1.0, "qa2": 2.0},
-                facts=(Facts(2, 5), Facts(3, 6)),
-                background=0.0,
-                question_rates=(1.0, 1.0, 0.5),
-            ),
-            Stage(
-                segments=2,
-                steps=2850,
-                batch=64,
-                learning_rate=0.007,
-                tasks={"qa1": 0.7, "qa2": 1.6, "qa3": 1.4, "qa4": 1.3, "qa5": 1.4},
-                facts=(Facts(2, 5), Facts(3, 7), SHORT),
-                background=0.1,
-                question_rates=(1.0, 1.0, 0.5),
+            stage(
+                2, 2850, 0.007, (0.7, 1.6, 1.4, 1.3, 1.4), (Facts(2, 5), Facts(3, 7), SHORT), 0.1,
+                batch=64, question_rates=LESS_OFTEN
             ),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "2s", "4s"), every=0),
-    )
+    )  # fmt: skip
 
 
 def wide_memory() -> Config:
@@ -382,28 +299,16 @@ def wide_memory() -> Config:
         ),
         optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=0.15, decay="linear"),
         stages=(
-            dataclasses.replace(
-                config.stages[0],
-                segments=4,
-                steps=2190,
-                learning_rate=0.007,
-                tasks={"qa1": 0.8, "qa2": 1.8, "qa3": 1.6, "qa4": 1.0, "qa5": 1.2},
-                facts=(Facts(2, 5), Facts(3, 7), SHORT, LONG, OFFICIAL),
-                background=0.3,
-                question_rates=(1.0, 1.0, 0.5),
+            stage(
+                4, 2190, 0.007, (0.8, 1.8, 1.6, 1.0, 1.2), (Facts(2, 5), Facts(3, 7), SHORT, LONG,
+                OFFICIAL), 0.3, question_rates=LESS_OFTEN, batch=64
             ),
-            dataclasses.replace(
-                config.stages[0],
-                segments=8,
-                steps=1410,
-                learning_rate=0.0056,
-                tasks={"qa1": 0.7, "qa2": 1.8, "qa3": 1.9, "qa4": 0.8, "qa5": 1.2},
-                facts=(Facts(3, 7), SHORT, LONG, OFFICIAL, OFFICIAL),
-                background=0.5,
-                question_rates=(1.0, 1.0, 0.5),
+            stage(
+                8, 1410, 0.0056, (0.7, 1.8, 1.9, 0.8, 1.2), (Facts(3, 7), SHORT, LONG, OFFICIAL,
+                OFFICIAL), 0.5, question_rates=LESS_OFTEN, batch=64
             ),
         ),
-    )
+    )  # fmt: skip
 
 
 def wide_long() -> Config:
@@ -416,18 +321,12 @@ def wide_long() -> Config:
             config.optimizer, memory_drift_penalty=0.5, adam_learning_rate=3.5e-3 / 6
         ),
         stages=(
-            dataclasses.replace(
-                config.stages[0],
-                segments=32,
-                steps=570,
-                learning_rate=0.0035,
-                tasks={"qa1": 0.7, "qa2": 1.6, "qa3": 2.1, "qa4": 0.8, "qa5": 1.1},
-                facts=(Facts(3, 7), SHORT, LONG, OFFICIAL, OFFICIAL, OFFICIAL),
-                background=0.7,
-                question_rates=OFTEN,
+            stage(
+                32, 570, 0.0035, (0.7, 1.6, 2.1, 0.8, 1.1), (Facts(3, 7), SHORT, LONG, OFFICIAL,
+                OFFICIAL, OFFICIAL), 0.7, batch=64
             ),
         ),
-    )
+    )  # fmt: skip
 
 
 def wide_stories() -> Config:
@@ -446,28 +345,14 @@ def wide_stories() -> Config:
             accumulate=8,
         ),
         stages=(
-            dataclasses.replace(
-                config.stages[0],
-                segments=8,
-                steps=420,
-                batch=32,
-                learning_rate=0.003,
-                tasks={"qa1": 0.3, "qa2": 1.0, "qa3": 4.0, "qa4": 0.5, "qa5": 1.0},
-                facts=(Facts(8, 80), OFFICIAL),
-                background=0.15,
-                question_rates=(1.0, 1.0, 0.5),
+            stage(
+                8, 420, 0.003, (0.3, 1.0, 4.0, 0.5, 1.0), (Facts(8, 80), OFFICIAL), 0.15,
+                question_rates=LESS_OFTEN
             ),
-            dataclasses.replace(
-                config.stages[0],
-                segments=8,
-                steps=115,
-                batch=32,
-                learning_rate=0.002,
-                tasks={"qa1": 0.5, "qa2": 1.0, "qa3": 2.5, "qa4": 1.5, "qa5": 1.0},
-                facts=(SHORT, Facts(8, 80), OFFICIAL, OFFICIAL),
-                background=0.6,
-                question_rates=(1.0, 1.0, 0.5),
+            stage(
+                8, 115, 0.002, (0.5, 1.0, 2.5, 1.5, 1.0), (SHORT, Facts(8, 80), OFFICIAL, OFFICIAL),
+                0.6, question_rates=LESS_OFTEN
             ),
         ),
         checkpoint=Checkpoint(every=50),
-    )
+    )  # fmt: skip
