@@ -6,6 +6,7 @@ sets any field. CONTRIBUTING.md says why this is no library's.
 
 import argparse
 import ast
+import dataclasses
 import inspect
 import json
 import logging
@@ -139,7 +140,7 @@ def describe_fields(config: Any, columns: int, top: str = "the run:") -> str:
         if section != last:
             heading = top
             if section:
-                about_section = describe(type(config), section.partition(".")[0])
+                about_section = _section_setting(type(config), section.split("."))
                 heading = f"{section}: {about_section.help}"
             lines += ["", heading]
             last = section
@@ -234,6 +235,15 @@ def _literal(text: str) -> object:
         except (ValueError, SyntaxError):
             continue
     return text.strip()
+
+
+def _section_setting(cls: type, names: list[str]) -> Setting:
+    """What the deepest field of 'data.questions.tickets' that a class declares says."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    made = fields[names[0]].default_factory
+    if len(names) > 1 and isinstance(made, type):  # a section, made by its class
+        return _section_setting(made, names[1:])
+    return describe(cls, names[0])
 
 
 def _help(about: Setting) -> str:

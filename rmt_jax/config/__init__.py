@@ -1,7 +1,8 @@
 """The experiment as one typed tree (`rmt_jax.validation` checks what its fields say together).
 
-`schema` has the fields, `setting` what a field says about itself, `tree` reads and changes them by
-dotted names. Files in `configs/` import this package alone. Every field can be set from the
+`schema` has the fields, `sources` those of tasks of your own, `setting` what a field says about
+itself, `tree` reads and changes them by dotted names. Files in `configs/` import this package
+alone. Every field can be set from the
 command line as `--config.section.field=value` (`rmt_jax.cli`).
 """
 
@@ -20,6 +21,7 @@ from rmt_jax.config.schema import (
     Stage,
 )
 from rmt_jax.config.setting import FrozenDict, Setting, describe, section, setting
+from rmt_jax.config.sources import Questions, Texts
 from rmt_jax.config.tree import (
     build_options,
     check_values,
@@ -46,8 +48,10 @@ __all__ = [
     "Model",
     "Optimizer",
     "Prompt",
+    "Questions",
     "Setting",
     "Stage",
+    "Texts",
     "build_options",
     "check_values",
     "describe",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rmt_jax.config.setting import FrozenDict, freeze, section, setting
+from rmt_jax.config.sources import Questions, Texts
 
 LARGEST_SEED = 2**31 - 1
 
@@ -104,7 +105,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Data:
-    tasks: tuple[str, ...] = setting((), "Names of registered tasks to train on.")
+    tasks: tuple[str, ...] = setting(
+        (), "Tasks to train on: names of registered ones, of `questions` and of `texts`."
+    )
     weights: tuple[float, ...] = setting((), "Shares of the tasks, one each; empty: equal shares.")
     facts: str = setting(
         "simulated",
@@ -136,6 +139,15 @@ class Data:
         "Where the text of a ragged segment stands; sentence ends segments with sentences.",
         choices=("left", "right", "sentence"),
     )
+    questions: Mapping[str, Questions] = setting(
+        FrozenDict(), "Tasks of your own, made of question-and-answer rows, by name."
+    )
+    texts: Mapping[str, Texts] = setting(
+        FrozenDict(), "Tasks of your own that model a language, by name."
+    )
+
+    def __post_init__(self):
+        freeze(self)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ def settings(node: Any, prefix: str = "") -> Iterator[tuple[str, object, Setting
         elif get_origin(kind) is tuple and dataclasses.is_dataclass(get_args(kind)[0]):
             for number, item in enumerate(value):
                 yield from settings(item, f"{name}.{number}.")
+        elif value and get_origin(kind) is Mapping and dataclasses.is_dataclass(get_args(kind)[1]):
+            for key, item in value.items():
+                yield from settings(item, f"{name}.{key}.")
         else:
             yield name, value, describe(type(node), field)
 
@@ -164,7 +167,9 @@ def _set(
         items[int(key)] = below(items[int(key)], get_args(kind)[0])
         return tuple(items)
     if isinstance(node, Mapping) and key and get_origin(kind) is Mapping:
-        return FrozenDict({**node, key: below(node.get(key), get_args(kind)[1])})
+        item = get_args(kind)[1]
+        new = item() if dataclasses.is_dataclass(item) else None  # a name adds an entry
+        return FrozenDict({**node, key: below(node.get(key, new), item)})
     raise _unknown(name, fields(config))
 
 
