@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
         help="faster, scores higher; named in every table",
     )
     add("--no_reset", "--no-reset", action="store_true", help="leave out the memory-reset control")
-    add("--score", default="", choices=("", *scores.RULES), help="of summary.csv and pictures")
+    add("--score", default="", choices=("", *scores.NAMES), help="of summary.csv and pictures")
     add("--references", action="store_true", help="published curves behind ours")
     add("--batch", type=int, default=0, help="texts read together")
     add("--seed", type=int, default=None)

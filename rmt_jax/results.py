@@ -13,7 +13,7 @@ class EvalResult:
     task: str
     length: str  # as asked for: "4k", "2s"
     samples: int
-    right: dict[str, int]  # score -> right answers
+    right: dict[str, float]  # score -> right answers, or the sum of what each answer scores
     majority: float = 0.0  # accuracy of the most common answer
     chance: float = 0.0  # accuracy of a random answer
     tokens: float = 0.0  # read per sample, on average, question included
@@ -22,7 +22,7 @@ class EvalResult:
     counted_by: str = ""  # whose tokens the length names, where they are not the model's own
     gpt2_tokens: float = 0.0  # the same text as GPT-2 counts it, for published lengths; 0: unknown
     decoding: str = "greedy"  # free-running greedy | teacher-forced
-    reset: dict[str, int] | None = None  # `right` with the memory reset before each segment
+    reset: dict[str, float] | None = None  # `right` with the memory reset before each segment
     perturb: str = ""
     trained: bool | None = None  # does training cover this task and length?
     seconds: float = 0.0
@@ -32,7 +32,7 @@ class EvalResult:
         return self.right[rule] / self.samples if self.samples else math.nan
 
     def interval(self, rule: str = "official") -> tuple[float, float]:
-        """Wilson's 95 % interval, (low, high)."""
+        """Wilson's 95 % interval, (low, high); wider than need be for a score between 0 and 1."""
         return wilson(self.right[rule], self.samples)
 
     def reset_accuracy(self, rule: str = "official") -> float | None:

@@ -1,22 +1,33 @@
-"""When is an answer right? Four rules, each under its own name, and the interval around a rate.
+"""How right is an answer? Rules, each under its own name, and the interval around a rate.
 
-| rule        | an answer is right if                                                              |
-|-------------|------------------------------------------------------------------------------------|
-| `official`  | BABILong's rule: the target is the only label of the task that the first sentence  |
-|             | names, labels in the question not counted                                          |
-| `corrected` | the same with its two faults mended (see `corrected`)                              |
-| `exact`     | output and target are the same text, spaces around them aside                      |
-| `lm_eval`   | lm-evaluation-harness's rule: the target stands somewhere in the output            |
+| rule         | an answer is right if                                                             |
+|--------------|-----------------------------------------------------------------------------------|
+| `official`   | BABILong's rule: the target is the only label of the task that the first sentence |
+|              | names, labels in the question not counted                                         |
+| `corrected`  | the same with its two faults mended (see `corrected`)                             |
+| `exact`      | output and target are the same text, spaces around them aside                     |
+| `lm_eval`    | lm-evaluation-harness's rule: the target stands somewhere in the output           |
+| `normalised` | SQuAD's exact match: the same words, without case, punctuation and articles       |
+| `f1`         | SQuAD's F1 of the words that output and target share, from 0 to 1                 |
+| `contains`   | the target's words, normalised, stand side by side in the output                  |
+| `label`      | of all labels of the task, the first that the output names is the target          |
+| `match_all`  | RULER's rule: the share of the right answers that stand in the output             |
 
-Sources: BABILong (arXiv 2406.10149) and its published scores; the harness's `babilong_qa*` tasks.
-Plain Python: nothing here needs arrays.
+Where several answers are right, the best counts; `match_all` wants all of them.
+
+Sources: BABILong (arXiv 2406.10149) and its published scores; the harness's `babilong_qa*` tasks;
+SQuAD (arXiv 1606.05250), its evaluation; RULER (arXiv 2404.06654). Plain Python: nothing here needs
+arrays.
 """
 
 import math
 import re
+import string
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from rmt_jax.config.tree import IMPORTED
 from rmt_jax.errors import RmtError
 
 
@@ -47,25 +58,121 @@ def lm_eval(labels: Sequence[str], question: str, target: str, output: str) -> b
     return target.strip().lower() in re.sub(r"[\x00-\x1f]", "\n", output).lower()
 
 
-Rule = Callable[[Sequence[str], str, str, str], bool]
+def normalised(labels: Sequence[str], question: str, target: str, output: str) -> bool:
+    """SQuAD's exact match: the same words in the same order after `normal_words`."""
+    return normal_words(output) == normal_words(target)
+
+
+def f1(labels: Sequence[str], question: str, target: str, output: str) -> float:
+    """SQuAD's F1 between the words of output and target (`normal_words`), each counted as often as
+    it stands. An empty target is matched by an empty output alone."""
+    said, wanted = normal_words(output), normal_words(target)
+    if not said or not wanted:
+        return float(said == wanted)
+    shared = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * shared / (len(said) + len(wanted))
+
+
+def contains(labels: Sequence[str], question: str, target: str, output: str) -> bool:
+    """The target's words (`normal_words`) stand side by side in the output's."""
+    said, wanted = normal_words(output), normal_words(target)
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1))
+
+
+def label(labels: Sequence[str], question: str, target: str, output: str) -> bool:
+    """Classification: of all labels, the one that the output names first, as whole words, is the
+    target; of two that begin at the same word, the longer one. Raises ScoreError without labels."""
+    said, found = normal_words(output), []
+    for name in _label_set(labels):
+        words = normal_words(name)
+        at = [i for i in range(len(said)) if words and said[i : i + len(words)] == words]
+        found += [(at[0], -len(words), words)] if at else []
+    return bool(found) and min(found)[2] == normal_words(target)
+
+
+def match_all(labels: Sequence[str], question: str, targets: Sequence[str], output: str) -> float:
+    """RULER's `string_match_all`: the share of `targets` that stand in the output, case aside."""
+    said = output.lower()
+    return sum(target.lower() in said for target in targets) / len(targets)
+
+
+def normal_words(text: str) -> list[str]:
+    """Words of a text as SQuAD compares them: lower case, without punctuation and the articles a,
+    an, the."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+Rule = Callable[[Sequence[str], str, str, str], float]  # labels, question, target, output
 RULES: dict[str, Rule] = {
     "official": official,
     "corrected": corrected,
     "exact": exact,
     "lm_eval": lm_eval,
+    "normalised": normalised,
+    "f1": f1,
+    "contains": contains,
+    "label": label,
 }
-LABEL_RULES = ("official", "corrected")  # those that look for labels
+LABEL_RULES = ("official", "corrected", "label")  # those that look for labels
+NAMES = (*RULES, "match_all")
+OF_LABELS = ("official", "corrected", "exact", "lm_eval")  # of a task with labels that names none
+OF_TEXTS = ("exact", "lm_eval")  # of one without
 
 
 class ScoreError(RmtError):
     """A rule that there is not, or that cannot be applied."""
 
 
-def score(rule: str, labels: Sequence[str], question: str, target: str, output: str) -> bool:
-    """The rule by its name. Raises ScoreError for a name that is none of `RULES`."""
-    if rule not in RULES:
-        raise ScoreError(f"no score is called '{rule}'; there are {', '.join(RULES)}")
-    return RULES[rule](labels, question, target, output)
+def check(rule: str) -> str:
+    """The name, if there is such a rule. Raises ScoreError otherwise."""
+    if ":" in rule:
+        _own_rule(rule)
+    elif rule not in NAMES:
+        raise ScoreError(
+            f"No score is called '{rule}': there are {', '.join(NAMES)}, and functions of your own"
+            " as module:function."
+        )
+    return rule
+
+
+def score(
+    rule: str, labels: Sequence[str], question: str, targets: Sequence[str], output: str
+) -> float:
+    """How right an output is by a rule, from 0 to 1.
+
+    Args:
+      rule: one of `NAMES`, or module:function of your own, in a module that `config.imports` names;
+        it is called as function(output, targets, question).
+      labels: the closed set of the task's answers, or none.
+      targets: all right answers.
+
+    Raises ScoreError for a rule that there is not, one that the task cannot have, and a function
+    that gives no number from 0 to 1.
+    """
+    check(rule)
+    if ":" in rule:
+        found = _own_rule(rule)(output, tuple(targets), question)
+        if not isinstance(found, (bool, int, float)) or not 0 <= found <= 1:
+            raise ScoreError(f"The score {rule} is to give a number from 0 to 1, not {found!r}.")
+        return found
+    if rule == "match_all":
+        return match_all(labels, question, targets, output)
+    return max(RULES[rule](labels, question, target, output) for target in targets)
+
+
+def _own_rule(rule: str) -> Callable[[str, tuple[str, ...], str], float]:
+    """Of a module that was imported as the user's own: a checkpoint from elsewhere may name any."""
+    module, _, name = rule.partition(":")
+    if module not in IMPORTED:
+        raise ScoreError(
+            f"The score {rule} is in the module '{module}', which was not imported: name it in"
+            " config.imports too."
+        )
+    function = getattr(sys.modules[module], name, None)
+    if not callable(function):
+        raise ScoreError(f"The module '{module}' has no function '{name}', which scores name.")
+    return function
 
 
 def _label_set(labels: Sequence[str]) -> set[str]:

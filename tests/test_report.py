@@ -14,7 +14,7 @@ from rmt_jax import report, scores
 from rmt_jax.report import __main__ as comparison
 from rmt_jax.report import curves, figures, inspection, page, tables
 from rmt_jax.results import EvalResult
-from rmt_jax.scores import RULES
+from rmt_jax.scores import OF_LABELS as RULES
 
 RIGHT = {"1s": 19, "4s": 18, "16s": 9}
 

@@ -1,4 +1,5 @@
-"""The four rules, against stored predictions with their official scores; the interval."""
+"""The rules, against stored predictions with their official scores and against transformers' SQuAD
+evaluation; the interval."""
 
 import csv
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rmt_jax import scores
-from rmt_jax.config import Data
+from rmt_jax.config import Config, Data, import_extensions
 from rmt_jax.data import tasks
 from rmt_jax.data.babi import table
 
@@ -72,7 +73,7 @@ ROWS = [
 def test_stored_rows(row):
     task, question, target, output, *verdicts = row
     rules = ("official", "corrected", "exact", "lm_eval")
-    assert [scores.score(r, labels(task), question, target, output) for r in rules] == verdicts
+    assert [scores.score(r, labels(task), question, [target], output) for r in rules] == verdicts
 
 
 @pytest.mark.parametrize(
@@ -126,8 +127,8 @@ def test_exact_needs_no_labels_and_official_says_what_it_knows():
     assert not scores.exact((), "Who?", "Ann", "ann")
     with pytest.raises(ValueError, match="the task has none"):
         scores.official((), "Who?", "Ann", "Ann")
-    with pytest.raises(ValueError, match="no score is called 'best'"):
-        scores.score("best", labels("qa1"), "Who?", "Ann", "Ann")
+    with pytest.raises(ValueError, match="No score is called 'best'"):
+        scores.score("best", labels("qa1"), "Who?", ["Ann"], "Ann")
 
 
 def test_every_label_is_right_for_itself_under_corrected():
@@ -167,3 +168,56 @@ def test_every_stored_prediction_file():
             for row in rows
         )
         assert (len(rows), right) == (expected["n"], expected["correct"]), name
+
+
+TEXTS = [
+    ("the Eiffel Tower", "Eiffel tower."),
+    ("a dog and a cat", "The cat, and the dog!"),
+    ("in 1990", "1990"),
+    ("no", "none"),
+    ("", "something"),
+    ("the", ""),
+    ("well-known man", "wellknown"),
+    ("apple apple pear", "apple pear pear"),
+]
+
+
+@pytest.mark.parametrize("target, output", TEXTS)
+def test_squad_scores_are_those_of_the_evaluation_in_transformers(target, output):
+    squad = pytest.importorskip("transformers.data.metrics.squad_metrics")
+    assert scores.normalised((), "", target, output) == squad.compute_exact(target, output)
+    assert scores.f1((), "", target, output) == pytest.approx(squad.compute_f1(target, output))
+
+
+def test_contains_and_label():
+    assert scores.contains((), "", "red car", "It is a RED car!")
+    assert not scores.contains((), "", "red car", "red, old car")
+    teams = ("billing", "billing abroad", "support")
+    assert scores.label(teams, "", "billing", "Billing, not support.")
+    assert not scores.label(teams, "", "support", "Billing, not support.")
+    assert scores.label(teams, "", "billing abroad", "the billing abroad team")
+    assert not scores.label(teams, "", "billing", "rebilling")
+
+
+def test_the_best_of_several_right_answers_counts_but_match_all_wants_them_all():
+    assert scores.score("exact", (), "?", ["a", "b"], "b") == 1
+    assert scores.score("f1", (), "?", ["red", "red car"], "blue car") == pytest.approx(0.5)
+    assert scores.score("match_all", (), "?", ["4", "17", "9"], "It is 4 and 17.") == 2 / 3
+
+
+def test_a_function_of_ones_own_scores_only_where_its_module_is_named(tmp_path, monkeypatch):
+    (tmp_path / "own_scores.py").write_text(
+        "def close(output, targets, question):\n"
+        "    return max(0.0, 1 - abs(float(output) - float(targets[0])) / 10)\n\n\n"
+        "def wrong(output, targets, question):\n"
+        "    return 7\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(scores.ScoreError, match="name it in config.imports"):
+        scores.score("own_scores:close", (), "?", ["10"], "12")
+    import_extensions(Config(imports=("own_scores",)))
+    assert scores.score("own_scores:close", (), "?", ["10"], "12") == pytest.approx(0.8)
+    with pytest.raises(scores.ScoreError, match="from 0 to 1, not 7"):
+        scores.score("own_scores:wrong", (), "?", ["10"], "12")
+    with pytest.raises(scores.ScoreError, match="no function 'far'"):
+        scores.check("own_scores:far")

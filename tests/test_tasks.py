@@ -68,7 +68,7 @@ def test_the_task_of_the_guide_trains(registered):
         prompt = TOKENS.decode(batch.prompt[i][batch.prompt_mask[i]])
         assert prompt == " Say which word is to be kept."
     assert tasks.guess("Which word is kept?", Data(tasks=("qa1",))) == "copy_word"
-    assert tasks.create("copy_word", Data()).rules == tuple(scores.RULES)
+    assert tasks.create("copy_word", Data()).rules == scores.OF_LABELS
 
 
 def test_documents_pass_as_they_are(registered):
@@ -114,10 +114,10 @@ def test_answers_that_are_right_as_well():
     from rmt_jax.evaluation import answer_log, scoring
 
     row = answer_log.AnswerRecord("Q?", "sun", "the sun", None, None, 1, 1, 0.0, 0.0, ("the sun",))
-    assert scoring.is_right("exact", (), row, "the sun") and scoring.is_right(
+    assert scoring.score_of("exact", (), row, "the sun") and scoring.score_of(
         "exact", (), row, "sun"
     )
-    assert not scoring.is_right("exact", (), row, "a sun")
+    assert not scoring.score_of("exact", (), row, "a sun")
 
 
 def test_defaults_follow_from_labels():
@@ -151,7 +151,7 @@ def test_labels_are_those_of_the_official_score():
         (("qa1", "qa33"), {}, "'qa33', but there is no such task.*Did you mean 'qa3'"),
         (("qa15",), {}, "qa15 has no simulator.*data.facts=official"),
         (("qa1",), {"facts": "official"}, "needs config.data.babi_dir"),
-        (("bad_rule",), {}, "scored by 'best', but the rules are official"),
+        (("bad_rule",), {}, "No score is called 'best': there are official"),
         (("no_labels",), {}, "scored by 'official', which looks for labels, and it has none"),
     ],
 )

@@ -2,8 +2,8 @@
 
 `schema` has the fields, `sources` those of tasks of your own, `setting` what a field says about
 itself, `tree` reads and changes them by dotted names. Files in `configs/` import this package
-alone. Every field can be set from the
-command line as `--config.section.field=value` (`rmt_jax.cli`).
+alone. Every field can be set from the command line as `--config.section.field=value`
+(`rmt_jax.cli`).
 """
 
 from rmt_jax.config.gates import GateTraining

@@ -15,6 +15,7 @@ from rmt_jax.errors import ConfigError
 
 Tree = TypeVar("Tree")
 Options = TypeVar("Options")
+IMPORTED: set[str] = set()  # modules of the user's own that `import_extensions` has imported
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -126,6 +127,7 @@ def import_extensions(config: Config) -> None:
     for module in config.imports:
         try:
             importlib.import_module(module)
+            IMPORTED.add(module)
         except ImportError as error:
             raise ConfigError(
                 f"config.imports names '{module}', which cannot be imported ({error}): put its"

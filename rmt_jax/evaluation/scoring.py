@@ -23,9 +23,10 @@ def score_answers(
     names."""
     asked = tasks.create(task, model.config.data)
     labels, known = asked.labels, known_answers(asked.labels, records)
+    # A rule that looks for labels means nothing for other words.
     rules = [rule for rule in asked.rules if known or rule not in scores.LABEL_RULES]
-    rules = rules or ["exact", "lm_eval"]  # the official rule means nothing for other words
-    main = [is_right(rules[0], labels, r, r.output) for r in records]
+    rules = rules or list(scores.OF_TEXTS)
+    main = [score_of(rules[0], labels, r, r.output) for r in records]
     targets, tokens = [r.target for r in records], _mean(r.tokens for r in records)
     reset_outputs = [r.reset_output for r in records if r.reset_output is not None]
     return EvalResult(
@@ -46,7 +47,7 @@ def score_answers(
         trained=covered_by_training(model.config, task, tokens) and not perturb,
         seconds=round(sum(r.seconds for r in records), 2),
         depths=tuple(
-            (round(r.depth, 4), bool(right))
+            (round(r.depth, 4), right == 1)
             for r, right in zip(records, main, strict=True)
             if r.depth is not None
         ),
@@ -59,12 +60,10 @@ def known_answers(labels: Sequence[str], records: Sequence[AnswerRecord]) -> boo
     return all(r.target in known or known.issuperset(r.target.split(",")) for r in records)
 
 
-def is_right(rule: str, labels: Sequence[str], record: AnswerRecord, output: str) -> bool:
-    """Is this output one of the record's right answers?"""
-    return any(
-        scores.score(rule, labels, record.question, target, output)
-        for target in (record.target, *record.other_targets)
-    )
+def score_of(rule: str, labels: Sequence[str], record: AnswerRecord, output: str) -> float:
+    """How right an output is by a rule, from 0 to 1, against all right answers of the record."""
+    targets = (record.target, *record.other_targets)
+    return scores.score(rule, labels, record.question, targets, output)
 
 
 def count_right(
@@ -72,11 +71,11 @@ def count_right(
     labels: Sequence[str],
     records: Sequence[AnswerRecord],
     outputs: Sequence[str],
-) -> dict[str, int]:
-    """Right answers by each rule; `outputs` are the answers to the records' questions."""
+) -> dict[str, float]:
+    """The sum of the scores by each rule; `outputs` are the answers to the records' questions."""
     return {
         rule: sum(
-            is_right(rule, labels, r, output) for r, output in zip(records, outputs, strict=True)
+            score_of(rule, labels, r, output) for r, output in zip(records, outputs, strict=True)
         )
         for rule in rules
     }

@@ -13,7 +13,7 @@ from rmt_jax import cli
 from rmt_jax.files import write_text
 from rmt_jax.report import ReportError, comparison, main_rule, read, reference
 from rmt_jax.results import EvalResult
-from rmt_jax.scores import RULES
+from rmt_jax.scores import NAMES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--groups", default="", help="one group per run: seeds of one setting share one"
     )
     parser.add_argument("--references", action="store_true", help="published curves behind ours")
-    parser.add_argument("--score", default="", choices=("", *RULES), help="of table and curves")
+    parser.add_argument("--score", default="", choices=("", *NAMES), help="of table and curves")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     args = parser.parse_args(argv)
     runs = [read(folder) for folder in args.runs]

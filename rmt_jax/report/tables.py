@@ -24,10 +24,10 @@ class ReportError(RmtError):
 
 
 def main_rule(results: Sequence[EvalResult], wanted: str = "") -> str:
-    """The score to show first: the wanted or the official one; strict exact match where a result
-    lacks it (its answers are no labels)."""
+    """The score to show first: the wanted one, or where a result lacks it (its answers are no
+    labels) the first that all results share."""
     known = shared_rules(results)
-    return next((rule for rule in (wanted, "official") if rule in known), "exact")
+    return wanted if wanted in known else known[0]
 
 
 def shared_rules(results: Sequence[EvalResult]) -> list[str]:

@@ -23,7 +23,8 @@ from rmt_jax.data.story import Document, IntermediateQuestion, Story, StoryOptio
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.errors import RmtError
 from rmt_jax.registry import Registry
-from rmt_jax.scores import LABEL_RULES, RULES
+from rmt_jax.scores import LABEL_RULES, OF_LABELS, OF_TEXTS, ScoreError
+from rmt_jax.scores import check as check_rule
 
 __all__ = [
     "Document",
@@ -65,8 +66,8 @@ class Task:
     # Words that facts are told with: background sentences that hold one are hard negatives
     # (`data.hard_negative_rate`).
     fact_words: tuple[str, ...] = ()
-    # Names of `rmt_jax.scores.RULES`, the main one first; empty: all of them where there are
-    # labels, otherwise those that need none.
+    # Names of `rmt_jax.scores.NAMES`, or module:function of your own; the main one first. Empty:
+    # `scores.OF_LABELS` where there are labels, otherwise `scores.OF_TEXTS`.
     scores: tuple[str, ...] = ()
 
     def __init__(self, data: settings.Data):
@@ -88,9 +89,7 @@ class Task:
     @property
     def rules(self) -> tuple[str, ...]:
         """`scores`, or the default."""
-        if self.scores:
-            return self.scores
-        return tuple(rule for rule in RULES if self.labels or rule not in LABEL_RULES)
+        return self.scores or (OF_LABELS if self.labels else OF_TEXTS)
 
     def answer_tokens(self, tokenizer: Tokenizer, renamed: bool = False) -> int:
         """Tokens of the longest answer, END not included. `renamed`: persons, places and objects
@@ -167,17 +166,14 @@ def check(config: settings.Config) -> None:
             task = create(name, config.data)
         except RmtError as error:
             raise settings.ConfigError(str(error)) from None
-        unknown = [rule for rule in task.rules if rule not in RULES]
-        needless = [rule for rule in task.rules if rule in LABEL_RULES and not task.labels]
-        if unknown:
-            raise settings.ConfigError(
-                f"The task '{name}' is scored by '{unknown[0]}', but the rules are"
-                f" {', '.join(RULES)}."
-            )
-        if needless:
+        try:
+            needless = [rule for rule in map(check_rule, task.rules) if rule in LABEL_RULES]
+        except ScoreError as error:
+            raise settings.ConfigError(f"The task '{name}': {error}") from None
+        if needless and not task.labels:
             raise settings.ConfigError(
                 f"The task '{name}' is scored by '{needless[0]}', which looks for labels, and it"
-                " has none: give it labels, or the rules 'exact' and 'lm_eval'."
+                " has none: give it labels, or rules as 'exact' and 'f1'."
             )
         if problem := task.problem():
             raise settings.ConfigError(problem)
