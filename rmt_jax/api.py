@@ -6,12 +6,14 @@
     memory = model.read(memory, tokens)
     logits, memory = model.forward(tokens)
     tokens = model.generate(tokens, max_new_tokens=8)
+    model.answer("Mary went to the garden.", "Where is Mary?")
 
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
 """
 
+import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,6 +288,34 @@ class Model:
                 end=self.end if end is None else end,
             )
         )
+
+    def answer(self, text: str, question: str, task: str = "") -> str:
+        """The answer to a question about a text of any length: see `answers`."""
+        return self.answers(text, [question], task)[0]
+
+    def answers(self, text: str, questions: Sequence[str], task: str = "") -> list[str]:
+        """The answers to questions about a text, which is read once for each task prompt that they
+        need: as `python -m rmt_jax.ask`.
+
+        Args:
+          text: of any length, read in segments.
+          questions: at least one.
+          task: name of the task that all of them are of, or its description in your words; empty:
+            the only task of the model, or the one whose questions have this form.
+
+        Raises `session.RecallError` where the task is needed and not known, InputError for an empty
+        text.
+        """
+        from rmt_jax.data import text_stream
+        from rmt_jax.evaluation.session import Session
+
+        if not text.strip():
+            raise InputError("The text is empty: there is nothing to read.")
+        session = Session(self)
+        prompts = session.prompts_for(questions, task)
+        head = session.head([text], questions) if session.ends_aligned else 0
+        session.read(text_stream.pieces(io.StringIO(text)), prompts, head)
+        return [session.answer(question, task) for question in questions]
 
     @property
     def prompt_room(self) -> int:

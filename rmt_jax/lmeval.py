@@ -19,9 +19,9 @@ import numpy as np
 
 from rmt_jax import api, cli
 from rmt_jax.config import Data
-from rmt_jax.data import tasks
+from rmt_jax.data import tasks, text_stream
 from rmt_jax.errors import RmtError
-from rmt_jax.evaluation import answering, sources, text_stream
+from rmt_jax.evaluation import answering, sources
 
 
 class HarnessError(RmtError):

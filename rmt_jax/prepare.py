@@ -1,6 +1,7 @@
 """Writes BABILong datasets: JSON as the official sets, or a TensorFlow Datasets folder.
 
     python -m rmt_jax.prepare --out DIR --tasks qa1,qa2 --lengths 0k,4k --samples 1000
+    python -m rmt_jax.prepare --config FILE[:PRESET]      reads and checks the tasks of your own
     python -m rmt_jax.prepare --out DIR --format json --babi_dir tasks_1-20_v1-2/en-10k \\
         --background BOOKS --tokenizer gpt2
 
@@ -19,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from rmt_jax import cli
+from rmt_jax.config import import_extensions
 from rmt_jax.data import tasks
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.records import (
@@ -33,10 +35,15 @@ from rmt_jax.data.records import (
     write_part,
 )
 from rmt_jax.files import write_text
+from rmt_jax.validation import validate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
+    args, rest = _parser().parse_known_args(arguments)
+    if args.config:
+        return _check_own(args.config, rest)
+    if rest:
+        raise cli.Usage(f"unrecognized arguments: {' '.join(rest)}.")
     if args.download:
         from rmt_jax.data.babi import files
 
@@ -50,6 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.out:
         raise cli.Usage("--out DIR says where the data goes.")
     run(args)
+    return 0
+
+
+def _check_own(config: str, overrides: list[str]) -> int:
+    """Reads the rows of a config's own tasks to their end, keeps their tokens where training looks
+    for them, and prints what they hold. Raises RmtError with file and line for a bad row."""
+    from rmt_jax.data import tokenizer
+    from rmt_jax.data.loader import Loader
+
+    known = cli.apply_overrides(cli.load_config(config), cli.parse_overrides(overrides))
+    import_extensions(known)
+    validate(known)
+    for line in Loader(known, tokenizer.load(known.data.tokenizer)).describe():
+        print(line)
     return 0
 
 
@@ -199,6 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", default="", help="folder to write to")
+    add("--config", default="", metavar="FILE[:PRESET]",
+        help="read and check the own tasks of this config, and stop")  # fmt: skip
     add("--format", choices=("tfds", "json"), default="tfds", help="default tfds (array_record)")
     add("--tasks", default=",".join(TASKS), help=f"default {','.join(TASKS)}")
     add("--lengths", default="0k,1k,2k,4k", help="default 0k,1k,2k,4k; to 10M")

@@ -265,7 +265,7 @@ class Evaluation:
     lengths: tuple[str, ...] = setting(
         ("1s", "2s", "4s"),
         "Lengths of texts: 4s is 4 segments, 4k and 1M BABILong's nominal tokens, 0k facts alone,"
-        " 300 tokens of context.",
+        " 300 tokens of context, all documents of any length.",
     )
     samples: int = setting(100, "Questions per task and length.", unit="questions", least=1)
     batch: int = setting(50, "Texts side by side.", unit="texts", least=1)

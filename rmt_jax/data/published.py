@@ -24,7 +24,7 @@ class PublishedError(RmtError):
 def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]:
     """Records in file order. Raises PublishedError with the file and the record's number."""
     path = locate(source, task, length)
-    found = _parquet(path) if path.suffix == ".parquet" else _json(path)
+    found = _parquet(path) if path.suffix == ".parquet" else json_records(path)
     empty = True
     for number, record in enumerate(found):
         missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
@@ -94,7 +94,7 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise PublishedError(f"{path} is not a parquet file ({error}).") from None
 
 
-def _json(path: Path) -> Iterator[Any]:
+def json_records(path: Path) -> Iterator[Any]:
     """Objects of a JSON list, or of a file with one object after another."""
     decoder, text, at = json.JSONDecoder(), "", 0
     with open(path, encoding="utf-8") as file:

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
+from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.errors import RmtError
 
 
@@ -27,6 +30,7 @@ class Story(NamedTuple):
     answer: str
     supporting: tuple[int, ...]  # 0-based numbers of the facts that the answer rests on
     intermediate_questions: tuple[IntermediateQuestion, ...] = ()
+    other_answers: tuple[str, ...] = ()  # that are right as well
 
 
 class Document(NamedTuple):
@@ -36,6 +40,8 @@ class Document(NamedTuple):
     context: str
     question: str
     answers: tuple[str, ...]  # right ones; the first is trained on
+    # i32[n] the context by `StoryOptions.tokenizer`, where it is kept so; `context` may be '' then
+    tokens: np.ndarray | None = None
 
 
 class StoryOptions(NamedTuple):
@@ -49,6 +55,7 @@ class StoryOptions(NamedTuple):
     final_question_only: bool = False  # intermediate questions are the final one, asked earlier
     max_facts: int = 10**6  # a story of more is not wanted
     max_tokens: int = 0  # of the context, so that a document can be made to fit; 0: no limit
+    tokenizer: Tokenizer | None = None  # whose tokens are counted and wanted
 
 
 OFFICIAL = StoryOptions()  # as the official files are

@@ -7,6 +7,7 @@ it stopped, and one with more samples asks only the new questions.
 
 import dataclasses
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from rmt_jax.results import EvalResult
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
 # tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 512 MB.
 HOST_TOKENS, HOST_TOKENS_FOR_ACCELERATORS = 4_000_000, 128_000_000
+log = logging.getLogger(__name__)
 
 
 class EvaluationError(RmtError):
@@ -64,7 +66,7 @@ def evaluate(
     Raises EvaluationError, `sources.QuestionError` or `answering.AnsweringError`: sentences.
     """
     config = model.config
-    tasks = sources.check_tasks(tasks or config.data.tasks)
+    tasks = sources.check_tasks(tasks or config.data.tasks, config.data)
     lengths = tuple(lengths) or tuple(config.evaluation.lengths)
     samples = samples or config.evaluation.samples
     batch = batch or config.evaluation.batch
@@ -82,15 +84,24 @@ def evaluate(
         for length in lengths
         for task in tasks
     ]
+    empty = [job for job in jobs if not job.samples]
+    if empty:
+        named = ", ".join(f"{job.task} at {job.length}" for job in empty)
+        if len(empty) == len(jobs):
+            raise EvaluationError(
+                f"There are no texts of these lengths ({named}): ask for others, or for all."
+            )
+        log.warning("no texts, so left out: %s", named)
+        jobs = [job for job in jobs if job.samples]
     folder = None if out is None else out / "answers"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # says what is wrong before hours of reading
     key = evaluation_fingerprint(model, source, start, reset)
     logs = {job: AnswerLog(folder, job.stem, key) for job in jobs}
     unread = Counter[str]()
-    for job, log in logs.items():
-        missing = max(0, job.samples - len(log.records))
-        unread[job.length] += missing * source.tokens(job.length)
+    for job, kept in logs.items():
+        missing = max(0, job.samples - len(kept.records))
+        unread[job.length] += missing * source.tokens(job.length, job.task)
     results = []
     with TokenProgress(unread, progress) as bar:
         for job in jobs:
@@ -140,7 +151,7 @@ def answer_questions(
 ) -> list[AnswerRecord]:
     """All answers, those in the log first; the others are asked in batches, each of which is made
     only when its turn comes."""
-    nominal = source.tokens(job.length)
+    nominal = source.tokens(job.length, job.task)
     size = batch_size(batch, job.samples, nominal)
     max_new_tokens = source.room(job.task, job.perturb)
     for first in range(len(log.records), job.samples, size):

@@ -13,10 +13,10 @@ import numpy as np
 
 from rmt_jax import models
 from rmt_jax.data import segmentation, tasks
+from rmt_jax.data.text_stream import encode_pieces
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
-from rmt_jax.evaluation.text_stream import encode_pieces
 from rmt_jax.files import atomic_open
 
 TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
@@ -63,13 +63,15 @@ class Session:
                 "the text is read with it."
             )
         name = task or (tasks.guess(question, config.data) if source != "question" else "")
+        if len(config.data.tasks) == 1:
+            name = name or config.data.tasks[0]
         if not name and source != "question":
             raise RecallError(
                 f"Of which task is '{question}'? This model reads a prompt of its task, and the"
                 " question has none of the forms that it knows. Give --task, one of "
                 f"{', '.join(config.data.tasks)}, or describe it: --task 'Say who carries what.'"
             )
-        if name not in tasks.REGISTRY and (near := _mistyped(name)):
+        if not tasks.exists(name, config.data) and (near := _mistyped(name, config.data)):
             raise RecallError(f"There is no task {name}. Did you mean {near}?")
         if source == "learned":
             if name not in config.data.tasks:
@@ -78,7 +80,7 @@ class Session:
                     f"for '{name}'."
                 )
             return TaskPrompt(name, config.data.tasks.index(name), ())
-        known = name in tasks.REGISTRY
+        known = tasks.exists(name, config.data)
         description = tasks.create(name, config.data).description if known else name
         ids = sources.prompt_ids(config.prompt, self.model.tokenizer, description, question)
         shown = name if source == "description" else f"{name} {question}".strip()
@@ -225,7 +227,7 @@ class Session:
         self.memory = jax.tree.unflatten(jax.tree.structure(empty), leaves)
 
 
-def _mistyped(name: str) -> str:
-    """The registered task that a single word is nearly the name of; '' for a description."""
-    near = difflib.get_close_matches(name, list(tasks.REGISTRY), n=1) if name.split() else []
+def _mistyped(name: str, data: Any) -> str:
+    """The task that a single word is nearly the name of; '' for a description."""
+    near = difflib.get_close_matches(name, tasks.names(data), n=1) if name.split() else []
     return near[0] if near and " " not in name else ""

@@ -13,10 +13,13 @@ of this folder registers tasks; one of yours registers from anywhere (docs/exten
 """
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from zlib import crc32
+
+import numpy as np
 
 from rmt_jax import config as settings
 from rmt_jax.data.story import Document, IntermediateQuestion, Story, StoryOptions
@@ -66,6 +69,10 @@ class Task:
     # Words that facts are told with: background sentences that hold one are hard negatives
     # (`data.hard_negative_rate`).
     fact_words: tuple[str, ...] = ()
+    # What becomes of a document that is longer than the longest stage in training: 'cut_beginning',
+    # 'cut_end' or 'leave_out'.
+    longer: str = "leave_out"
+    documents: bool = False  # of a task with `sizes`: are its samples documents, or stories?
     # Names of `rmt_jax.scores.NAMES`, or module:function of your own; the main one first. Empty:
     # `scores.OF_LABELS` where there are labels, otherwise `scores.OF_TEXTS`.
     scores: tuple[str, ...] = ()
@@ -80,6 +87,16 @@ class Task:
         Raises RmtError where there is none, with the way out.
         """
         raise NotImplementedError(f"{type(self).__name__}.sample")
+
+    def sizes(self, split: str, tokenizer: Tokenizer) -> np.ndarray | None:
+        """Of a task with finitely many samples, how long each is: i64[n, 2], tokens of the context
+        (for a story: of all facts) and of the question; `sample` is then asked for 0 to n - 1.
+        None for a task without end, whose samples have any length."""
+        return None
+
+    def describe(self, tokenizer: Tokenizer) -> Iterable[str]:
+        """What a run says about the data of this task before it starts, in sentences."""
+        return ()
 
     @property
     def seed(self) -> int:
@@ -124,8 +141,35 @@ register = REGISTRY.register
 
 
 def create(name: str, data: settings.Data) -> Task:
-    """The task of a name. Raises RegistryError for an unknown one."""
+    """The task of a name: of `data.questions`, or a registered one. Raises RegistryError for an
+    unknown one."""
+    if name in data.questions:
+        from rmt_jax.data.tasks.questions import QuestionsTask
+
+        return QuestionsTask(name, data)
     return REGISTRY[name](data)
+
+
+def resolve(config: settings.Config, tokenizer: Tokenizer) -> settings.Config:
+    """The config with what its own tasks leave to their data: the room for answers, so that a
+    checkpoint can be asked where the files are not. Raises DataError for files that cannot be
+    read."""
+    data, found = config.data, {}
+    for name, one in data.questions.items():
+        if name in data.tasks:
+            tokens = create(name, data).answer_tokens(tokenizer)
+            found[name] = dataclasses.replace(one, answer_tokens=tokens)
+    questions = {**data.questions, **found}
+    return config.replace(data=dataclasses.replace(data, questions=questions)) if found else config
+
+
+def exists(name: str, data: settings.Data) -> bool:
+    return name in data.questions or name in REGISTRY
+
+
+def names(data: settings.Data) -> tuple[str, ...]:
+    """All names that `create` knows, the user's own first."""
+    return (*data.questions, *REGISTRY)
 
 
 def create_all(data: settings.Data) -> dict[str, Task]:
@@ -149,7 +193,7 @@ def guess(question: str, data: settings.Data) -> str:
 def _others(data: settings.Data, known: Iterable[str]) -> Iterator[Task]:
     """All registered tasks but those known; what cannot be created with these settings is left
     out."""
-    for name in REGISTRY:
+    for name in names(data):
         if name not in known:
             with contextlib.suppress(RmtError):
                 yield create(name, data)
@@ -161,6 +205,11 @@ def check(config: settings.Config) -> None:
     Raises:
       ConfigError: for an unknown name, a task without samples, or scores that it cannot have.
     """
+    for name in config.data.questions:
+        if name in REGISTRY:
+            raise settings.ConfigError(
+                f"config.data.questions.{name} has the name of a registered task: choose another."
+            )
     for name in config.data.tasks:
         try:
             task = create(name, config.data)
