@@ -11,7 +11,6 @@
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
 """
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -294,28 +293,15 @@ class Model:
         return self.answers(text, [question], task)[0]
 
     def answers(self, text: str, questions: Sequence[str], task: str = "") -> list[str]:
-        """The answers to questions about a text, which is read once for each task prompt that they
-        need: as `python -m rmt_jax.ask`.
+        """The answers to questions about a text, which is read once for all of them.
 
-        Args:
-          text: of any length, read in segments.
-          questions: at least one.
-          task: name of the task that all of them are of, or its description in your words; empty:
-            the only task of the model, or the one whose questions have this form.
-
-        Raises `session.RecallError` where the task is needed and not known, InputError for an empty
-        text.
+        task: name of the task that all are of, or its description in your words; empty: the model's
+        only task, or the one whose questions have this form. Raises `session.RecallError` where it
+        is needed and not known, and for an empty text.
         """
-        from rmt_jax.data import text_stream
-        from rmt_jax.evaluation.session import Session
+        from rmt_jax.evaluation.session import answers
 
-        if not text.strip():
-            raise InputError("The text is empty: there is nothing to read.")
-        session = Session(self)
-        prompts = session.prompts_for(questions, task)
-        head = session.head([text], questions) if session.ends_aligned else 0
-        session.read(text_stream.pieces(io.StringIO(text)), prompts, head)
-        return [session.answer(question, task) for question in questions]
+        return answers(self, text, questions, task)
 
     @property
     def prompt_room(self) -> int:

@@ -1,6 +1,7 @@
 """One text in memory, to be asked: read in a stream, kept in a small file, asked again at once."""
 
 import difflib
+import io
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from rmt_jax import models
 from rmt_jax.data import segmentation, tasks
-from rmt_jax.data.text_stream import encode_pieces
+from rmt_jax.data.text_stream import encode_pieces, pieces
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
@@ -225,6 +226,17 @@ class Session:
         self.rest = rest.astype(np.int32)
         empty = self.model.initial_memory(len(self.prompts))
         self.memory = jax.tree.unflatten(jax.tree.structure(empty), leaves)
+
+
+def answers(model: Any, text: str, questions: Sequence[str], task: str = "") -> list[str]:
+    """`Model.answers`: one text read once, side by side for each task prompt that is needed."""
+    if not text.strip():
+        raise RecallError("The text is empty: there is nothing to read.")
+    session = Session(model)
+    prompts = session.prompts_for(questions, task)
+    head = session.head(pieces(io.StringIO(text)), questions) if session.ends_aligned else 0
+    session.read(pieces(io.StringIO(text)), prompts, head)
+    return [session.answer(question, task) for question in questions]
 
 
 def _mistyped(name: str, data: Any) -> str:

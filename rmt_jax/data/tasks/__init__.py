@@ -152,13 +152,18 @@ def create(name: str, data: settings.Data) -> Task:
 
 def resolve(config: settings.Config, tokenizer: Tokenizer) -> settings.Config:
     """The config with what its own tasks leave to their data: the room for answers, so that a
-    checkpoint can be asked where the files are not. Raises DataError for files that cannot be
-    read."""
+    checkpoint can be asked where the files are not; and whole paths, so that it can be evaluated
+    from any folder. Raises DataError for files that cannot be read."""
     data, found = config.data, {}
     for name, one in data.questions.items():
         if name in data.tasks:
             tokens = create(name, data).answer_tokens(tokenizer)
-            found[name] = dataclasses.replace(one, answer_tokens=tokens)
+            paths = {
+                split: str(Path(given).resolve())
+                for split in ("train", "validation", "test")
+                if (given := getattr(one, split)) and not given.startswith(("hub:", "tfds:"))
+            }
+            found[name] = dataclasses.replace(one, answer_tokens=tokens, **paths)
     questions = {**data.questions, **found}
     return config.replace(data=dataclasses.replace(data, questions=questions)) if found else config
 
