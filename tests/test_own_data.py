@@ -91,7 +91,8 @@ def test_the_test_rows_are_asked_in_file_and_report(place, monkeypatch, capsys):
     assert re.search(r"tickets\b.* all\b", said) and "wrong_description" in said
     answers = (place / "asked" / "answers" / "tickets_all.jsonl").read_text().splitlines()[1:]
     assert len(answers) == 16  # all that there are, each once
-    rows = [json.loads(line) for line in open(place / "configs" / "tickets.jsonl")]
+    lines = (place / "configs" / "tickets.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     targets = [json.loads(line)["target"] for line in answers]
     assert set(targets) <= {row["team"] for row in rows}
     assert (

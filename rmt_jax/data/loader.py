@@ -231,7 +231,8 @@ class Loader:
         lengths = {name: self._length(chosen or longest, segments) for name in data.tasks}
         lengths = {name: self._document_length(name, one) for name, one in lengths.items()}
         rows = {name: self.composer.rows(name, length) for name, length in lengths.items()}
-        names = [name for name in data.tasks if rows[name] is None or len(rows[name])]
+        empty = {name for name, found in rows.items() if found is not None and not len(found)}
+        names = [name for name in data.tasks if name not in empty]
         if not names:
             return
         for number in range(count):

@@ -188,12 +188,14 @@ def _tfds(source: str, rest: str) -> Iterator[Located]:
         raise DataError(f"{source}: write tfds:NAME:SPLIT, or tfds:FOLDER:SPLIT.")
     import tensorflow_datasets as tfds
 
+    found: Any
     try:
         if Path(name).is_dir():
             versions = sorted(Path(name).glob("**/dataset_info.json"))
             if not versions:
                 raise DataError(f"{source}: {name} holds no dataset_info.json.")
-            found = tfds.builder_from_directory(versions[-1].parent).as_data_source(split)
+            builder: Any = tfds.builder_from_directory(versions[-1].parent)
+            found = builder.as_data_source(split)
         else:
             found = tfds.data_source(name, split=split)
         yield from _numbered(source, (_texts(found[i]) for i in range(len(found))))
