@@ -16,6 +16,7 @@ from rmt_jax.config import Config, Prompt
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, names, torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
+from rmt_jax.training import run as training
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -208,6 +209,38 @@ def test_wrong_folders_and_architectures(tmp_path):
     (tmp_path / "relu" / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="is not JSON"):
         hub.open_source(tmp_path / "relu")
+
+
+def test_a_folder_with_the_name_of_what_ships(tmp_path, monkeypatch):
+    workdir(tmp_path / "multitask")
+    monkeypatch.chdir(tmp_path)
+    own = hub.open_source(tmp_path / "multitask").config
+    for argv in (
+        ["import", "--from", "multitask", "--out", "x"],
+        ["mean", "--of", "multitask:0.5", "backbone:0.5", "--out", "x"],
+    ):
+        with pytest.raises(WeightsError) as told:
+            convert.main(argv)
+        assert f"is a folder here ({tmp_path / 'multitask'})" in str(told.value)
+        assert f"write ./multitask for the folder, or {hub.ASSETS / 'multitask'}" in str(told.value)
+    for folder in ("./multitask", Path("multitask"), tmp_path / "multitask"):
+        assert hub.open_source(folder).config == own
+    assert hub.open_source(hub.ASSETS / "multitask").config != own
+    assert [hub.argument(Path(n)) for n in ("multitask", "runs/a")] == ["./multitask", "runs/a"]
+    monkeypatch.chdir(hub.ASSETS)  # there the name and the folder are the same
+    assert hub.open_source("multitask").config != own
+
+
+def test_a_run_evaluates_its_own_folder(tmp_path, monkeypatch, capsys):
+    workdir(tmp_path / "multitask")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(training.evaluation, "evaluate", lambda model, **_: seen.append(model))
+    monkeypatch.setattr(training.report, "write", lambda *_, **__: [])
+    monkeypatch.setattr(training.report, "table", lambda _: "")
+    training.finish(Path("multitask"))
+    assert seen[0].config == hub.open_source(tmp_path / "multitask").config
+    assert "ask --workdir ./multitask" in capsys.readouterr().out
 
 
 def test_an_index_may_not_lead_outside(tmp_path):

@@ -126,10 +126,11 @@ def finish(path: Path) -> None:
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
+    folder = hub.argument(path)
     print(
         "\nnext:"
-        f"\n  python -m rmt_jax.ask --workdir {path} --file YOUR_TEXT.txt"
+        f"\n  python -m rmt_jax.ask --workdir {folder} --file YOUR_TEXT.txt"
         " --question 'Where is Mary?'"
-        f"\n  python -m rmt_jax.evaluate --workdir {path} --lengths 4k,16k --samples 100"
-        f"\n  python -m rmt_jax.convert export --workdir {path} --out FOLDER"
+        f"\n  python -m rmt_jax.evaluate --workdir {folder} --lengths 4k,16k --samples 100"
+        f"\n  python -m rmt_jax.convert export --workdir {folder} --out FOLDER"
     )

@@ -7,6 +7,7 @@ file's metadata, else from the tensors.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -203,10 +204,16 @@ def _list(names: list[str]) -> str:
 def resolve(name: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
     the hub (weights and json only). NAME@REVISION pins a branch, tag or commit wherever a hub name
-    is taken."""
+    is taken. A `Path` is a folder before it is a name; a text that is both is refused."""
     folder = Path(name).expanduser()
-    if str(name) in SHIPPED:
-        return ASSETS / str(name)
+    if str(name) in SHIPPED and not (folder.is_dir() and isinstance(name, Path)):
+        shipped = ASSETS / str(name)
+        if folder.is_dir() and folder.resolve() != shipped:
+            raise WeightsError(
+                f"{name} is a folder here ({folder.resolve()}) and a checkpoint that comes with the"
+                f" package: write ./{name} for the folder, or {shipped} for the other."
+            )
+        return shipped
     if folder.is_dir():
         return folder
     if folder.is_file() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
@@ -231,6 +238,11 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
             "the spelling and the network, or download it elsewhere and give the folder; with the "
             f"package come {', '.join(SHIPPED)}."
         ) from error
+
+
+def argument(folder: Path) -> str:
+    """How a command line names a folder, so that no name of `SHIPPED` is meant."""
+    return shlex.quote(f"./{folder}" if str(folder) in SHIPPED else str(folder))
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
