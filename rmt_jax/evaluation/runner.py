@@ -7,6 +7,7 @@ it stopped, and one with more samples asks only the new questions.
 
 import dataclasses
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from rmt_jax.results import EvalResult
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
 # tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 512 MB.
 HOST_TOKENS, HOST_TOKENS_FOR_ACCELERATORS = 4_000_000, 128_000_000
+
+log = logging.getLogger(__name__)
 
 
 class EvaluationError(RmtError):
@@ -82,14 +85,18 @@ def evaluate(
         for length in lengths
         for task in tasks
     ]
+    fewer = [f"{job.task} {job.length} {job.samples:,}" for job in jobs if job.samples < samples]
+    if fewer:
+        said = ", ".join(dict.fromkeys(fewer))
+        log.warning("fewer questions than the %s asked for: %s", f"{samples:,}", said)
     folder = None if out is None else out / "answers"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # says what is wrong before hours of reading
     key = evaluation_fingerprint(model, source, start, reset)
     logs = {job: AnswerLog(folder, job.stem, key) for job in jobs}
     unread = Counter[str]()
-    for job, log in logs.items():
-        missing = max(0, job.samples - len(log.records))
+    for job, answers in logs.items():
+        missing = max(0, job.samples - len(answers.records))
         unread[job.length] += missing * source.tokens(job.length)
     results = []
     with TokenProgress(unread, progress) as bar:
