@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     model = load(args.workdir)
     out = args.out or default_out(args.workdir)
+    if args.data in ("generated", "official") and Path(args.data).is_dir():
+        log.warning("--data %s is no folder; for the one here: --data ./%s", args.data, args.data)
     source = sources.open_source(
         args.data,
         model,
