@@ -211,6 +211,47 @@ def test_wrong_folders_and_architectures(tmp_path):
         hub.open_source(tmp_path / "relu")
 
 
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"n_layer": 4}, "n_layer = 4, but its tensors have 3"),
+        ({"n_embd": 64}, "n_embd = 64, but its tensors have 48"),
+        ({"vocab_size": 50257}, "vocab_size = 50257, but its tensors have 211"),
+        ({"n_positions": 1024}, "n_positions = 1024, but its tensors have 56 or 64"),
+        ({"num_mem_tokens": 10}, "num_mem_tokens = 10, but its tensors have 4"),
+        ({"tie_word_embeddings": False}, "False, but its tensors have no output emb.*lm_head"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors(tmp_path, change, sentence):
+    """A last layer that was lost, another model's config: as HF's and as the authors' files."""
+    theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
+    theirs = {n: v for n, v in theirs.items() if "lm_head" not in n}
+    assert hub.open_source(write(tmp_path / "good", theirs, said)).config.model.layers == 3
+    with pytest.raises(WeightsError, match=sentence):
+        hub.open_source(write(tmp_path / "bad", theirs, said | change))
+
+
+def test_a_head_of_its_own_in_a_model_that_is_said_to_be_tied(tmp_path):
+    theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
+    theirs["memory_cell.model.lm_head.weight"] = theirs["memory_cell.model.lm_head.weight"] + 1
+    assert not hub.open_source(write(tmp_path / "own", theirs, said)).config.model.tied_head
+    with pytest.raises(WeightsError, match="= True, but its tensors have an output emb.*own"):
+        hub.open_source(write(tmp_path / "tied", theirs, said | {"tie_word_embeddings": True}))
+
+
+@pytest.mark.parametrize("lost, name", [("bias", "attn.c_attn.bias"), ("c_attn", "c_attn.weight")])
+def test_a_kind_of_tensor_that_is_missing_is_named(tmp_path, lost, name):
+    theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
+    left = {n: v for n, v in theirs.items() if lost not in n}
+    folder = write(tmp_path / "left", left, said)
+    with pytest.raises(WeightsError, match=rf"transformer\.h\.N\..*{name}"):
+        opened = hub.open_source(folder)
+        hub.fit(opened.config, opened.params, str(folder))
+
+
 def test_a_folder_with_the_name_of_what_ships(tmp_path, monkeypatch):
     workdir(tmp_path / "multitask")
     monkeypatch.chdir(tmp_path)
