@@ -21,6 +21,7 @@ from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.models import platform
 from rmt_jax.report import predictions
 from rmt_jax.results import EvalResult
+from rmt_jax.runtime import switches
 
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
 # tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 512 MB.
@@ -33,6 +34,7 @@ class EvaluationError(RmtError):
     """An evaluation that cannot be run; the message is a sentence for the user."""
 
 
+@switches.neutral()
 def evaluate(
     model: Any,
     *,

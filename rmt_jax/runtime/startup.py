@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from rmt_jax.config import Config, ConfigError
-from rmt_jax.runtime import cluster
+from rmt_jax.runtime import cluster, switches
 
 # A process whose host vanished is given up after 100 s of silence (JAX's default heartbeat); one
 # that has finished waits for process 0, which may still evaluate for hours.
@@ -22,12 +22,14 @@ COPIED = 20_000_000
 
 
 def prepare() -> None:
-    """Joins the cluster, checks the devices and switches the compilation cache on.
+    """Joins the cluster, checks the devices, switches the compilation cache on, and off what this
+    code does not work with (`switches`).
 
     Raises:
       ConfigError: devices that would stay idle, a fall back to the CPU, a cluster that does not
         come together; with the way out.
     """
+    switches.make_neutral()
     place = cluster.find(os.environ)
     if place is None and _on_tpu_host():
         place = cluster.Cluster("Cloud TPU")  # its metadata server says whether it is a pod
