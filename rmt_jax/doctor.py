@@ -12,6 +12,7 @@ Optional parts that are missing, and a hub that cannot be reached, are no proble
 """
 
 import argparse
+import http.client
 import importlib.metadata
 import importlib.util
 import os
@@ -294,7 +295,7 @@ def hub(report: Report, offline: bool) -> None:
             report.line("hub", f"{endpoint} answers")
     except urllib.error.HTTPError as error:
         report.line("hub", f"{endpoint} answers (status {error.code})")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         report.line(
             "hub",
             f"{endpoint} cannot be reached ({error}): give folders instead of names for weights,"
