@@ -28,6 +28,7 @@ from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS, Memory
 from rmt_jax.models.io import hub, weights
+from rmt_jax.runtime import switches
 from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
@@ -95,23 +96,24 @@ class Model:
         gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`."""
         self.config, self.folder = config, folder
         self._gguf_tokenizer = gguf_tokenizer
-        self.graph, params = hub.fit(config, params, str(folder or "These params"))
-        self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        with switches.neutral():
+            self.graph, params = hub.fit(config, params, str(folder or "These params"))
+            self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         backbone = BACKBONES[config.model.backbone]
         self.vocab: int = backbone.vocab_of(weights.flatten(self.params["backbone"]))
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._end = end
-        self._read = jax.jit(self._merged(schedule.read_some))
-        self._logits = jax.jit(self._merged(recurrence.all_logits))
-        self._initial = jax.jit(
-            self._merged(lambda model, batch: model.initial(batch)), static_argnums=1
-        )
-        self._greedy = jax.jit(
-            self._merged(generate.greedy), static_argnames=("max_new_tokens", "end")
-        )
+        self._read = self._compiled(schedule.read_some)
+        self._logits = self._compiled(recurrence.all_logits)
+        self._initial = self._compiled(lambda model, batch: model.initial(batch), static_argnums=1)
+        self._greedy = self._compiled(generate.greedy, static_argnames=("max_new_tokens", "end"))
+        self._inspect = self._compiled(_inspect)
 
-        self._inspect = jax.jit(self._merged(_inspect))
+    def _compiled(self, function: Any, **options: Any) -> Any:
+        """`function(model, ...)` compiled, as a function of `params` and the rest, whatever JAX's
+        switches in the user's process."""
+        return switches.Neutral(jax.jit(self._merged(function), **options))
 
     def _merged(self, function: Any) -> Any:
         return lambda params, *args, **named: function(
@@ -193,6 +195,7 @@ class Model:
             )
         return memory
 
+    @switches.neutral()
     def forward(
         self, tokens: Array, mask: Array | None = None, prompt: Prompt | None = None
     ) -> tuple[jax.Array, Memory]:
@@ -277,16 +280,16 @@ class Model:
         if not mask.any(axis=1).all():
             raise InputError("Every text needs at least one token in its last segment.")
         self._room(int(mask.sum(axis=1).max()), max_new_tokens)
-        return np.asarray(
-            self._greedy(
-                self.params,
-                memory,
-                Segment(tokens, mask),
-                self._prompt(prompt, batch),
-                max_new_tokens=max_new_tokens,
-                end=self.end if end is None else end,
-            )
+        made = self._greedy(
+            self.params,
+            memory,
+            Segment(tokens, mask),
+            self._prompt(prompt, batch),
+            max_new_tokens=max_new_tokens,
+            end=self.end if end is None else end,
         )
+        with switches.neutral():
+            return np.asarray(made)
 
     def answer(self, text: str, question: str, task: str = "") -> str:
         """The answer to a question about a text of any length: see `answers`."""

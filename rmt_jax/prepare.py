@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from rmt_jax.data.records import (
 )
 from rmt_jax.files import write_text
 from rmt_jax.validation import validate
+
+log = logging.getLogger("rmt_jax.prepare")  # not __name__, which may be __main__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +109,11 @@ def run(args: argparse.Namespace) -> None:
         cells = [(r, task) for r, task in cells if f"{task}/{r.length}" not in done]
     for name in sorted(done):
         print(f"{out / name} is there already.")
+    counts = {(r.length, task): available(r, task) for r, task in cells}
+    fewer = [f"{task} {length} {n:,}" for (length, task), n in counts.items() if n < args.samples]
+    if fewer:
+        said = ", ".join(fewer)
+        log.warning("fewer questions than the %s asked for: %s", f"{args.samples:,}", said)
     if args.beam:
         from rmt_jax.data import tfds_builder
 

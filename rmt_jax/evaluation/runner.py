@@ -21,6 +21,7 @@ from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.models import platform
 from rmt_jax.report import predictions
 from rmt_jax.results import EvalResult
+from rmt_jax.runtime import switches
 
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
 # tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 512 MB.
@@ -32,6 +33,7 @@ class EvaluationError(RmtError):
     """An evaluation that cannot be run; the message is a sentence for the user."""
 
 
+@switches.neutral()
 def evaluate(
     model: Any,
     *,
@@ -93,14 +95,18 @@ def evaluate(
             )
         log.warning("no texts, so left out: %s", named)
         jobs = [job for job in jobs if job.samples]
+    fewer = [f"{job.task} {job.length} {job.samples:,}" for job in jobs if job.samples < samples]
+    if fewer:
+        said = ", ".join(dict.fromkeys(fewer))
+        log.warning("fewer questions than the %s asked for: %s", f"{samples:,}", said)
     folder = None if out is None else out / "answers"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # says what is wrong before hours of reading
     key = evaluation_fingerprint(model, source, start, reset)
     logs = {job: AnswerLog(folder, job.stem, key) for job in jobs}
     unread = Counter[str]()
-    for job, kept in logs.items():
-        missing = max(0, job.samples - len(kept.records))
+    for job, answers in logs.items():
+        missing = max(0, job.samples - len(answers.records))
         unread[job.length] += missing * source.tokens(job.length, job.task)
     results = []
     with TokenProgress(unread, progress) as bar:

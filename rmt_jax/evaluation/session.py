@@ -19,6 +19,7 @@ from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
 from rmt_jax.files import atomic_open
+from rmt_jax.runtime import switches
 
 TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
 
@@ -114,6 +115,7 @@ class Session:
         place = answering.layout(total, max(tails), self.room, size, "right")
         return int(place.bounds[1]) % size if place.segments else 0
 
+    @switches.neutral()
     def read(self, pieces: Iterable[str], prompts: Sequence[TaskPrompt], head: int = 0) -> None:
         """Reads a text, given in pieces, once for all prompts side by side; its first `head` tokens
         as a segment of their own."""
@@ -144,6 +146,7 @@ class Session:
             )
             self.rest = held[bounds[-1] :].copy()
 
+    @switches.neutral()
     def answer(self, question: str, task: str = "") -> str:
         """Raises RecallError for a question whose prompt the text was not read with."""
         if not question.strip():
@@ -188,6 +191,7 @@ class Session:
         )
         return self.memory._replace(state=state, started=self.memory.started[k : k + 1])
 
+    @switches.neutral()
     def save(self, path: Path) -> int:
         """Bytes written to `path` (.npz): memory, unfinished segment, prompts, whose weights."""
         leaves = jax.tree.leaves(self.memory)
@@ -203,6 +207,7 @@ class Session:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         return path.stat().st_size
 
+    @switches.neutral()
     def load(self, path: Path) -> None:
         """Takes up what `save` kept. Raises RecallError for another file or other weights."""
         try:

@@ -133,10 +133,10 @@ def finish(path: Path) -> None:
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
     own = set(model.config.data.tasks) <= set(model.config.data.questions)
-    question = "YOUR QUESTION" if own else "Where is Mary?"
+    question, folder = "YOUR QUESTION" if own else "Where is Mary?", hub.argument(path)
     print(
         "\nnext:"
-        f"\n  python -m rmt_jax.ask --workdir {path} --file YOUR_TEXT.txt --question '{question}'"
-        f"\n  python -m rmt_jax.evaluate --workdir {path} --lengths 4k,16k --samples 100"
-        f"\n  python -m rmt_jax.convert export --workdir {path} --out FOLDER"
+        f"\n  python -m rmt_jax.ask --workdir {folder} --file YOUR_TEXT.txt --question '{question}'"
+        f"\n  python -m rmt_jax.evaluate --workdir {folder} --lengths 4k,16k --samples 100"
+        f"\n  python -m rmt_jax.convert export --workdir {folder} --out FOLDER"
     )

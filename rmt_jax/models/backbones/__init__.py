@@ -98,6 +98,7 @@ class Backbone(nnx.Module):
     required: ClassVar[Mapping[str, tuple]] = {}  # fields of `config.Model` -> what they may be
     embedding: ClassVar[str] = ""  # name of the weight [V, D] that embeds tokens
     hf: ClassVar[HFNames] = HFNames()
+    hf_sizes: ClassVar[tuple[str, ...]] = ()  # of `to_hf_config`, what tensors say by their shapes
     gguf: ClassVar[HFNames] = HFNames()  # the same names in GGUF files
     gguf_architectures: ClassVar[tuple[str, ...]] = ()  # that it can load
     blocks: Block
