@@ -80,6 +80,16 @@ class Background:
         return Background(np.concatenate(spans), starts, self.name, self.split)
 
 
+@lru_cache(maxsize=2)
+def of_sentences(sentences: tuple[str, ...], tokenizer: Tokenizer) -> Background | None:
+    """These sentences as a background, in memory; None of none."""
+    if not sentences:
+        return None
+    found = tokenizer.encode_many([f" {sentence}" for sentence in sentences])
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in found])])
+    return Background(np.concatenate(found).astype(np.int32), starts, "sentences", "")
+
+
 def cache_folder() -> Path:
     """RMT_JAX_CACHE, or rmt_jax under the user's cache folder."""
     given = os.environ.get("RMT_JAX_CACHE")
