@@ -14,7 +14,7 @@ so many, and the config's background, if there is one, hides them. Questions on 
 (`question_rates`) ask for the value that a key has there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -82,14 +82,12 @@ class Recall(Task):
 
     def sample(self, split: str, seed: int, index: int, options: StoryOptions) -> Story:
         """Pairs are short: `options.room` says how many there may be, and not `max_facts`."""
-
         address, rng = (seed, index, self.seed), AddressedRng(seed, index, self.seed)
         wanted = rng.between(*options.facts) if options.facts else self.options.pairs
         room = None
         if options.room and (options.facts or not self.options.pairs):
-            room = options.room.left(
-                f"{_longest(self.key_symbols, self.options.key_size, options.room.tokenizer)}?"
-            )
+            longest = _of_tokens(self.key_symbols, options.room.tokenizer, max)
+            room = options.room.left(f"{' '.join([longest] * self.options.key_size)}?")
         most = wanted or (10**9 if options.room else PAIRS)
 
         def pairs(attempt: int, most: int) -> list[Pair]:
@@ -136,7 +134,11 @@ class Recall(Task):
         """`most` pairs, or as many as fit in `room` tokens with the questions on the way (None: no
         limit)."""
         held, names, total = dict[int, int](), list[int](), 0
+        tokenizer = options.room.tokenizer if options.room else None
+        least = self._least(tokenizer) if tokenizer else 0
         for _ in range(most):
+            if room is not None and total + least > room:
+                return  # before there is no key left for a pair that would not fit
             if names and rng.uniform() < self.options.rewrites:
                 key = rng.pick(names)
                 value = rng.below(self.values - 1)
@@ -147,9 +149,8 @@ class Recall(Task):
             held[key] = value
             asked = options.question_rate > 0 and rng.uniform() < options.question_rate
             pair = Pair(key, value, asked)
-            if room is not None:
-                assert options.room
-                total += self._tokens(pair, options.room.tokenizer)
+            if room is not None and tokenizer:
+                total += self._tokens(pair, tokenizer)
                 if total > room:
                     return
             yield pair
@@ -173,6 +174,14 @@ class Recall(Task):
             tokens += len(tokenizer.sentence(self._question(pair.key))) + 2
             tokens += len(tokenizer.sentence(self._value(pair.value)))
         return tokens
+
+    def _least(self, tokenizer: Tokenizer) -> int:
+        """Tokens of the shortest pair."""
+        key = _of_tokens(self.key_symbols, tokenizer, min)
+        value = _of_tokens(self.value_symbols, tokenizer, min)
+        pair = f"{' '.join([key] * self.options.key_size)}:"
+        pair += f" {' '.join([value] * self.options.value_size)}."
+        return len(tokenizer.sentence(pair))
 
     def _on_the_way(
         self, pairs: list[Pair], final: int | None, rng: AddressedRng
@@ -203,10 +212,10 @@ class Recall(Task):
         return _spell(number, self.value_symbols, self.options.value_size)
 
 
-@lru_cache(maxsize=8)
-def _longest(symbols: tuple[str, ...], size: int, tokenizer: Tokenizer) -> str:
-    """The key of the most tokens."""
-    return " ".join([max(symbols, key=lambda symbol: len(tokenizer.sentence(symbol)))] * size)
+@lru_cache(maxsize=16)
+def _of_tokens(symbols: tuple[str, ...], tokenizer: Tokenizer, pick: Callable) -> str:
+    """The symbol of the most tokens (`pick` is max), or of the fewest (min)."""
+    return pick(symbols, key=lambda symbol: len(tokenizer.sentence(symbol)))
 
 
 def _spell(number: int, symbols: tuple[str, ...], size: int) -> str:
