@@ -130,6 +130,9 @@ class Data:
         most=1,
     )
     tokenizer: str = setting("builtin", "builtin, a name on the hub, or a folder.", path=True)
+    task_options: Mapping[str, Mapping[str, object]] = setting(
+        FrozenDict(), "Further settings that tasks declare, by task: {recall: {rewrites: 0.5}}."
+    )
     seed: int = setting(0, "Of stories and backgrounds.", least=0, most=LARGEST_SEED)
     workers: int = setting(
         0, "Processes that make batches; 0 for threads of this one.", least=0, most=512

@@ -171,6 +171,7 @@ def _set(
     if isinstance(node, Mapping) and key and get_origin(kind) is Mapping:
         item = get_args(kind)[1]
         new = _build(".".join(keys[: depth + 1]), {}, item) if _is_section(item) else None
+        new = FrozenDict() if get_origin(item) is Mapping else new
         return FrozenDict({**node, key: below(node.get(key, new), item)})
     raise _unknown(name, fields(config))
 

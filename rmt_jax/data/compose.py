@@ -20,7 +20,7 @@ from rmt_jax.data.errors import DataError
 from rmt_jax.data.haystack import NO_WINDOW, ContextQuestion, choose_questions, hide
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.story import OFFICIAL, Document, Story, StoryOptions
+from rmt_jax.data.story import OFFICIAL, Document, Room, Story, StoryOptions
 from rmt_jax.data.tasks import Task
 from rmt_jax.data.tokenizer import Tokenizer
 
@@ -40,6 +40,7 @@ class Sample(NamedTuple):
     supporting: tuple[int, ...] = ()  # numbers of the facts that the answer rests on
     context_questions: tuple[ContextQuestion, ...] = ()
     story: Story | None = None  # None: a document
+    parts: tuple[str, ...] = ()  # of an answer that is a list
 
     @property
     def answer(self) -> str:
@@ -248,6 +249,11 @@ class Composer:
             )
         # A whole length holds question and answer too: about 20 tokens that facts cannot take.
         most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
+        room = None
+        if length.tokens:
+            room = Room(
+                self.tokenizer, length.tokens, 1 + self.answer_room if length.whole else None
+            )
         for attempt in range(ATTEMPTS):
             address = index if not attempt else index + (attempt << 40)
             # Made-up names are long: as many facts as usual may never fit.
@@ -255,6 +261,7 @@ class Composer:
                 max_facts=max(0, most - attempt // 20),
                 max_tokens=max(0, length.tokens),
                 tokenizer=self.tokenizer,
+                room=room,
             )
             if rows is not None:
                 number = int(rows[(index + attempt) % len(rows)])
@@ -298,7 +305,10 @@ class Composer:
             if not length.cut or budget <= 0:
                 return None
             context = context[:budget] if task.longer == "cut_end" else context[-budget:]
-        return Sample(task.name, context, document.question, document.answers, question, answer)
+        return Sample(
+            task.name, context, document.question, document.answers, question, answer,
+            parts=document.parts,
+        )  # fmt: skip
 
     def _hide_story(
         self,
@@ -324,28 +334,34 @@ class Composer:
             story.intermediate_questions, self.tokenizer, rng, room=room, share=question_share
         )
         size += sum(len(one.tokens) for one in questions)
-        fill = hidden and self.background is not None and length.tokens > 0
+        found = self.background
+        if story.haystack is not None:
+            found = background.of_sentences(story.haystack, self.tokenizer)
+        fill = hidden and found is not None and length.tokens > 0
         made = hide(
             facts,
             questions,
             rng,
-            lambda tokens: self._background(tokens, rng, hard_negatives),
+            lambda tokens: self._background(found, tokens, rng, hard_negatives),
             background_tokens=max(0, budget - size) if fill else 0,
             window=self.window,
         )
         return Sample(
             story.task, made.context, story.question, (story.answer, *story.other_answers),
             question, encode(story.answer), made.facts, story.supporting, made.questions, story,
+            story.parts,
         )  # fmt: skip
 
-    def _background(self, tokens: int, rng: AddressedRng, kind: str) -> Slice:
-        """So many tokens from a random sentence on. `kind`: see `sample`."""
-        assert self.background is not None
-        if kind:
+    def _background(
+        self, found: background.Background | None, tokens: int, rng: AddressedRng, kind: str
+    ) -> Slice:
+        """So many tokens of a background from a random sentence on. `kind`: see `sample`."""
+        assert found is not None
+        if kind and found is self.background:
             some = self._hard_negatives(kind)
             return some.take(rng.below(some.sentences), tokens)
-        text = perturb.PerturbedBackground(self.change, self.background, self.tokenizer)
-        return text.take(rng.below(self.background.sentences), tokens, rng)
+        text = perturb.PerturbedBackground(self.change, found, self.tokenizer)
+        return text.take(rng.below(found.sentences), tokens, rng)
 
     def _hard_negatives(self, kind: str) -> background.Background:
         assert self.background is not None

@@ -192,6 +192,8 @@ def answer_questions(
                     gpt2_tokens=q.gpt2_tokens,
                     seconds=seconds,
                     other_targets=q.other_targets,
+                    parts=q.parts,
+                    facts=len(q.facts),
                 )
                 for k, q in enumerate(questions)
             ]

@@ -21,6 +21,8 @@ LABEL_SCORES = ("label", "exact", "normalised")
 class QuestionsTask(Task):
     """Rows as documents; or with `hide` as stories, whose facts are the context's sentences."""
 
+    suite = "questions"
+
     def __init__(self, name: str, data: config.Data):
         super().__init__(data)
         source = self.source = data.questions[name]

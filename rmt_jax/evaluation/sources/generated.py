@@ -143,4 +143,5 @@ class Generated:
             facts=facts,
             supporting=s.supporting,
             other_targets=s.answers[1:],
+            parts=s.parts,
         )

@@ -27,6 +27,7 @@ class Question:
     facts: tuple[tuple[int, int], ...] = ()  # places in the context
     supporting: tuple[int, ...] = ()
     other_targets: tuple[str, ...] = ()  # answers that are right as well
+    parts: tuple[str, ...] = ()  # of an answer that is a list
 
 
 class QuestionSource(Protocol):
