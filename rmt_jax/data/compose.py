@@ -20,7 +20,7 @@ from rmt_jax.data.errors import DataError
 from rmt_jax.data.haystack import NO_WINDOW, ContextQuestion, choose_questions, hide
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.story import OFFICIAL, Document, Story, StoryOptions
+from rmt_jax.data.story import OFFICIAL, Document, Passage, Story, StoryOptions
 from rmt_jax.data.tasks import Task
 from rmt_jax.data.tokenizer import Tokenizer
 
@@ -54,7 +54,8 @@ class Sample(NamedTuple):
 def longest_answer(tasks: Iterable[Task], tokenizer: Tokenizer, renamed: bool = False) -> int:
     """T: tokens of the longest answer of these tasks, END included. `renamed`: persons, places and
     objects may bear any name of the word lists. (Of invented names longer ones are drawn again.)"""
-    return 1 + max((task.answer_tokens(tokenizer, renamed) for task in tasks), default=1)
+    asking = (task for task in tasks if not task.models_language)
+    return 1 + max((task.answer_tokens(tokenizer, renamed) for task in asking), default=1)
 
 
 class Composer:
@@ -100,6 +101,24 @@ class Composer:
         if name not in self._others:
             self._others[name] = registry.create(name, self._data)
         return self._others[name]
+
+    def open(self) -> None:
+        """Opens what the samples of `tasks` are made of (`Task.open`). Raises RmtError."""
+        for task in self.tasks.values():
+            task.open(self.split, self.tokenizer)
+
+    def passage(self, task: str, length: Length | str, seed: int, index: int) -> Passage:
+        """The passage at (task, length, seed, index) of a task that models a language: as many
+        tokens to read as the length has, or fewer where its text is shorter. Raises RmtError."""
+        found, size = self.task(task), self.segment_tokens
+        if isinstance(length, str):
+            length = Length.parse(length, size)
+        found.open(self.split, self.tokenizer)
+        options = OFFICIAL._replace(max_tokens=length.tokens)
+        made = found.sample(self.split, seed, index, options)
+        if not isinstance(made, Passage) or len(made.tokens) < 2:
+            raise DataError(f"The task '{task}' models a language, but sample {index} is {made!r}.")
+        return made
 
     def sample(
         self,
@@ -149,6 +168,11 @@ class Composer:
     def _sample(
         self, task: Task, length: Length, seed: int, index: int, options: StoryOptions, **more
     ) -> Sample:
+        if task.models_language:
+            raise DataError(
+                f"The task '{task.name}' asks nothing, it models a language: measure it with"
+                " evaluate --perplexity."
+            )
         # A whole length holds question and answer too: about 20 tokens that facts cannot take.
         most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
         for attempt in range(ATTEMPTS):
@@ -158,6 +182,7 @@ class Composer:
                 max_facts=max(0, most - attempt // 20), max_tokens=max(0, length.tokens)
             )
             found = task.sample(self.split, seed, address, limited)
+            assert not isinstance(found, Passage)
             if isinstance(found, Document):
                 sample = self._read_document(task, found, length)
             else:

@@ -5,7 +5,7 @@ number of hosts, sees the same data. Shapes are static in a bucket: a batch has 
 segments of its stage, and so few programs are compiled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from rmt_jax.data import tasks
 from rmt_jax.data.collate import collate
 from rmt_jax.data.compose import Composer, Sample
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.story import OFFICIAL, StoryOptions
+from rmt_jax.data.story import OFFICIAL, Passage, StoryOptions
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.types import Batch
 
@@ -37,6 +37,7 @@ class Loader:
         self.composer = Composer(
             config.data, tokenizer, split, segment_tokens=config.model.segment_tokens
         )
+        self.composer.open()
         self.stages = config.stages
         steps = [stage.steps for stage in self.stages]
         self._ends = np.cumsum(steps)
@@ -86,7 +87,7 @@ class Loader:
 
     def collate(
         self,
-        samples: list[Sample],
+        samples: Sequence[Sample | Passage],
         segments: int,
         answered: int = 1,
         questions: int = 1,
@@ -109,10 +110,13 @@ class Loader:
             mark_background_only=mark_background_only,
         )
 
-    def _sample(self, stage: Stage, segments: int, index: int) -> Sample:
+    def _sample(self, stage: Stage, segments: int, index: int) -> Sample | Passage:
         data = self.config.data
         rng = AddressedRng(data.seed, index, 3)
         task = rng.weighted(*_mixture(self.config, stage))
+        address = (task, f"{segments}s", data.seed, index)
+        if self.composer.tasks[task].models_language:
+            return self.composer.passage(*address)
         hidden = rng.uniform() < stage.background
         rate = rng.pick(stage.question_rates)
         names = NEW_NAMES if rng.uniform() < data.new_names else ()
@@ -130,7 +134,6 @@ class Loader:
             final_question_only=known,
         )
         negatives = "found" if rng.uniform() < data.hard_negative_rate else ""
-        address = (task, f"{segments}s", data.seed, index)
         return self.composer.sample(
             *address, options, hidden=hidden, question_share=share, hard_negatives=negatives
         )
@@ -147,12 +150,15 @@ class Loader:
             samples = []
             for index in range(number * batch, (number + 1) * batch):
                 task = data.tasks[index % len(data.tasks)]
+                address = (task, f"{segments}s", seed, index)
+                if self.composer.tasks[task].models_language:
+                    samples.append(self.composer.passage(*address))
+                    continue
                 hidden, options = True, OFFICIAL
                 if chosen is not None:
                     rng = AddressedRng(seed, index, 4)
                     hidden = rng.uniform() < chosen.background
                     options = StoryOptions(_range(rng.pick(chosen.facts)))
-                address = (task, f"{segments}s", seed, index)
                 sample = self.composer.sample(*address, options, hidden=hidden)
                 samples.append(sample)
             yield self.collate(samples, segments)

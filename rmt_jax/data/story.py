@@ -1,6 +1,9 @@
-"""What a task hands on: a story whose facts are hidden in background, or a document as it is."""
+"""What a task hands on: a story whose facts are hidden in background, a document as it is, or a
+passage of text to model."""
 
 from typing import NamedTuple
+
+import numpy as np
 
 from rmt_jax.errors import RmtError
 
@@ -38,6 +41,14 @@ class Document(NamedTuple):
     answers: tuple[str, ...]  # right ones; the first is trained on
 
 
+class Passage(NamedTuple):
+    """Tokens of one text that follow each other: each is predicted from those before it, and
+    nothing is asked. The last one is predicted and not read."""
+
+    task: str
+    tokens: np.ndarray  # i32[n + 1] or narrower, n at least 1: n to read
+
+
 class StoryOptions(NamedTuple):
     """What is asked of a story. A task without facts may ignore all of it but `max_tokens`."""
 
@@ -48,7 +59,8 @@ class StoryOptions(NamedTuple):
     two_persons_below: int = 6  # stories of fewer facts have two persons, so that facts connect
     final_question_only: bool = False  # intermediate questions are the final one, asked earlier
     max_facts: int = 10**6  # a story of more is not wanted
-    max_tokens: int = 0  # of the context, so that a document can be made to fit; 0: no limit
+    # Of the context, so that a document can be made to fit, or to read of a passage; 0: no limit.
+    max_tokens: int = 0
 
 
 OFFICIAL = StoryOptions()  # as the official files are

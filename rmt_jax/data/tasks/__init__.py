@@ -1,7 +1,8 @@
 """Tasks: what is asked about a text. A task is a class in a file, registered under a name.
 
 A task yields samples, each a pure function of (split, seed, index, options): a `Story`, whose facts
-are hidden in background text, or a `Document`, which is read as it is. It says its description (the
+are hidden in background text, a `Document`, which is read as it is, or a `Passage`, of which every
+token is predicted. It says its description (the
 task prompt), its labels if answers come from a closed set, and how answers are scored. Every file
 of this folder registers tasks; one of yours registers from anywhere (docs/extend.md).
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from zlib import crc32
 
 from rmt_jax import config as settings
-from rmt_jax.data.story import Document, IntermediateQuestion, Story, StoryOptions
+from rmt_jax.data.story import Document, IntermediateQuestion, Passage, Story, StoryOptions
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.errors import RmtError
 from rmt_jax.registry import Registry
@@ -29,6 +30,7 @@ from rmt_jax.scores import check as check_rule
 __all__ = [
     "Document",
     "IntermediateQuestion",
+    "Passage",
     "REGISTRY",
     "Story",
     "StoryOptions",
@@ -38,6 +40,8 @@ __all__ = [
     "create",
     "create_all",
     "guess",
+    "language_tasks",
+    "question_tasks",
     "register",
     "usable",
 ]
@@ -69,11 +73,20 @@ class Task:
     # Names of `rmt_jax.scores.NAMES`, or module:function of your own; the main one first. Empty:
     # `scores.OF_LABELS` where there are labels, otherwise `scores.OF_TEXTS`.
     scores: tuple[str, ...] = ()
+    # Are samples passages? Then nothing is asked: there are no labels, answers and scores.
+    models_language: bool = False
 
     def __init__(self, data: settings.Data):
         self.data = data
 
-    def sample(self, split: str, seed: int, index: int, options: StoryOptions) -> Story | Document:
+    def open(self, split: str, tokenizer: Tokenizer) -> None:
+        """Opens what samples of a split are made of, so that what is wrong is said before training
+        starts; called again it does nothing. For a task whose texts are tokenised once. It is
+        called before the first passage is sampled. Raises RmtError."""
+
+    def sample(
+        self, split: str, seed: int, index: int, options: StoryOptions
+    ) -> Story | Document | Passage:
         """Sample `index` of a split ('train', 'validation', 'test'): the same arguments give the
         same sample, anywhere, in any order. Splits should share none.
 
@@ -124,13 +137,28 @@ register = REGISTRY.register
 
 
 def create(name: str, data: settings.Data) -> Task:
-    """The task of a name. Raises RegistryError for an unknown one."""
+    """The task of a name: an entry of `data.texts`, or a registered one. Raises RegistryError for
+    an unknown one."""
+    if name in data.texts:
+        from rmt_jax.data.tasks.texts import LanguageTask
+
+        return LanguageTask(name, data)
     return REGISTRY[name](data)
 
 
 def create_all(data: settings.Data) -> dict[str, Task]:
     """The tasks of `data.tasks`, in order."""
     return {name: create(name, data) for name in data.tasks}
+
+
+def language_tasks(data: settings.Data) -> tuple[str, ...]:
+    """Those of `data.tasks` that model a language."""
+    return tuple(name for name, task in create_all(data).items() if task.models_language)
+
+
+def question_tasks(data: settings.Data) -> tuple[str, ...]:
+    """Those of `data.tasks` that ask something."""
+    return tuple(name for name, task in create_all(data).items() if not task.models_language)
 
 
 def usable(data: settings.Data) -> list[str]:
@@ -166,6 +194,11 @@ def check(config: settings.Config) -> None:
             task = create(name, config.data)
         except RmtError as error:
             raise settings.ConfigError(str(error)) from None
+        if name in config.data.texts and name in REGISTRY:
+            raise settings.ConfigError(
+                f"config.data.texts has an entry '{name}', which is the name of another task:"
+                " choose another name."
+            )
         try:
             needless = [rule for rule in map(check_rule, task.rules) if rule in LABEL_RULES]
         except ScoreError as error:
