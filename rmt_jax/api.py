@@ -38,7 +38,13 @@ class InputError(settings.ConfigError):
     """Tokens, masks or a memory that this model can't take; the message is a sentence."""
 
 
-def load(name: str | Path, *, revision: str | None = None, dtype: str | None = None) -> "Model":
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    segment_tokens: int = 0,
+) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
     backbone (GPT-2, the Llama family), a GGUF file or an authors' checkpoint.
 
@@ -46,6 +52,7 @@ def load(name: str | Path, *, revision: str | None = None, dtype: str | None = N
       name: a local folder or GGUF file, or a name on the hub.
       revision: of a hub name: a branch, tag or commit to pin.
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
+      segment_tokens: tokens of a segment, instead of the config's.
 
     Raises:
       WeightsError: with what was found, what was expected and what to do.
@@ -53,14 +60,16 @@ def load(name: str | Path, *, revision: str | None = None, dtype: str | None = N
     source = hub.open_source(name, revision)
     if source.guessed:
         log.warning("%s: not said there, so taken as %s", name, "; ".join(source.guessed))
-    return from_source(source, dtype)
+    return from_source(source, dtype, segment_tokens)
 
 
-def from_source(source: hub.Source, dtype: str | None = None) -> "Model":
+def from_source(source: hub.Source, dtype: str | None = None, segment_tokens: int = 0) -> "Model":
     """The same from what `hub.open_source` found."""
     config = source.config
     if dtype:
         config = settings.update(config, {"model.dtype": dtype})
+    if segment_tokens:
+        config = settings.update(config, {"model.segment_tokens": segment_tokens})
     return Model(config, source.params, source.folder, source.end, source.tokenizer)
 
 
