@@ -53,6 +53,7 @@ def language(cell: str) -> Config:
             memory_tokens=16,
             d_mem=64 if cell == "delta" else 32,
             scan_layers=False,
+            remat=False,
         ),
         prompt=Prompt(source="description", place="every", tokens=12),
         data=Data(tasks=("novels",), texts={"novels": Texts()}),
@@ -66,9 +67,9 @@ def language(cell: str) -> Config:
             decay="linear",
             accumulate=2,
         ),
-        stages=(Stage(segments=16, steps=600, batch=16, learning_rate=0.01),),
+        stages=(Stage(segments=16, steps=250, batch=16, learning_rate=0.01),),
         evaluation=Evaluation(lengths=("64s",), samples=16, batch=16),
-        checkpoint=Checkpoint(every=200),
+        checkpoint=Checkpoint(every=50),
         log_every=10,
     )
 
