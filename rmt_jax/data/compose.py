@@ -113,6 +113,8 @@ class Composer:
         found, size = self.task(task), self.segment_tokens
         if isinstance(length, str):
             length = Length.parse(length, size)
+        if not found.models_language:
+            raise DataError(f"The task '{task}' models no language: it has questions, no passages.")
         found.open(self.split, self.tokenizer)
         options = OFFICIAL._replace(max_tokens=length.tokens)
         made = found.sample(self.split, seed, index, options)

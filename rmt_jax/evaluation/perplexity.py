@@ -6,6 +6,7 @@ places. The same program measures both; a text of any length takes the same memo
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,7 +151,7 @@ def measure(
 
 
 def segments(
-    text: np.ndarray, size: int, align: str, tokenizer: Any, block: int = BLOCK
+    text: np.ndarray, size: int, align: str, tokenizer: Any, block: int
 ) -> Iterator[np.ndarray]:
     """Bounds i64[n + 1] of the segments of a text, as in training (`segmentation.passage_bounds`),
     at most `block` of them at a time."""
@@ -174,8 +175,8 @@ def _read(
     model: Any, found: Sequence[np.ndarray], size: int, prompt: Any, reset: bool, bar: Any
 ) -> list["_Sums"]:
     """Sums of texts that are read side by side; places of the batch that are left stay empty."""
-    length, tokenizer = model.segment_tokens, model.tokenizer
-    cuts = [segments(text[:-1], length, model.config.data.align, tokenizer) for text in found]
+    length, tokenizer, align = model.segment_tokens, model.tokenizer, model.config.data.align
+    cuts = [segments(text[:-1], length, align, tokenizer, BLOCK) for text in found]
     sums = [_Sums(tokenizer.token_bytes, reset) for _ in found]
     memories = {way: model.initial_memory(size) for way in ((False, True) if reset else (False,))}
     while True:
@@ -304,7 +305,7 @@ def _result(model: Any, name: str, records: Sequence[TextRecord]) -> PerplexityR
 
 
 def _bin(view: str, start: int, stop: int, found: Sequence[TextSums]) -> TextBin:
-    below = [one.bytes * np.log(2) for one in found]
+    below = [one.bytes * math.log(2) for one in found]
     nats = [one.nats for one in found]
     errors: list[float | None] = [ratio_error(nats, below), None, None]
     reset = [one.reset_nats for one in found if one.reset_nats is not None]

@@ -28,7 +28,7 @@ from rmt_jax.data.tokenizer import Tokenizer
 
 VERSION = 1  # of the arrays
 LEAST = 2  # tokens of a text: one to read, one to predict
-BLOCK = 1 << 22  # characters tokenised at a time
+BLOCK = 1 << 20  # characters tokenised at a time
 SHOWN = 3  # texts that a sentence names
 log = logging.getLogger(__name__)
 
