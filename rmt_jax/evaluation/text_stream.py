@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from rmt_jax.errors import RmtError
+from rmt_jax.files import refuse_pointer
 
 PIECE = 1 << 16  # characters
 
@@ -29,6 +30,7 @@ class TextError(RmtError):
 
 def open_text(path: Path) -> IO[str]:
     """The file as text. Raises TextError for a missing file, a folder, no permission."""
+    refuse_pointer(path)
     try:
         return open(path, encoding="utf-8", newline="")
     except FileNotFoundError as error:

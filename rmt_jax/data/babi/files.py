@@ -17,6 +17,7 @@ from typing import NamedTuple
 from rmt_jax.data import web
 from rmt_jax.data.babi import table
 from rmt_jax.data.babi.table import BabiError
+from rmt_jax.files import refuse_pointer
 
 ADDRESS = "http://www.thespermwhale.com/jaseweston/babi/tasks_1-20_v1-2.tar.gz"
 MIRROR = "https://s3.amazonaws.com/text-datasets/babi_tasks_1-20_v1-2.tar.gz"
@@ -35,6 +36,7 @@ class Item(NamedTuple):
 def read(path: str | Path) -> list[Item]:
     """Every question of a file, in file order. Raises `BabiError` with file and line."""
     path = Path(path)
+    refuse_pointer(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
