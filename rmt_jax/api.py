@@ -6,12 +6,13 @@
     memory = model.read(memory, tokens)
     logits, memory = model.forward(tokens)
     tokens = model.generate(tokens, max_new_tokens=8)
+    model.answer("Mary went to the garden.", "Where is Mary?")
 
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,6 +290,21 @@ class Model:
         )
         with switches.neutral():
             return np.asarray(made)
+
+    def answer(self, text: str, question: str, task: str = "") -> str:
+        """The answer to a question about a text of any length: see `answers`."""
+        return self.answers(text, [question], task)[0]
+
+    def answers(self, text: str, questions: Sequence[str], task: str = "") -> list[str]:
+        """The answers to questions about a text, which is read once for all of them.
+
+        task: name of the task that all are of, or its description in your words; empty: the model's
+        only task, or the one whose questions have this form. Raises `session.RecallError` where it
+        is needed and not known, and for an empty text.
+        """
+        from rmt_jax.evaluation.session import answers
+
+        return answers(self, text, questions, task)
 
     @property
     def prompt_room(self) -> int:

@@ -20,7 +20,7 @@ from rmt_jax.config.schema import (
     Prompt,
     Stage,
 )
-from rmt_jax.config.setting import FrozenDict, Setting, describe, section, setting
+from rmt_jax.config.setting import FrozenDict, NoOptions, Setting, describe, section, setting
 from rmt_jax.config.sources import Questions, Texts
 from rmt_jax.config.tree import (
     build_options,
@@ -46,6 +46,7 @@ __all__ = [
     "GateTraining",
     "Mesh",
     "Model",
+    "NoOptions",
     "Optimizer",
     "Prompt",
     "Questions",

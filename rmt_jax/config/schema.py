@@ -130,6 +130,9 @@ class Data:
         most=1,
     )
     tokenizer: str = setting("builtin", "builtin, a name on the hub, or a folder.", path=True)
+    task_options: Mapping[str, Mapping[str, object]] = setting(
+        FrozenDict(), "Further settings that tasks declare, by task: {recall: {rewrites: 0.5}}."
+    )
     seed: int = setting(0, "Of stories and backgrounds.", least=0, most=LARGEST_SEED)
     workers: int = setting(
         0, "Processes that make batches; 0 for threads of this one.", least=0, most=512
@@ -265,7 +268,7 @@ class Evaluation:
     lengths: tuple[str, ...] = setting(
         ("1s", "2s", "4s"),
         "Lengths of texts: 4s is 4 segments, 4k and 1M BABILong's nominal tokens, 0k facts alone,"
-        " 300 tokens of context.",
+        " 300 tokens of context, all documents of any length.",
     )
     samples: int = setting(100, "Questions per task and length.", unit="questions", least=1)
     batch: int = setting(50, "Texts side by side.", unit="texts", least=1)

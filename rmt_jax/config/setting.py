@@ -32,6 +32,11 @@ class Setting:
         return "" if self.least is None else f"{_plain(self.least)} or more"
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """The `Options` of a backbone, memory cell or task without settings of its own."""
+
+
 def setting(
     default: Any = dataclasses.MISSING,
     help: str = "",

@@ -28,7 +28,7 @@ def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]
     paths, empty = locate(source, task, length), True
     for path in paths:
         refuse_pointer(path)
-        found = _parquet(path) if path.suffix == ".parquet" else _json(path)
+        found = _parquet(path) if path.suffix == ".parquet" else json_records(path)
         for number, record in enumerate(found):
             missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
             if missing:
@@ -126,7 +126,7 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise PublishedError(f"{path} is not a parquet file ({error}).") from None
 
 
-def _json(path: Path) -> Iterator[Any]:
+def json_records(path: Path) -> Iterator[Any]:
     """Objects of a JSON list, or of a file with one object after another."""
     decoder, text, at = json.JSONDecoder(), "", 0
     with open(path, encoding="utf-8") as file:

@@ -80,6 +80,16 @@ class Background:
         return Background(np.concatenate(spans), starts, self.name, self.split)
 
 
+@lru_cache(maxsize=2)
+def of_sentences(sentences: tuple[str, ...], tokenizer: Tokenizer) -> Background | None:
+    """These sentences as a background, in memory; None of none."""
+    if not sentences:
+        return None
+    found = tokenizer.encode_many([f" {sentence}" for sentence in sentences])
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in found])])
+    return Background(np.concatenate(found).astype(np.int32), starts, "sentences", "")
+
+
 def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
     """The background of a split ('train', 'validation', 'test'), made on first use.
 
