@@ -27,6 +27,7 @@ from rmt_jax.errors import RmtError
 from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS, Memory
+from rmt_jax.models.inputs import InputError, check_batch, check_tokens
 from rmt_jax.models.io import hub, weights
 from rmt_jax.runtime import switches
 from rmt_jax.types import Array, Prompt, Segment
@@ -36,11 +37,13 @@ BLOCK = 64  # segments that one call of the compiled reader takes at most
 log = logging.getLogger(__name__)
 
 
-class InputError(settings.ConfigError):
-    """Tokens, masks or a memory that this model can't take; the message is a sentence."""
-
-
-def load(name: str | Path, *, revision: str | None = None, dtype: str | None = None) -> "Model":
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    segment_tokens: int = 0,
+) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
     backbone (GPT-2, the Llama family), a GGUF file or an authors' checkpoint.
 
@@ -48,6 +51,7 @@ def load(name: str | Path, *, revision: str | None = None, dtype: str | None = N
       name: a local folder or GGUF file, or a name on the hub.
       revision: of a hub name: a branch, tag or commit to pin.
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
+      segment_tokens: tokens of a segment, instead of the config's.
 
     Raises:
       WeightsError: with what was found, what was expected and what to do.
@@ -55,14 +59,16 @@ def load(name: str | Path, *, revision: str | None = None, dtype: str | None = N
     source = hub.open_source(name, revision)
     if source.guessed:
         log.warning("%s: not said there, so taken as %s", name, "; ".join(source.guessed))
-    return from_source(source, dtype)
+    return from_source(source, dtype, segment_tokens)
 
 
-def from_source(source: hub.Source, dtype: str | None = None) -> "Model":
+def from_source(source: hub.Source, dtype: str | None = None, segment_tokens: int = 0) -> "Model":
     """The same from what `hub.open_source` found."""
     config = source.config
     if dtype:
         config = settings.update(config, {"model.dtype": dtype})
+    if segment_tokens:
+        config = settings.update(config, {"model.segment_tokens": segment_tokens})
     return Model(config, source.params, source.folder, source.end, source.tokenizer)
 
 
@@ -172,14 +178,14 @@ class Model:
           mask: bool of the same shape; a segment without tokens leaves its text's memory as it is.
           prompt: task prompt, the same shapes at every call.
         """
-        ids, known = self._checked(tokens, mask)
+        ids, known = check_tokens(self.vocab, tokens, mask)
         batch, length = len(ids), self.segment_tokens
         if ids.shape[1] % length:
             raise InputError(
                 f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
                 f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
             )
-        _check_batch(memory, batch)
+        check_batch(memory, batch)
         prompt = self._prompt(prompt, batch)
         ids, known = ids.reshape(batch, -1, length), known.reshape(batch, -1, length)
         for start in range(0, ids.shape[1], BLOCK):
@@ -204,7 +210,7 @@ class Model:
         For small inputs (tests, inspection): compiled for each number of segments, and all logits
         are kept.
         """
-        tokens, mask = self._checked(tokens, mask)
+        tokens, mask = check_tokens(self.vocab, tokens, mask)
         batch, places = tokens.shape
         rest = ((0, 0), (0, -places % self.segment_tokens))
         tokens, mask = (
@@ -235,7 +241,7 @@ class Model:
         Returns:
           i32[B, max_new_tokens], the new tokens only; `end` fills a row that has ended.
         """
-        tokens, mask = self._checked(tokens, mask)
+        tokens, mask = check_tokens(self.vocab, tokens, mask)
         batch, length = len(tokens), self.segment_tokens
         order = np.argsort(~mask, axis=1, kind="stable")  # to the left, in their order
         tokens = np.take_along_axis(tokens, order, axis=1)
@@ -267,9 +273,9 @@ class Model:
         One compilation for each batch size, n and `max_new_tokens`: keep n fixed and use the mask.
         Returns i32[B, max_new_tokens] as `generate` does.
         """
-        tokens, mask = self._checked(tail_tokens, tail_mask)
+        tokens, mask = check_tokens(self.vocab, tail_tokens, tail_mask)
         batch, places = tokens.shape
-        _check_batch(memory, batch)
+        check_batch(memory, batch)
         if places > self.segment_tokens:
             raise InputError(
                 f"The last segment holds {places:,} tokens, but a segment is "
@@ -360,31 +366,9 @@ class Model:
                 f"The task prompt is for {len(prompt.tokens)} texts, but tokens hold {batch}."
             )
         if prompt.tokens.size:  # a learned prompt may have none
-            tokens, mask = self._checked(prompt.tokens, prompt.mask)
+            tokens, mask = check_tokens(self.vocab, prompt.tokens, prompt.mask)
             prompt = prompt._replace(tokens=tokens, mask=mask)
         return prompt
-
-    def _checked(self, tokens: Array, mask: Array | None) -> tuple[np.ndarray, np.ndarray]:
-        """i32[B, n] and bool[B, n] on the host."""
-        ids = np.asarray(tokens)
-        if ids.ndim not in (2, 3) or ids.dtype.kind not in "iu":
-            raise InputError(
-                f"Tokens are whole numbers in [texts, tokens], but this is {ids.dtype}"
-                f"{list(ids.shape)}; one text is [1, n]."
-            )
-        ids = ids.reshape(len(ids), -1)
-        known = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
-        known = known.reshape(len(known), -1)
-        if known.shape != ids.shape:
-            raise InputError(f"The mask is {list(known.shape)}, but tokens are {list(ids.shape)}.")
-        if not ids.size:
-            raise InputError("There are no tokens to read.")
-        if ids.min() < 0 or ids.max() >= self.vocab:
-            raise InputError(
-                f"Token ids run from {ids.min()} to {ids.max()}, but the vocabulary has "
-                f"{self.vocab:,}; another model's tokenizer?"
-            )
-        return ids.astype(np.int32), known
 
 
 def _inspect(
@@ -392,10 +376,3 @@ def _inspect(
 ) -> tuple[Memory, jax.Array]:
     seen = model.memory.inspect_segment(model, memory, segment, prompt)
     return model.step(memory, segment, prompt)[1], seen
-
-
-def _check_batch(memory: Memory, batch: int) -> None:
-    if memory.started.shape != (batch,):
-        raise InputError(
-            f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."
-        )

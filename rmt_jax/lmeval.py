@@ -42,7 +42,9 @@ def task_of(request: Any, question: str, data: Data) -> str:
     question's form says, else the first of `data.tasks`."""
     words = re.split(r"[^A-Za-z0-9]+", str(getattr(request, "task_name", "") or ""))
     named = [word for word in words if tasks.exists(word, data)]
-    return named[-1] if named else tasks.guess(question, data) or data.tasks[0]
+    if named:
+        return named[-1]
+    return tasks.guess(question, data) or (tasks.question_tasks(data) or data.tasks)[0]
 
 
 def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> list[str]:

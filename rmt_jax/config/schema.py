@@ -108,7 +108,12 @@ class Data:
     tasks: tuple[str, ...] = setting(
         (), "Tasks to train on: names of registered ones, of `questions` and of `texts`."
     )
-    weights: tuple[float, ...] = setting((), "Shares of the tasks, one each; empty: equal shares.")
+    weights: tuple[float, ...] = setting(
+        (),
+        "Shares of the tasks, one each; empty: equal shares. Where some model a language, the loss"
+        " is the mean over answers' tokens and the mean over passages' tokens, each times its share"
+        " of the texts.",
+    )
     facts: str = setting(
         "simulated",
         "Where bAbI stories come from. Of stories of official length, both takes half from the"

@@ -1,4 +1,5 @@
-"""What a task hands on: a story whose facts are hidden in background, or a document as it is."""
+"""What a task hands on: a story whose facts are hidden in background, a document as it is, or a
+passage of text to model."""
 
 from typing import NamedTuple
 
@@ -69,6 +70,14 @@ class Room(NamedTuple):
         return len(self.tokenizer.encode(f" {text}"))
 
 
+class Passage(NamedTuple):
+    """Tokens of one text that follow each other: each is predicted from those before it, and
+    nothing is asked. The last one is predicted and not read."""
+
+    task: str
+    tokens: np.ndarray  # i32[n + 1] or narrower, n at least 1: n to read
+
+
 class StoryOptions(NamedTuple):
     """What is asked of a story. A task without facts may ignore all of it but `max_tokens`."""
 
@@ -79,7 +88,8 @@ class StoryOptions(NamedTuple):
     two_persons_below: int = 6  # stories of fewer facts have two persons, so that facts connect
     final_question_only: bool = False  # intermediate questions are the final one, asked earlier
     max_facts: int = 10**6  # a story of more is not wanted
-    max_tokens: int = 0  # of the context, so that a document can be made to fit; 0: no limit
+    # Of the context, so that a document can be made to fit, or to read of a passage; 0: no limit.
+    max_tokens: int = 0
     room: Room | None = None  # the same to the token, for tasks that fill it; None: no limit
     tokenizer: Tokenizer | None = None  # whose tokens are counted and wanted
 

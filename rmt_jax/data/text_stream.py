@@ -1,11 +1,8 @@
 """Texts of any size as a stream of tokens, and the records of data files one at a time.
 
-Nothing here holds a whole text twice. A text is read in pieces that end where its tokens do: the
-pieces' tokens, joined, are those of the whole. (A script without spaces is split after a million
-characters, where a word may fall into other tokens.)
+Nothing here holds a whole text twice: it is read in the pieces of `data.corpus.pieces`.
 """
 
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +10,20 @@ from typing import IO, Any
 
 import numpy as np
 
+from rmt_jax.data.corpus.pieces import PIECE, encode, pieces
 from rmt_jax.errors import RmtError
 from rmt_jax.files import refuse_pointer
 
-PIECE = 1 << 16  # characters
-
-LONGEST = 16 * PIECE  # a piece without a gap between words ends here, within a word
-
-# A byte-level tokenizer always starts a token at a single space between two words.
-_GAP = re.compile(r"(?<=\w) (?=[^\W\d_])")
+__all__ = [
+    "PIECE",
+    "TextError",
+    "decode_pieces",
+    "encode",
+    "encode_pieces",
+    "open_text",
+    "pieces",
+    "rewindable",
+]
 
 
 class TextError(RmtError):
@@ -39,34 +41,6 @@ def open_text(path: Path) -> IO[str]:
         raise TextError(f"{path} is a folder: name a text file in it.") from error
     except OSError as error:
         raise TextError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
-    """The stream's text in pieces of about `size` characters that end between words. Raises
-    TextError for bytes that are not UTF-8."""
-    buffer, searched = "", size
-    while True:
-        try:
-            more = stream.read(size)
-        except UnicodeDecodeError as error:
-            name = getattr(stream, "name", "the input")
-            raise TextError(
-                f"{name} is not UTF-8 text (byte {error.object[error.start]:#x} at {error.start:,} "
-                "of a block): convert it first, e.g. with iconv -f LATIN1 -t UTF-8."
-            ) from error
-        buffer += more
-        if not more:
-            break
-        while len(buffer) >= 2 * size:
-            gap = _GAP.search(buffer, searched)
-            if gap is None and len(buffer) < LONGEST:  # no gap between words yet: go on reading
-                searched = len(buffer) - 1
-                break
-            end = gap.start() if gap else len(buffer)
-            yield buffer[:end]
-            buffer, searched = buffer[end:], size
-    if buffer:
-        yield buffer
 
 
 def rewindable(stream: IO[str]) -> IO[str]:
@@ -96,15 +70,3 @@ def decode_pieces(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
             stop += 1
         yield tokenizer.decode(ids[start:stop])
         start = stop
-
-
-def encode(tokenizer: Any, text: str) -> np.ndarray:
-    """i32[n] of a whole text, encoded in pieces: the tokenizer's own bookkeeping (a hundred bytes a
-    token) never covers more than one."""
-    ids, start = [], 0
-    while start < len(text):
-        gap = _GAP.search(text, start + PIECE, start + LONGEST)
-        stop = gap.start() if gap else min(start + LONGEST, len(text))
-        ids.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
-        start = stop
-    return np.concatenate(ids) if ids else np.zeros(0, np.int32)

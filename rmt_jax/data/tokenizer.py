@@ -66,6 +66,18 @@ class Tokenizer:
         found[self.end] = True
         return found
 
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """i64[vocabulary]: bytes of text that each token stands for, of a byte-level tokenizer: a
+        character of such a token is a byte."""
+        found = np.zeros(self.vocab_size, np.int64)
+        for i in range(self.vocab_size):
+            found[i] = len(self._inner.id_to_token(i) or "")
+        for i, token in self._inner.get_added_tokens_decoder().items():
+            if i < len(found):
+                found[i] = len(token.content.encode())
+        return found
+
     def fingerprint(self) -> str:
         """A short hash of everything that decides the ids; caches are keyed by it."""
         import hashlib

@@ -95,7 +95,8 @@ class Session:
         if asked:
             found = [self.task_prompt(q, task) for q in asked]
         elif config.prompt.source in ("description", "learned") and not task:
-            found = [self.task_prompt("", name) for name in config.data.tasks]
+            asking = tasks.question_tasks(config.data) or config.data.tasks
+            found = [self.task_prompt("", name) for name in asking]
         else:
             found = [self.task_prompt("", task)]
         return list(dict.fromkeys(found))

@@ -62,7 +62,8 @@ def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> floa
 
 def train_flops(config: Config, whole: bool = False) -> float:
     """Model FLOPs of a train step for each token of text: forward and twice that backward, without
-    what rematerialising repeats. Embeddings and the few answer logits are left out.
+    what rematerialising repeats. Embeddings and logits are left out: those of answers are few,
+    those of language modelling are not, and what is said of it is the least that it takes.
 
     Only what the model needs: of attention the visible half, of an unrolled last layer the places
     that are looked at. `whole`: all scores and the whole last layer, as Chowdhery et al. 2022
@@ -71,6 +72,14 @@ def train_flops(config: Config, whole: bool = False) -> float:
     wanted = places(config) if whole else 0
     segment = segment_flops(config, causal=not whole, wanted=wanted)
     return 3 * segment / config.model.segment_tokens
+
+
+def language_logits(config: Config, shape: Shape) -> int:
+    """Places of a batch at which language modelling makes logits: all, where a task is of
+    `data.texts`; of every text, since texts of all tasks share a program."""
+    if not set(config.data.tasks) & set(config.data.texts):
+        return 0
+    return shape.batch * shape.segments * config.model.segment_tokens
 
 
 def passes(config: Config, shape: Shape) -> tuple[float, float]:

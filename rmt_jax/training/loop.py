@@ -1,6 +1,7 @@
 """The loop through the curriculum: steps, log lines, validations, checkpoints."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmt_jax.config import Config
+from rmt_jax.data import tasks as registry
 from rmt_jax.data.loader import Loader
 from rmt_jax.models import costs
 from rmt_jax.models.io import weights
@@ -189,17 +191,19 @@ class Loop:
         return ends or bool(every and step % every == 0)
 
     def validate(self, state, validation: Loader, step: int, progress: Progress) -> dict | None:
-        """Teacher-forced accuracy on validation stories, at each length of the stage; None where
-        SIGTERM came between.
+        """Teacher-forced accuracy on validation stories, and nats per token of texts to model, at
+        each length of the stage; None where SIGTERM came between.
 
-        The score for 'the best' puts a later stage first: its texts are longer.
+        The score for 'the best' is the mean of accuracies, and of a token's mean probability. It
+        puts a later stage first: its texts are longer.
         """
         tasks, stage = self.config.data.tasks, self.stages[step - 1]
+        told = registry.language_tasks(self.config.data)
         by_task: dict[str, dict[str, float]] = {task: {} for task in tasks}
         size = self.config.evaluation.batch
         most = min(VALIDATION_QUESTIONS, self.config.evaluation.samples * len(tasks))
         for segments in validation.stages[stage].buckets:
-            sums = metrics.zeros(len(tasks) + 1)
+            sums = metrics.zeros(len(tasks) + 1, bool(told))
             for batch in validation.evaluation_batches(
                 segments, -(-most // size), size, stage=stage
             ):
@@ -207,16 +211,24 @@ class Loop:
                     return None
                 batch = sharding.put_whole_batch(batch, self.mesh)
                 sums = metrics.add(sums, self.check(state.params, batch))
-            for task, accuracy in metrics.means(sums, tasks)["accuracy"].items():
-                by_task[task][f"{segments}s"] = round(accuracy, 4)
-        progress.log({"step": step, "stage": stage + 1, "validation": by_task})
+            means = metrics.means(sums, tasks)
+            for task, value in (means["accuracy"] | means.get("nats_per_token", {})).items():
+                by_task[task][f"{segments}s"] = round(value, 4)
+        asked = {task: row for task, row in by_task.items() if task not in told}
+        nats = {task: by_task[task] for task in told}
+        record = {"step": step, "stage": stage + 1, "validation": asked}
+        progress.log(record | ({"validation_nats": nats} if told else {}))
         shown = "  ".join(
-            f"{task} " + "/".join(f"{100 * a:.0f}" for a in row.values())
-            for task, row in by_task.items()
+            [f"{t} " + "/".join(f"{100 * a:.0f}" for a in row.values()) for t, row in asked.items()]
+            + [f"{t} " + "/".join(f"{a:.3f}" for a in row.values()) for t, row in nats.items()]
         )
         lengths = "/".join(f"{s}s" for s in validation.stages[stage].buckets)
-        progress.say(f"step {step:,}, validation at {lengths}: {shown}")
-        score = float(np.mean([a for row in by_task.values() for a in row.values()] or [0.0]))
+        progress.say(
+            f"step {step:,}, validation at {lengths}: {shown}{' (nats per token)' if told else ''}"
+        )
+        values = [a for row in asked.values() for a in row.values()]
+        values += [math.exp(-a) for row in nats.values() for a in row.values()]
+        score = float(np.mean(values or [0.0]))
         return {"score": stage + score, "accuracy": score}
 
 
@@ -225,13 +237,14 @@ class Window:
 
     def __init__(self, config: Config):
         self.tasks = config.data.tasks
+        self.language = bool(registry.language_tasks(config.data))
         peak = hardware.peak(jax.devices()[0])
         # Fraction of the peak that one token a second makes; None where the peak is not known.
         self.unit = peak and costs.train_flops(config) / (peak * jax.device_count())
         self.reset()
 
     def reset(self) -> None:
-        self.sums = metrics.zeros(len(self.tasks) + 1)
+        self.sums = metrics.zeros(len(self.tasks) + 1, self.language)
         self.tokens, self.waited, self.compiled = 0, 0.0, 0.0
         self.start = time.monotonic()
 

@@ -53,6 +53,9 @@ class Progress:
                 tracker.log(record["step"], values)
         if "loss" in record:
             shown = " ".join(f"{k} {100 * v:.0f}" for k, v in record["accuracy"].items())
+            shown += "".join(
+                f" {k} {v:.3f} nats" for k, v in record.get("nats_per_token", {}).items()
+            )
             if "mfu" in record:
                 shown += f" MFU {100 * record['mfu']:.0f}%"
             self._bar.set_description_str(

@@ -11,8 +11,11 @@ from rmt_jax import api, evaluation, models, report
 from rmt_jax.config import Config
 from rmt_jax.data import tasks
 from rmt_jax.data import tokenizer as tokenizers
+from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
+from rmt_jax.evaluation import perplexity
 from rmt_jax.models.io import hub
+from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
@@ -57,15 +60,16 @@ def _run(
         for line in loader.describe():
             log.info("%s", line)
 
-    rows = len(config.data.tasks) + 1  # of the metrics
+    count = len(config.data.tasks)
     rngs = nnx.Rngs(config.seed)
-    model = models.build(config.model, config.prompt, tokenizer.vocab_size, rows - 1, rngs)
+    model = models.build(config.model, config.prompt, tokenizer.vocab_size, count, rngs)
     static, params = models.split(model)
     infos = model.weights()
     rescues = Rescues(path, owner)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    log.info("model: %s, %s weights", config.model.cell, f"{count:,}")
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    log.info("model: %s, %s weights", config.model.cell, f"{weights:,}")
 
+    rows = count + 1
     check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
     if owner:
         tokenizer.save(path / "tokenizer")
@@ -121,22 +125,50 @@ def _run(
 
 
 def finish(path: Path) -> None:
-    """Evaluates the weights of a run on validation stories; writes and prints the results."""
+    """Evaluates the weights of a run on validation stories and texts; writes and prints the
+    results."""
     # Reloaded from the run's folder: what is measured is what a user will load.
     model = api.load(path)
-    results = evaluation.evaluate(model, out=path / "results")
-    written = report.write(
-        results, path / "results", title=path.name, metrics=path / "metrics.jsonl"
-    )
-    print(report.table(results))
+    asked, folder = tasks.question_tasks(model.config.data), path / "results"
+    run = hub.argument(path)
+    own = set(asked) <= set(model.config.data.questions)
+    question = "YOUR QUESTION" if own else "Where is Mary?"
+    told = [name for name in model.config.data.tasks if name in model.config.data.texts]
+    written, following = [], []
+    if asked:
+        results = evaluation.evaluate(model, out=folder)
+        written += report.write(results, folder, title=path.name, metrics=path / "metrics.jsonl")
+        print(report.table(results))
+        following += [
+            f"ask --workdir {run} --file YOUR_TEXT.txt --question '{question}'",
+            f"evaluate --workdir {run} --lengths 4k,16k --samples 100",
+        ]
+    else:
+        written += curves.learning_curves(
+            path / "metrics.jsonl", folder / "curves.png", title=path.name
+        )
+    for name in told:
+        written += measure_texts(model, name, folder if len(told) == 1 else folder / name)
+        following.append(f"evaluate --workdir {run} --perplexity --data {name} --split test")
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
-    own = set(model.config.data.tasks) <= set(model.config.data.questions)
-    question, folder = "YOUR QUESTION" if own else "Where is Mary?", hub.argument(path)
-    print(
-        "\nnext:"
-        f"\n  python -m rmt_jax.ask --workdir {folder} --file YOUR_TEXT.txt --question '{question}'"
-        f"\n  python -m rmt_jax.evaluate --workdir {folder} --lengths 4k,16k --samples 100"
-        f"\n  python -m rmt_jax.convert export --workdir {folder} --out FOLDER"
+    print("\nnext:")
+    for command in (*following, f"convert export --workdir {run} --out FOLDER"):
+        print(f"  python -m rmt_jax.{command}")
+
+
+def measure_texts(model: api.Model, name: str, folder: Path) -> list[Path]:
+    """How well validation texts of an entry of `data.texts` are predicted: as many as questions are
+    asked, each up to the longest length that is evaluated. Returns the files written."""
+    about = model.config.evaluation
+    lengths = [Length.parse(length, model.segment_tokens).tokens for length in about.lengths]
+    result = perplexity.measure(
+        model,
+        perplexity.open_texts(model, name),
+        samples=about.samples,
+        tokens=max(*lengths, model.segment_tokens) + 1,
+        out=folder,
     )
+    print(language.table(result))
+    return language.write(result, folder)

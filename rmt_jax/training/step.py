@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from rmt_jax import models
 from rmt_jax.models.schedule import answers
 from rmt_jax.training import metrics
-from rmt_jax.training.losses import answer_sums
+from rmt_jax.training.losses import Scales, batch_sums, scales
 from rmt_jax.types import Batch, Sums
 
 Params = Any  # nested dict of arrays
@@ -53,22 +53,24 @@ def make_train_step(
         summed once. Left to the compiler, they are summed in every segment of every microbatch.
     """
 
-    def loss(params: Params, batch: Batch, scale: jax.Array, still: jax.Array):
+    def loss(params: Params, batch: Batch, scale: Scales):
         model = models.merge(static, params)
-        logits, drift = answers(model, batch, bptt=bptt, remat=remat)
-        total, sums = answer_sums(logits, batch, rows)
+        found = answers(model, batch, bptt=bptt, remat=remat)
+        total, passages, sums = batch_sums(found, batch, rows)
+        total = total * scale.answers
+        if passages is not None:
+            total += passages * scale.passages
         if memory_drift_penalty and batch.background_only is not None:
-            return total * scale + memory_drift_penalty * still * (
-                drift * batch.background_only
-            ).sum(), sums
-        return total * scale, sums
+            moved = (found.drift * batch.background_only).sum()
+            total += memory_drift_penalty * scale.drift * moved
+        return total, sums
 
     gradient = jax.grad(loss, has_aux=True)
 
-    def total(params: Params, batch: Batch, scale: jax.Array, still: jax.Array):
+    def total(params: Params, batch: Batch, scale: Scales):
         """Gradient and sums of all rows, in `accumulate` microbatches."""
         if accumulate == 1:
-            return gradient(params, batch, scale, still)
+            return gradient(params, batch, scale)
         # Row i goes to microbatch i mod n: each keeps rows of every device.
         micro = jax.tree.map(
             lambda x: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
@@ -76,9 +78,10 @@ def make_train_step(
         )
 
         def body(carry, part):
-            return jax.tree.map(jnp.add, carry, gradient(params, part, scale, still)), None
+            return jax.tree.map(jnp.add, carry, gradient(params, part, scale)), None
 
-        start = (jax.tree.map(jnp.zeros_like, params), metrics.zeros(rows))
+        language = batch.next_token is not None
+        start = (jax.tree.map(jnp.zeros_like, params), metrics.zeros(rows, language))
         return jax.lax.scan(body, start, micro)[0]
 
     def summed(*inputs):
@@ -90,7 +93,7 @@ def make_train_step(
         spread = jax.shard_map(
             summed,
             mesh=mesh,
-            in_specs=(PartitionSpec(), rows_of_device, PartitionSpec(), PartitionSpec()),
+            in_specs=(PartitionSpec(), rows_of_device, PartitionSpec()),
             out_specs=PartitionSpec(),
             # `fsdp` and `tensor` stay the compiler's, if there are several devices along them. If
             # not, all is by hand: cuDNN's attention can't be compiled where only a part is.
@@ -99,13 +102,7 @@ def make_train_step(
         )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        scale = 1.0 / jnp.maximum(batch.weight.sum(), 1e-9)
-        still = (
-            jnp.zeros(())
-            if batch.background_only is None
-            else 1.0 / jnp.maximum(batch.background_only.sum(), 1)
-        )
-        grads, sums = spread(state.params, batch, scale, still)
+        grads, sums = spread(state.params, batch, scales(batch))
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt), sums
@@ -118,6 +115,6 @@ def make_eval_step(static: Any, rows: int):
 
     def step(params: Params, batch: Batch) -> Sums:
         model = models.merge(static, params)
-        return answer_sums(answers(model, batch, bptt=0, remat=False)[0], batch, rows)[1]
+        return batch_sums(answers(model, batch, bptt=0, remat=False), batch, rows)[2]
 
     return step

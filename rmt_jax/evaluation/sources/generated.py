@@ -101,8 +101,8 @@ class Generated:
     def tokens(self, length: str, task: str) -> int:
         composer = self.composer("")
         with question_errors():
-            if composer.own_lengths(task):
-                return composer.longest(task, parse_length(length, self.model))
+            if composer.finite.own_lengths(task):
+                return composer.finite.longest(task, parse_length(length, self.model))
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:
@@ -112,7 +112,7 @@ class Generated:
     def count(self, task: str, length: str, samples: int) -> int:
         parsed = parse_length(length, self.model)
         with question_errors():
-            rows = self.composer("", parsed.whole).rows(task, parsed)
+            rows = self.composer("", parsed.whole).finite.rows(task, parsed)
         return samples if rows is None else min(samples, len(rows))
 
     def ask(self, task: str, length: str, which: range, perturbation: str = "") -> list[Question]:
