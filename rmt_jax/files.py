@@ -98,6 +98,8 @@ def cache_errors(folder: Path) -> Iterator[None]:
 def refuse_pointer(path: str | Path) -> None:
     """Raises PointerError for what a clone holds in place of a file that git-lfs has not fetched. A
     file that is not there, or cannot be read, is for others to say."""
+    if not Path(path).is_file():  # not a pipe either, which can be read once only
+        return
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise PointerError(

@@ -18,6 +18,7 @@ from rmt_jax.data.tokenizer import load
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, names, torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
+from rmt_jax.runtime.workdir import read_config
 from rmt_jax.training import run as training
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -253,6 +254,17 @@ def test_a_kind_of_tensor_that_is_missing_is_named(tmp_path, lost, name):
     with pytest.raises(WeightsError, match=rf"transformer\.h\.N\..*{name}"):
         opened = hub.open_source(folder)
         hub.fit(opened.config, opened.params, str(folder))
+
+
+def test_a_byte_order_mark_in_front_of_json(tmp_path):
+    run, _ = workdir(tmp_path / "run")
+    builtin.save(run / "tokenizer")
+    before = api.load(run)
+    for file in (run / "config.json", run / "tokenizer" / "rmt_tokens.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    after = api.load(run)
+    assert after.config == before.config == read_config(run / "config.json")
+    assert after.tokenizer.fingerprint() == before.tokenizer.fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 def json_records(path: Path) -> Iterator[Any]:
     """Objects of a JSON list, or of a file with one object after another."""
     decoder, text, at = json.JSONDecoder(), "", 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         number, ended, listed = 0, False, None
         while True:
             while at < len(text) and text[at] in " \t\r\n,":

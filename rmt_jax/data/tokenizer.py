@@ -193,7 +193,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         return {}
     refuse_pointer(file)
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(json.loads(file.read_text(encoding="utf-8-sig")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{file} is not a JSON object ({error}).") from None
 

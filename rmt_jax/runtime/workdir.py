@@ -96,7 +96,7 @@ def read_config(file: Path) -> Config:
       ConfigError: no such file, or not ours.
     """
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"There is no {file.name} in {file.parent}: it is not a run's folder."

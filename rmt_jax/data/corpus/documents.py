@@ -132,7 +132,7 @@ def owners(folder: Path) -> dict[str, str]:
     if not manifest.is_file():
         return {}
     try:
-        rows = json.loads(manifest.read_text(encoding="utf-8"))
+        rows = json.loads(manifest.read_text(encoding="utf-8-sig"))
         for row in rows:
             if "split" in row and row["split"] not in SPLITS:
                 raise DataError(
