@@ -9,6 +9,7 @@ WORKDIR/results/             tables and pictures
 
 import datetime
 import fcntl
+import itertools
 import json
 import os
 from pathlib import Path
@@ -22,9 +23,18 @@ from rmt_jax.files import write_text
 FREE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.workers", "data.babi_dir")
 
 
-def default_path() -> Path:
-    """runs/DATE-TIME: every run its own."""
-    return Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+def new_folder() -> Path:
+    """Makes runs/DATE-TIME, or runs/DATE-TIME-2 where another run of this second has that: every run
+    its own."""
+    name = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for number in itertools.count(1):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 class Workdir:
