@@ -24,8 +24,7 @@ FREE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.workers", "dat
 
 
 def new_folder() -> Path:
-    """Makes runs/DATE-TIME, or runs/DATE-TIME-2 where another run of this second has that: every run
-    its own."""
+    """Makes runs/DATE-TIME, every run its own: runs/DATE-TIME-2 is the second one of a second."""
     name = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     for number in itertools.count(1):
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")
