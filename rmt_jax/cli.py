@@ -8,6 +8,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import io
 import json
 import logging
 import os
@@ -167,6 +168,7 @@ def describe_fields(config: Any, columns: int, top: str = "the run:") -> str:
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs a command's `main(argv) -> exit code`. An expected error is one sentence, not a
     traceback, and exit code 2."""
+    open_streams()
     log_to_stderr()
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
@@ -176,6 +178,22 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def open_streams() -> None:
+    """Standard streams that a caller closed (`2>&-`, `<&-`) lead nowhere from here on: without them
+    the next file that is opened would take their number. What a stream's encoding lacks is
+    written as `\\u2026`."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def log_to_stderr() -> None:

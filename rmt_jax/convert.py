@@ -23,6 +23,7 @@ from rmt_jax import cli
 from rmt_jax.cli import Usage
 from rmt_jax.config import Config, to_dict
 from rmt_jax.errors import RmtError
+from rmt_jax.files import refuse_pointer
 
 SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data.tokenizer)
 TOKENIZER_FILES = (
@@ -30,6 +31,8 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
     SPECIAL,
 )
 
@@ -75,6 +78,7 @@ def import_weights(
 
     opened = pretrained.open_source(source, revision)
     pretrained.fit(opened.config, opened.params, str(source))
+    _tokenizer_files(_tokenizer(opened.folder))  # a pointer in place of one is said now
     _free(out)
     weights.save(out, opened.params, dtype)
     _write_json(out / "config.json", to_dict(opened.config))
@@ -83,7 +87,9 @@ def import_weights(
     print(_sizes(opened.config, weights.flatten(opened.params)))
     for guess in opened.guessed:
         print(f"not said by the checkpoint, so taken as: {guess}")
-    if not copied:
+    if copied:
+        _say_if_unusable(out / "tokenizer")
+    else:
         print(f"no tokenizer in {opened.folder}: put its files into {out / 'tokenizer'}")
     print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {pretrained.argument(out)}")
 
@@ -315,9 +321,27 @@ def _write_tokenizer(opened: Any, target: Path) -> bool:
     return True
 
 
-def _copy_tokenizer(source: Path, target: Path) -> bool:
+def _say_if_unusable(folder: Path) -> None:
+    """Texts cannot be read with such a tokenizer, token ids can."""
+    from rmt_jax.data import tokenizer
+
+    try:
+        tokenizer.load(folder)
+    except RmtError as error:
+        print(error)
+
+
+def _tokenizer_files(source: Path) -> list[Path]:
+    """Raises PointerError."""
     found = [source / n for n in TOKENIZER_FILES if (source / n).is_file()]
     found = found or [p for p in (source / "tokenizer").glob("*") if p.name in TOKENIZER_FILES]
+    for file in found:
+        refuse_pointer(file)
+    return found
+
+
+def _copy_tokenizer(source: Path, target: Path) -> bool:
+    found = _tokenizer_files(source)
     if found:
         target.mkdir(parents=True, exist_ok=True)
     for file in found:

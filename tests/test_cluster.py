@@ -112,6 +112,22 @@ def test_half_a_cluster_gets_a_sentence(env, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[1-2]-ib", "node1-ib"),
+        ("node[1-2]-ib,login", "node1-ib"),
+        ("gpu[007-010,12],login", "gpu007"),
+        ("gpu[12]", "gpu12"),
+        ("rack[1,3]node[03-04]-ib.cluster", "rack1node03-ib.cluster"),
+        ("a-1,b[1-2]", "a-1"),
+        ("host", "host"),
+    ],
+)
+def test_the_first_of_slurms_nodes(nodes, first):
+    assert cluster.first_node(nodes) == first
+
+
 def test_gpus_are_dealt_to_the_processes_of_a_host():
     place = cluster.find(SLURM)
     assert place is not None

@@ -22,9 +22,10 @@ def put(folder, text, name="qa1/4k.json"):
     [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\n".join(map(json.dumps, ROWS)) + "\n"],
 )
 @pytest.mark.parametrize("block", [7, 1 << 20])
-def test_json(tmp_path, monkeypatch, base, text, block):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json(tmp_path, monkeypatch, base, text, block, mark):
     monkeypatch.setattr(published, "_BLOCK", block)
-    put(tmp_path, text, f"{base}qa1/4k.json")
+    put(tmp_path, mark + text, f"{base}qa1/4k.json")
     assert list(published.read(tmp_path, "qa1", "4k")) == ROWS
 
 

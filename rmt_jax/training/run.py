@@ -19,7 +19,7 @@ from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
-from rmt_jax.runtime.workdir import Workdir
+from rmt_jax.runtime.workdir import Workdir, new_folder
 from rmt_jax.training import optimizer, step
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.divergence import Diverged, Rescues
@@ -29,12 +29,13 @@ from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
-    """Trains, evaluates, reports; returns the exit code."""
+def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
+    """Trains, evaluates, reports; returns the exit code. Without a `path` it makes a folder."""
     looks.profiled()
     models.check(config.model, config.prompt)
     startup.one_device_a_core(config)
     startup.prepare()
+    path = path or new_folder()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
         tokenizer = tokenizers.load(config.data.tokenizer)
         config = tasks.resolve(config, tokenizer)

@@ -19,6 +19,7 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax import models
+from rmt_jax.files import refuse_pointer
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import gguf, names, torch_pickle, weights
@@ -327,8 +328,9 @@ def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     file = folder / name
     if not file.is_file():
         return {}
+    refuse_pointer(file)
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{file} is not JSON: {error}.") from error
     if not isinstance(said, dict):
@@ -362,8 +364,9 @@ def _read_file(file: Path) -> dict[str, np.ndarray]:
 
 
 def _read_sharded(index: Path) -> dict[str, np.ndarray]:
+    refuse_pointer(index)
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        table = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         files = sorted(set(table.values()))
         inside = all(Path(name).name == name for name in files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
