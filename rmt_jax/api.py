@@ -6,12 +6,13 @@
     memory = model.read(memory, tokens)
     logits, memory = model.forward(tokens)
     tokens = model.generate(tokens, max_new_tokens=8)
+    model.answer("Mary went to the garden.", "Where is Mary?")
 
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS, Memory
 from rmt_jax.models.io import hub, weights
+from rmt_jax.runtime import switches
 from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
@@ -94,23 +96,24 @@ class Model:
         gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`."""
         self.config, self.folder = config, folder
         self._gguf_tokenizer = gguf_tokenizer
-        self.graph, params = hub.fit(config, params, str(folder or "These params"))
-        self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        with switches.neutral():
+            self.graph, params = hub.fit(config, params, str(folder or "These params"))
+            self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         backbone = BACKBONES[config.model.backbone]
         self.vocab: int = backbone.vocab_of(weights.flatten(self.params["backbone"]))
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._end = end
-        self._read = jax.jit(self._merged(schedule.read_some))
-        self._logits = jax.jit(self._merged(recurrence.all_logits))
-        self._initial = jax.jit(
-            self._merged(lambda model, batch: model.initial(batch)), static_argnums=1
-        )
-        self._greedy = jax.jit(
-            self._merged(generate.greedy), static_argnames=("max_new_tokens", "end")
-        )
+        self._read = self._compiled(schedule.read_some)
+        self._logits = self._compiled(recurrence.all_logits)
+        self._initial = self._compiled(lambda model, batch: model.initial(batch), static_argnums=1)
+        self._greedy = self._compiled(generate.greedy, static_argnames=("max_new_tokens", "end"))
+        self._inspect = self._compiled(_inspect)
 
-        self._inspect = jax.jit(self._merged(_inspect))
+    def _compiled(self, function: Any, **options: Any) -> Any:
+        """`function(model, ...)` compiled, as a function of `params` and the rest, whatever JAX's
+        switches in the user's process."""
+        return switches.Neutral(jax.jit(self._merged(function), **options))
 
     def _merged(self, function: Any) -> Any:
         return lambda params, *args, **named: function(
@@ -192,6 +195,7 @@ class Model:
             )
         return memory
 
+    @switches.neutral()
     def forward(
         self, tokens: Array, mask: Array | None = None, prompt: Prompt | None = None
     ) -> tuple[jax.Array, Memory]:
@@ -276,16 +280,31 @@ class Model:
         if not mask.any(axis=1).all():
             raise InputError("Every text needs at least one token in its last segment.")
         self._room(int(mask.sum(axis=1).max()), max_new_tokens)
-        return np.asarray(
-            self._greedy(
-                self.params,
-                memory,
-                Segment(tokens, mask),
-                self._prompt(prompt, batch),
-                max_new_tokens=max_new_tokens,
-                end=self.end if end is None else end,
-            )
+        made = self._greedy(
+            self.params,
+            memory,
+            Segment(tokens, mask),
+            self._prompt(prompt, batch),
+            max_new_tokens=max_new_tokens,
+            end=self.end if end is None else end,
         )
+        with switches.neutral():
+            return np.asarray(made)
+
+    def answer(self, text: str, question: str, task: str = "") -> str:
+        """The answer to a question about a text of any length: see `answers`."""
+        return self.answers(text, [question], task)[0]
+
+    def answers(self, text: str, questions: Sequence[str], task: str = "") -> list[str]:
+        """The answers to questions about a text, which is read once for all of them.
+
+        task: name of the task that all are of, or its description in your words; empty: the model's
+        only task, or the one whose questions have this form. Raises `session.RecallError` where it
+        is needed and not known, and for an empty text.
+        """
+        from rmt_jax.evaluation.session import answers
+
+        return answers(self, text, questions, task)
 
     @property
     def prompt_room(self) -> int:

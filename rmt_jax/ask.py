@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmt_jax import cli
+from rmt_jax.data.text_stream import open_text, pieces, rewindable
 from rmt_jax.errors import RmtError
-from rmt_jax.evaluation.text_stream import open_text, pieces, rewindable
 
 log = logging.getLogger("rmt_jax.ask")  # not __name__, which may be __main__
 

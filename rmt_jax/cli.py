@@ -10,6 +10,8 @@ import dataclasses
 import inspect
 import json
 import logging
+import os
+import re
 import runpy
 import shutil
 import sys
@@ -41,7 +43,12 @@ class Usage(RmtError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours to print."""
+    """argparse whose errors are ours to print, and which takes `--out=~/a` as a shell gives it
+    `--out ~/a`."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_home(token) for token in given], namespace)
 
     def error(self, message: str):
         raise Usage(f"{message[0].upper()}{message[1:]}. --help shows what there is.")
@@ -207,6 +214,12 @@ class _StderrHandler(logging.Handler):
             print(self.format(record), file=sys.stderr)
         else:
             module.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _home(token: str) -> str:
+    """A word of a command line with the `~` of a path written out."""
+    match = re.match(r"(--[\w.-]+=)?(?=~)", token)
+    return token[: match.end()] + os.path.expanduser(token[match.end() :]) if match else token
 
 
 def _value(given: object, kind: Any) -> object:

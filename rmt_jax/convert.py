@@ -93,7 +93,7 @@ def import_weights(
         print(f"not said by the checkpoint, so taken as: {guess}")
     if not copied:
         print(f"no tokenizer in {opened.folder}: put its files into {out / 'tokenizer'}")
-    print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {out}")
+    print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {pretrained.argument(out)}")
 
 
 def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> None:
@@ -208,7 +208,8 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
     _write_json(out / "config.json", to_dict(config))
     _write_tokenizer(first[1], out / "tokenizer")
     said = " + ".join(f"{share:g} {name}" for name, share in of.items())
-    print(f"{said}\nwritten: {out}\nnext:    python -m rmt_jax.evaluate --workdir {out}")
+    folder = pretrained.argument(out)
+    print(f"{said}\nwritten: {out}\nnext:    python -m rmt_jax.evaluate --workdir {folder}")
 
 
 # Of a model's settings, those that say how it runs and not what its weights are.

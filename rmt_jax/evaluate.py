@@ -1,7 +1,8 @@
 """Ask a trained model many questions about long texts, score the answers, report.
 
     python -m rmt_jax.evaluate --workdir RUN [--tasks qa1,qa2] [--lengths 0k,4k,1M] [--samples 100]
-                               [--data generated|official|FOLDER] [--perturb NAME,…] [--out DIR]
+                               [--data generated|official|FOLDER|TASK=FILE] [--perturb NAME,…]
+                               [--out DIR]
 
 A context of any length is read with constant memory, in batches; each batch size is compiled once
 for all lengths. Answers are kept in OUT/answers as they come: a stopped evaluation continues where
@@ -30,7 +31,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--tasks", default="", help="names, as qa1,qa2 (default: the tasks it was trained on)")
     add("--lengths", default="", help="e.g. 1s,4s or 0k,4k,32k,1M (default: the config's)")
     add("--samples", type=int, default=0, help="questions per task and length")
-    add("--data", default="generated", help="generated | official | FOLDER (see README)")
+    add("--data", default="generated", help="generated | official | FOLDER | TASK=FILE")
     add("--babi", default="", help="folder of bAbI files for --data official")
     add("--lengths_by", default="", help="tokenizer that counts the lengths, e.g. GPT-2's folder")
     add("--background", default="", help="builtin | none | a folder of books (default: config's)")

@@ -38,10 +38,11 @@ def _validate_data(config: Config) -> None:
     if not config.evaluation.lengths:
         raise ConfigError("evaluation.lengths is empty: name at least one length, e.g. 4s.")
     for length in config.evaluation.lengths:
-        if not re.fullmatch(r"[1-9]\d*[skM]?|0k", length):
+        if not re.fullmatch(r"[1-9]\d*[skM]?|0k|all", length):
             raise ConfigError(
                 f"evaluation.lengths: '{length}' is no length: write 4s (segments), 0k (facts"
-                " only), 4k or 1M (nominal tokens), or 300 (tokens of context)."
+                " only), 4k or 1M (nominal tokens), 300 (tokens of context), or all (documents"
+                " of any length)."
             )
 
 

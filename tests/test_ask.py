@@ -14,8 +14,8 @@ from commands import exit_code
 
 from rmt_jax import ask
 from rmt_jax.config import Data
-from rmt_jax.data import tasks
-from rmt_jax.evaluation import answering, sources, text_stream
+from rmt_jax.data import tasks, text_stream
+from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation import session as recall
 
 TEXT = "It rained. Mary went to the garden. " + "The sun shone on the old house again. " * 60

@@ -21,7 +21,7 @@ from rmt_jax.config.schema import (
     Prompt,
     Stage,
 )
-from rmt_jax.config.setting import FrozenDict, Setting, describe, section, setting
+from rmt_jax.config.setting import FrozenDict, NoOptions, Setting, describe, section, setting
 from rmt_jax.config.sources import Questions, Texts
 from rmt_jax.config.tree import (
     build_options,
@@ -48,6 +48,7 @@ __all__ = [
     "Lora",
     "Mesh",
     "Model",
+    "NoOptions",
     "Optimizer",
     "Prompt",
     "Questions",

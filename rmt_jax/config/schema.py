@@ -115,12 +115,12 @@ class Data:
         " files.",
         choices=("simulated", "official", "both"),
     )
-    babi_dir: str = setting("", "Folder of the official bAbI text files.")
+    babi_dir: str = setting("", "Folder of the official bAbI text files.", path=True)
     new_names: float = setting(
         0.0, "Share of stories whose persons, places and objects bear new names.", least=0, most=1
     )
     background: str = setting(
-        "builtin", "Text that hides the facts: builtin, none, or a folder of .txt files."
+        "builtin", "Text that hides the facts: builtin, none, or a folder of .txt files.", path=True
     )
     hard_negative_rate: float = setting(
         0.0,
@@ -129,7 +129,10 @@ class Data:
         least=0,
         most=1,
     )
-    tokenizer: str = setting("builtin", "builtin, a name on the hub, or a folder.")
+    tokenizer: str = setting("builtin", "builtin, a name on the hub, or a folder.", path=True)
+    task_options: Mapping[str, Mapping[str, object]] = setting(
+        FrozenDict(), "Further settings that tasks declare, by task: {recall: {rewrites: 0.5}}."
+    )
     seed: int = setting(0, "Of stories and backgrounds.", least=0, most=LARGEST_SEED)
     workers: int = setting(
         0, "Processes that make batches; 0 for threads of this one.", least=0, most=512
@@ -289,7 +292,7 @@ class Evaluation:
     lengths: tuple[str, ...] = setting(
         ("1s", "2s", "4s"),
         "Lengths of texts: 4s is 4 segments, 4k and 1M BABILong's nominal tokens, 0k facts alone,"
-        " 300 tokens of context.",
+        " 300 tokens of context, all documents of any length.",
     )
     samples: int = setting(100, "Questions per task and length.", unit="questions", least=1)
     batch: int = setting(50, "Texts side by side.", unit="texts", least=1)
@@ -316,6 +319,7 @@ class Config:
         "",
         "Weights to start from: a folder, a GGUF file, a name on the hub, or what ships with the"
         " package (backbone, backbone-rmt, multitask, multitask-wide); empty: random.",
+        path=True,
     )
     imports: tuple[str, ...] = setting(
         (), "Modules of your own that register backbones, memory cells or tasks."

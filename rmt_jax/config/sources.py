@@ -24,11 +24,13 @@ SOURCE = (
 class Questions:
     """A task made of rows: a context, a question about it, and its answer or right answers."""
 
-    train: str = setting("", f"Rows to train on: {SOURCE}.")
+    train: str = setting("", f"Rows to train on: {SOURCE}.", path=True)
     validation: str = setting(
-        "", "Rows to validate on; empty: a tenth of the contexts of `train`, by a hash."
+        "", "Rows to validate on; empty: a tenth of the contexts of `train`, by a hash.", path=True
     )
-    test: str = setting("", "Rows to test on; empty: a tenth of the contexts of `train`.")
+    test: str = setting(
+        "", "Rows to test on; empty: a tenth of the contexts of `train`.", path=True
+    )
     description: str = setting("", "The task prompt: a sentence that says what is asked.")
     paraphrases: tuple[str, ...] = setting(
         (), "The description in other words, for the perturbation `paraphrase`."
@@ -74,11 +76,17 @@ class Questions:
 class Texts:
     """Texts to model: every token is predicted from those before it."""
 
-    train: str = setting("", "A folder of .txt files, or a .jsonl file of rows with the text.")
-    validation: str = setting(
-        "", "The same, to validate on; empty: a tenth of the documents of `train`, by a hash."
+    train: str = setting(
+        "", "A folder of .txt files, or a .jsonl file of rows with the text.", path=True
     )
-    test: str = setting("", "The same, to test on; empty: a tenth of the documents of `train`.")
+    validation: str = setting(
+        "",
+        "The same, to validate on; empty: a tenth of the documents of `train`, by a hash.",
+        path=True,
+    )
+    test: str = setting(
+        "", "The same, to test on; empty: a tenth of the documents of `train`.", path=True
+    )
     description: str = setting("Continue the text.", "The task prompt.")
     field: str = setting("text", "Field of a row that holds the text.")
 

@@ -9,6 +9,7 @@ from typing import Any
 from rmt_jax import report
 from rmt_jax.api import Model, load
 from rmt_jax.evaluation import inspection, runner, sources, suite
+from rmt_jax.models.io import hub
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     model = load(args.workdir)
     out = args.out or default_out(args.workdir)
+    if args.data in ("generated", "official") and Path(args.data).is_dir():
+        log.warning("--data %s is no folder; for the one here: --data ./%s", args.data, args.data)
     source = sources.open_source(
         args.data,
         model,
@@ -106,6 +109,7 @@ def split_names(text: str) -> list[str]:
 
 
 def default_out(workdir: str) -> Path:
-    """WORKDIR/evaluation, or a folder here for a checkpoint from the hub."""
+    """WORKDIR/evaluation, or a folder here for a checkpoint from the hub or of the package."""
     folder = Path(workdir)
-    return (folder if folder.is_dir() else Path("evaluation") / folder.name) / "evaluation"
+    own = folder.is_dir() and folder.parent != hub.ASSETS
+    return (folder if own else Path("evaluation") / folder.name) / "evaluation"

@@ -9,6 +9,7 @@ from flax import nnx
 
 from rmt_jax import api, evaluation, models, report
 from rmt_jax.config import Config
+from rmt_jax.data import tasks
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.loader import Loader
 from rmt_jax.models.io import hub
@@ -32,28 +33,34 @@ def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
     startup.one_device_a_core(config)
     startup.prepare()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
+        tokenizer = tokenizers.load(config.data.tokenizer)
+        config = tasks.resolve(config, tokenizer)
         workdir.settle(config)
         try:
-            return _run(config, path, signals, looks)
+            return _run(config, tokenizer, path, signals, looks)
         except Stopped as stop:
             log.warning("%s; the same command continues from there", stop)
             return REQUEUE
 
 
-def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
+def _run(
+    config: Config, tokenizer: tokenizers.Tokenizer, path: Path, signals: Signals, looks: Looks
+) -> int:
     owner = startup.owner()
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batches(config, mesh)
     log.info("%s; writing to %s", startup.describe(), path)
 
-    tokenizer = tokenizers.load(config.data.tokenizer)
     loader = Loader(config, tokenizer, "train")
     validation = Loader(config, tokenizer, "validation")
+    if owner:
+        for line in loader.describe():
+            log.info("%s", line)
 
-    tasks = len(config.data.tasks)
+    rows = len(config.data.tasks) + 1  # of the metrics
     rngs = nnx.Rngs(config.seed)
     vocab = tokenizer.vocab_size
-    model = models.build(config.model, config.prompt, vocab, tasks, rngs, config.adapters)
+    model = models.build(config.model, config.prompt, vocab, rows - 1, rngs, config.adapters)
     static, params = models.split(model)
     infos = model.weights()
     optimizer.check_trained(config, infos)
@@ -61,7 +68,6 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     rescues = Rescues(path, owner)
     log.info("model: %s, %s", config.model.cell, _counts(params, trains))
 
-    rows = tasks + 1
     check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
     if owner:
         tokenizer.save(path / "tokenizer")
@@ -138,10 +144,11 @@ def finish(path: Path) -> None:
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
+    own = set(model.config.data.tasks) <= set(model.config.data.questions)
+    question, folder = "YOUR QUESTION" if own else "Where is Mary?", hub.argument(path)
     print(
         "\nnext:"
-        f"\n  python -m rmt_jax.ask --workdir {path} --file YOUR_TEXT.txt"
-        " --question 'Where is Mary?'"
-        f"\n  python -m rmt_jax.evaluate --workdir {path} --lengths 4k,16k --samples 100"
-        f"\n  python -m rmt_jax.convert export --workdir {path} --out FOLDER"
+        f"\n  python -m rmt_jax.ask --workdir {folder} --file YOUR_TEXT.txt --question '{question}'"
+        f"\n  python -m rmt_jax.evaluate --workdir {folder} --lengths 4k,16k --samples 100"
+        f"\n  python -m rmt_jax.convert export --workdir {folder} --out FOLDER"
     )

@@ -9,11 +9,12 @@ import os
 import re
 import tarfile
 import tempfile
-import urllib.request
+import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from rmt_jax.data import web
 from rmt_jax.data.babi import table
 from rmt_jax.data.babi.table import BabiError
 
@@ -130,7 +131,7 @@ def download(folder: str | Path, sha256: str = "", address: str = "") -> Path:
 
     `sha256`: the digest to insist on; when it is not given, the digest found is kept beside the
     files, so that a second machine can insist on it. Raises `BabiError` with the manual route when
-    no address answers.
+    no address gives the archive whole.
     """
     folder = Path(folder)
     target = folder / "tasks_1-20_v1-2"
@@ -140,30 +141,33 @@ def download(folder: str | Path, sha256: str = "", address: str = "") -> Path:
     problems = []
     for source in [address] if address else [ADDRESS, MIRROR]:
         try:
-            with urllib.request.urlopen(source, timeout=30) as response:
-                data = response.read()
-            break
-        except OSError as error:
+            _fetch(source, target, sha256)
+            return target / "en-10k"
+        except (OSError, BabiError) as error:
             problems.append(f"{source}: {error}")
-    else:
-        raise BabiError(f"No address answers ({'; '.join(problems)}). {manual_route()}")
+    raise BabiError(f"No address gives the files ({'; '.join(problems)}). {manual_route()}")
+
+
+def _fetch(source: str, target: Path, sha256: str) -> None:
+    """One address's archive, unpacked as the folder `target`, with its digest in SHA256."""
+    data = web.get(source)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 and digest != sha256:
-        raise BabiError(f"{source} has SHA-256 {digest}, expected {sha256}: not unpacked.")
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+        raise BabiError(f"it has SHA-256 {digest}, expected {sha256}: not unpacked")
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
         archive = Path(name) / "babi.tar.gz"
         archive.write_bytes(data)
         try:
-            with tarfile.open(archive) as tar:
+            with tarfile.open(archive, "r:gz") as tar:
                 _unpack(tar, Path(name) / "out")
-        except tarfile.TarError as error:
-            raise BabiError(f"{source} cannot be unpacked ({error}). {manual_route()}") from None
-        unpacked = Path(name) / "out" / "tasks_1-20_v1-2"
+        # EOFError, zlib.error: of a gzip file that was cut short or is damaged.
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            raise BabiError(f"{len(data):,} bytes that cannot be unpacked ({error})") from None
+        unpacked = Path(name) / "out" / target.name
         if not (unpacked / "en-10k").is_dir():
-            raise BabiError(f"{source} does not hold tasks_1-20_v1-2/en-10k. {manual_route()}")
+            raise BabiError(f"it does not hold {target.name}/en-10k")
         (unpacked / "SHA256").write_text(f"{digest}  {source}\n")
         os.rename(unpacked, target)
-    return target / "en-10k"
 
 
 def _unpack(tar: tarfile.TarFile, folder: Path) -> None:

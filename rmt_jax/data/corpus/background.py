@@ -5,7 +5,6 @@ under ten tokens are left out when the arrays are made (the authors skip them wh
 haystack is one slice, however long. Nothing is held in memory.
 """
 
-import os
 import tempfile
 from functools import lru_cache
 from hashlib import sha256
@@ -17,6 +16,7 @@ import numpy as np
 from rmt_jax.data.corpus import documents
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.files import cache_errors, cache_folder
 
 MIN_TOKENS = 10  # shorter sentences are skipped (BABILong)
 VERSION = 3  # of the arrays and of the sentence splitter
@@ -80,12 +80,14 @@ class Background:
         return Background(np.concatenate(spans), starts, self.name, self.split)
 
 
-def cache_folder() -> Path:
-    """RMT_JAX_CACHE, or rmt_jax under the user's cache folder."""
-    given = os.environ.get("RMT_JAX_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmt_jax"
+@lru_cache(maxsize=2)
+def of_sentences(sentences: tuple[str, ...], tokenizer: Tokenizer) -> Background | None:
+    """These sentences as a background, in memory; None of none."""
+    if not sentences:
+        return None
+    found = tokenizer.encode_many([f" {sentence}" for sentence in sentences])
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in found])])
+    return Background(np.concatenate(found).astype(np.int32), starts, "sentences", "")
 
 
 def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
@@ -118,7 +120,8 @@ def key(source: str, tokenizer: Tokenizer) -> str:
 def _open(folder_name: str, source: str, tokenizer: Tokenizer, split: str) -> Background:
     folder = Path(folder_name)
     if not folder.is_dir():
-        _make(folder, source, tokenizer)
+        with cache_errors(folder.parent):
+            _make(folder, source, tokenizer)
     kind = _kind(tokenizer)
     tokens, starts = folder / f"{split}.tokens", folder / f"{split}.starts"
     return Background(_map(tokens, kind), _map(starts, np.dtype(np.int64)), source, split)
@@ -137,13 +140,7 @@ def _map(path: Path, kind: np.dtype) -> np.ndarray:
 def _make(folder: Path, source: str, tokenizer: Tokenizer) -> None:
     """Writes all splits into a folder beside, then renames it: a killed run leaves nothing half
     done, and of two runs at once the first to finish wins."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"The tokenised background cannot be kept in {folder.parent} ({error.strerror}): set "
-            "the environment variable RMT_JAX_CACHE to a folder that can be written."
-        ) from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
         made = Path(name) / "made"
         made.mkdir()

@@ -7,6 +7,7 @@ file's metadata, else from the tensors.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,9 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
         backbone = ours.model.backbone
     flat = names.to_ours(theirs, BACKBONES[backbone], str(folder))
     config, guessed = (ours, ()) if ours else infer(backbone, flat, said, str(folder))
+    if ours is None:
+        names.check_sizes(_read_config(folder), held_sizes(config.model, flat), str(folder))
+        names.check_head(said, theirs, flat, BACKBONES[backbone], str(folder))
     if not config.model.tied_head:  # a head that happens to equal the embedding
         flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[backbone].embedding}"])
     return Source(folder, config, weights.unflatten(flat), _end(folder, said), guessed)
@@ -121,6 +125,7 @@ def _open_gguf(file: Path) -> Source:
     backbone = BACKBONES[known[found.architecture]]
     flat = names.to_ours(found.tensors, backbone, str(file), backbone.gguf)
     config, guessed = infer(known[found.architecture], flat, found.said, str(file))
+    names.check_sizes(found.said, held_sizes(config.model, flat), str(file))
     own = backbone.from_gguf(part_of(flat, "backbone"), config.model, found.architecture)
     params = weights.unflatten({f"backbone/{name}": value for name, value in own.items()})
     rest = (found.said.get("eos_token_id"), guessed, found.tokenizer)
@@ -166,7 +171,7 @@ def fit(
         )
     tasks = flat["prompt/table"].shape[0] if "prompt/table" in flat else 1
     made = models.outline(config.model, config.prompt, backbone.vocab_of(own), tasks)
-    return made.static, weights.adopt(made.shapes, params, what)
+    return made.static, weights.adopt(made.shapes, params, what, names.of_theirs(backbone))
 
 
 def part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -230,10 +235,16 @@ def _list(names: list[str]) -> str:
 def resolve(name: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
     the hub (weights and json only). NAME@REVISION pins a branch, tag or commit wherever a hub name
-    is taken."""
+    is taken. A `Path` is a folder before it is a name; a text that is both is refused."""
     folder = Path(name).expanduser()
-    if str(name) in SHIPPED:
-        return ASSETS / str(name)
+    if str(name) in SHIPPED and not (folder.is_dir() and isinstance(name, Path)):
+        shipped = ASSETS / str(name)
+        if folder.is_dir() and folder.resolve() != shipped:
+            raise WeightsError(
+                f"{name} is a folder here ({folder.resolve()}) and a checkpoint that comes with the"
+                f" package: write ./{name} for the folder, or {shipped} for the other."
+            )
+        return shipped
     if folder.is_dir():
         return folder
     if folder.is_file() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
@@ -260,6 +271,11 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
+def argument(folder: Path) -> str:
+    """How a command line names a folder, so that no name of `SHIPPED` is meant."""
+    return shlex.quote(f"./{folder}" if str(folder) in SHIPPED else str(folder))
+
+
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of a folder: one file, or the files that an index names."""
     for name in SINGLE:
@@ -279,7 +295,11 @@ def infer(
     backbone: str, flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
 ) -> tuple[settings.Config, tuple[str, ...]]:
     """Config of others' weights under our names, and the sizes that had to be guessed."""
-    fields, guessed = BACKBONES[backbone].from_hf_config(said, part_of(flat, "backbone"), what)
+    try:
+        fields, guessed = BACKBONES[backbone].from_hf_config(said, part_of(flat, "backbone"), what)
+    except KeyError as error:
+        lost = names.of_theirs(BACKBONES[backbone]).get(f"backbone/{error.args[0]}")
+        raise WeightsError(f"{what} has no tensor {lost or error}, which {backbone} has.") from None
     held = part_of(flat, "memory")
     cell = next((name for name in CELLS if CELLS[name].recognises(held)), None)
     if cell is None:
@@ -301,6 +321,17 @@ def infer(
         model = replace(model, position_layout=layout, max_positions=base)
     prompt = settings.Prompt(source="none", tokens=0)
     return settings.Config(model=model, prompt=prompt), tuple(guessed)
+
+
+def held_sizes(model: settings.Model, flat: Mapping[str, np.ndarray]) -> dict[str, set]:
+    """Fields of a config.json that weights under our names say too, and what they may be."""
+    backbone, cell = BACKBONES[model.backbone], CELLS[model.cell]
+    own, grown = part_of(flat, "backbone"), cell.token_copies() * model.memory_tokens
+    said = backbone.to_hf_config(model, own)
+    held = {name: {said[name]} for name in backbone.hf_sizes}
+    if "n_positions" in said:  # of the whole table, or without the memory's own rows
+        held["n_positions"] = {said["n_positions"], said["n_positions"] - grown}
+    return held | {"num_mem_tokens": {model.memory_tokens if grown else 0}}
 
 
 def _layout(rows: int, grown: int, said: Mapping[str, Any]) -> tuple[str, int]:
