@@ -24,7 +24,7 @@ from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import adapters, gguf, names, weights
-from rmt_jax.models.io.tensors import read_tensors
+from rmt_jax.models.io.tensors import SINGLE, read_tensors
 from rmt_jax.models.io.weights import WeightsError
 
 PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt"]
