@@ -124,6 +124,13 @@ class Data:
     new_names: float = setting(
         0.0, "Share of stories whose persons, places and objects bear new names.", least=0, most=1
     )
+    unknown_rate: float = setting(
+        0.0,
+        "Share of training stories that are asked for a person, object or place that they do not"
+        " have; the answer is 'unknown'.",
+        least=0,
+        most=1,
+    )
     background: str = setting(
         "builtin", "Text that hides the facts: builtin, none, or a folder of .txt files.", path=True
     )

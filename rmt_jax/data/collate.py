@@ -71,7 +71,8 @@ def collate(
         tokens = np.full((b, r, probe_tokens), tokenizer.pad, np.int32)
         batch = batch._replace(probe=Segment(tokens, np.zeros(tokens.shape, bool)))
     for i, sample in enumerate(samples):
-        description = tasks[sample.task].description
+        story = None if isinstance(sample, Passage) else sample.story
+        description = (story and story.description) or tasks[sample.task].description
         question = "" if isinstance(sample, Passage) else sample.question
         batch.prompt[i], batch.prompt_mask[i] = prompts.ids(
             prompt, tokenizer, description, question

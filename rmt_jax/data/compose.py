@@ -53,11 +53,15 @@ class Sample(NamedTuple):
         return tuple(self.facts[i][0] / max(1, len(self.context)) for i in self.supporting)
 
 
-def longest_answer(tasks: Iterable[Task], tokenizer: Tokenizer, renamed: bool = False) -> int:
+def longest_answer(
+    tasks: Iterable[Task], tokenizer: Tokenizer, renamed: bool = False, unknown: bool = False
+) -> int:
     """T: tokens of the longest answer of these tasks, END included. `renamed`: persons, places and
-    objects may bear any name of the word lists. (Of invented names longer ones are drawn again.)"""
+    objects may bear any name of the word lists. (Of invented names longer ones are drawn again.)
+    `unknown`: an answer may be that the text does not tell."""
     asking = (task for task in tasks if not task.models_language)
-    return 1 + max((task.answer_tokens(tokenizer, renamed) for task in asking), default=1)
+    longest = max((task.answer_tokens(tokenizer, renamed) for task in asking), default=1)
+    return 1 + max(longest, len(tokenizer.sentence(perturb.UNKNOWN)) if unknown else 0)
 
 
 class Composer:
@@ -87,7 +91,9 @@ class Composer:
         self.change = perturb.check(change)
         self.window = perturb.WINDOWS.get(change, window)
         renamed = data.new_names > 0 or change.startswith("new_")
-        self.answer_room = longest_answer(self.tasks.values(), tokenizer, renamed)
+        self.answer_room = longest_answer(
+            self.tasks.values(), tokenizer, renamed, data.unknown_rate > 0
+        )
         source = data.background
         if change == "other_background":
             source = perturb.other_background(source)
@@ -231,6 +237,8 @@ class Composer:
                 rng = AddressedRng(seed, address, task.seed, length.tokens, 1)
                 if self.change:
                     found = perturb.story(self.change, found, AddressedRng(seed, address, 7))
+                elif options.unknown:
+                    found = perturb.ask_absent(found, AddressedRng(seed, address, 8), False)
                 sample = self._hide_story(found, length, rng, **more)
             if sample is not None:
                 return sample

@@ -213,6 +213,8 @@ class Loader:
             final_question_only=known,
         )
         negatives = "found" if rng.uniform() < data.hard_negative_rate else ""
+        if data.unknown_rate and rng.uniform() < data.unknown_rate:
+            options = options._replace(unknown=True)
         length = Length.parse(f"{segments}s", self.config.model.segment_tokens)
         if self.composer.finite.rows(task, length) is not None:  # drawn with replacement
             length = self._document_length(task, self._length(stage, segments))

@@ -32,6 +32,7 @@ class Story(NamedTuple):
     supporting: tuple[int, ...]  # 0-based numbers of the facts that the answer rests on
     intermediate_questions: tuple[IntermediateQuestion, ...] = ()
     other_answers: tuple[str, ...] = ()  # that are right as well
+    description: str = ""  # the task prompt of this story alone; '': the task's
     # Of an answer that is a list, 'a, b, c': what the score `match_all` looks for, each by itself.
     # The answer as it stands is trained on.
     parts: tuple[str, ...] = ()
@@ -83,6 +84,7 @@ class StoryOptions(NamedTuple):
 
     facts: tuple[int, int] | None = None  # least and most, drawn evenly; None: as the task has it
     new_names: tuple[str, ...] = ()  # kinds drawn from word lists: people, places, objects
+    unknown: bool = False  # ask for a name that the story does not have; the answer is 'unknown'
     held_out_names: bool = False  # from the part of these lists that training never sees
     question_rate: float = 0.0  # chance of an intermediate question after each fact
     two_persons_below: int = 6  # stories of fewer facts have two persons, so that facts connect

@@ -86,6 +86,8 @@ class Generated:
         found = [n for n in perturb.PERTURBATIONS if described or n not in perturb.DESCRIPTIONS]
         if self.data.background in ("builtin", "none"):
             found.remove("other_background")
+        if not self.data.unknown_rate:
+            found.remove("absent")
         return found
 
     def check(self, perturbation: str) -> None:
@@ -122,7 +124,8 @@ class Generated:
         composer = self.composer(perturbation, parse_length(length, self.model).whole)
         with question_errors():
             s = composer.sample(task, length, self.seed, k)
-        encoded = encode_question(self.model, task, s.question, perturbation, k)
+        own = s.story.description if s.story else ""
+        encoded = encode_question(self.model, task, s.question, perturbation, k, own)
         pieces = text_stream.decode_pieces(composer.tokenizer, s.context)
         facts, context = s.facts, s.context
         if composer.tokenizer is self.model.tokenizer:
