@@ -6,12 +6,13 @@
     memory = model.read(memory, tokens)
     logits, memory = model.forward(tokens)
     tokens = model.generate(tokens, max_new_tokens=8)
+    model.answer("Mary went to the garden.", "Where is Mary?")
 
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,16 +27,14 @@ from rmt_jax.errors import RmtError
 from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS, Memory
+from rmt_jax.models.inputs import InputError, check_batch, check_tokens
 from rmt_jax.models.io import hub, weights
+from rmt_jax.runtime import switches
 from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
 BLOCK = 64  # segments that one call of the compiled reader takes at most
 log = logging.getLogger(__name__)
-
-
-class InputError(settings.ConfigError):
-    """Tokens, masks or a memory that this model can't take; the message is a sentence."""
 
 
 def load(
@@ -103,23 +102,24 @@ class Model:
         gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`."""
         self.config, self.folder = config, folder
         self._gguf_tokenizer = gguf_tokenizer
-        self.graph, params = hub.fit(config, params, str(folder or "These params"))
-        self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        with switches.neutral():
+            self.graph, params = hub.fit(config, params, str(folder or "These params"))
+            self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         backbone = BACKBONES[config.model.backbone]
         self.vocab: int = backbone.vocab_of(weights.flatten(self.params["backbone"]))
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._end = end
-        self._read = jax.jit(self._merged(schedule.read_some))
-        self._logits = jax.jit(self._merged(recurrence.all_logits))
-        self._initial = jax.jit(
-            self._merged(lambda model, batch: model.initial(batch)), static_argnums=1
-        )
-        self._greedy = jax.jit(
-            self._merged(generate.greedy), static_argnames=("max_new_tokens", "end")
-        )
+        self._read = self._compiled(schedule.read_some)
+        self._logits = self._compiled(recurrence.all_logits)
+        self._initial = self._compiled(lambda model, batch: model.initial(batch), static_argnums=1)
+        self._greedy = self._compiled(generate.greedy, static_argnames=("max_new_tokens", "end"))
+        self._inspect = self._compiled(_inspect)
 
-        self._inspect = jax.jit(self._merged(_inspect))
+    def _compiled(self, function: Any, **options: Any) -> Any:
+        """`function(model, ...)` compiled, as a function of `params` and the rest, whatever JAX's
+        switches in the user's process."""
+        return switches.Neutral(jax.jit(self._merged(function), **options))
 
     def _merged(self, function: Any) -> Any:
         return lambda params, *args, **named: function(
@@ -178,14 +178,14 @@ class Model:
           mask: bool of the same shape; a segment without tokens leaves its text's memory as it is.
           prompt: task prompt, the same shapes at every call.
         """
-        ids, known = self._checked(tokens, mask)
+        ids, known = check_tokens(self.vocab, tokens, mask)
         batch, length = len(ids), self.segment_tokens
         if ids.shape[1] % length:
             raise InputError(
                 f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
                 f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
             )
-        _check_batch(memory, batch)
+        check_batch(memory, batch)
         prompt = self._prompt(prompt, batch)
         ids, known = ids.reshape(batch, -1, length), known.reshape(batch, -1, length)
         for start in range(0, ids.shape[1], BLOCK):
@@ -201,6 +201,7 @@ class Model:
             )
         return memory
 
+    @switches.neutral()
     def forward(
         self, tokens: Array, mask: Array | None = None, prompt: Prompt | None = None
     ) -> tuple[jax.Array, Memory]:
@@ -209,7 +210,7 @@ class Model:
         For small inputs (tests, inspection): compiled for each number of segments, and all logits
         are kept.
         """
-        tokens, mask = self._checked(tokens, mask)
+        tokens, mask = check_tokens(self.vocab, tokens, mask)
         batch, places = tokens.shape
         rest = ((0, 0), (0, -places % self.segment_tokens))
         tokens, mask = (
@@ -240,7 +241,7 @@ class Model:
         Returns:
           i32[B, max_new_tokens], the new tokens only; `end` fills a row that has ended.
         """
-        tokens, mask = self._checked(tokens, mask)
+        tokens, mask = check_tokens(self.vocab, tokens, mask)
         batch, length = len(tokens), self.segment_tokens
         order = np.argsort(~mask, axis=1, kind="stable")  # to the left, in their order
         tokens = np.take_along_axis(tokens, order, axis=1)
@@ -272,9 +273,9 @@ class Model:
         One compilation for each batch size, n and `max_new_tokens`: keep n fixed and use the mask.
         Returns i32[B, max_new_tokens] as `generate` does.
         """
-        tokens, mask = self._checked(tail_tokens, tail_mask)
+        tokens, mask = check_tokens(self.vocab, tail_tokens, tail_mask)
         batch, places = tokens.shape
-        _check_batch(memory, batch)
+        check_batch(memory, batch)
         if places > self.segment_tokens:
             raise InputError(
                 f"The last segment holds {places:,} tokens, but a segment is "
@@ -285,16 +286,31 @@ class Model:
         if not mask.any(axis=1).all():
             raise InputError("Every text needs at least one token in its last segment.")
         self._room(int(mask.sum(axis=1).max()), max_new_tokens)
-        return np.asarray(
-            self._greedy(
-                self.params,
-                memory,
-                Segment(tokens, mask),
-                self._prompt(prompt, batch),
-                max_new_tokens=max_new_tokens,
-                end=self.end if end is None else end,
-            )
+        made = self._greedy(
+            self.params,
+            memory,
+            Segment(tokens, mask),
+            self._prompt(prompt, batch),
+            max_new_tokens=max_new_tokens,
+            end=self.end if end is None else end,
         )
+        with switches.neutral():
+            return np.asarray(made)
+
+    def answer(self, text: str, question: str, task: str = "") -> str:
+        """The answer to a question about a text of any length: see `answers`."""
+        return self.answers(text, [question], task)[0]
+
+    def answers(self, text: str, questions: Sequence[str], task: str = "") -> list[str]:
+        """The answers to questions about a text, which is read once for all of them.
+
+        task: name of the task that all are of, or its description in your words; empty: the model's
+        only task, or the one whose questions have this form. Raises `session.RecallError` where it
+        is needed and not known, and for an empty text.
+        """
+        from rmt_jax.evaluation.session import answers
+
+        return answers(self, text, questions, task)
 
     @property
     def prompt_room(self) -> int:
@@ -350,31 +366,9 @@ class Model:
                 f"The task prompt is for {len(prompt.tokens)} texts, but tokens hold {batch}."
             )
         if prompt.tokens.size:  # a learned prompt may have none
-            tokens, mask = self._checked(prompt.tokens, prompt.mask)
+            tokens, mask = check_tokens(self.vocab, prompt.tokens, prompt.mask)
             prompt = prompt._replace(tokens=tokens, mask=mask)
         return prompt
-
-    def _checked(self, tokens: Array, mask: Array | None) -> tuple[np.ndarray, np.ndarray]:
-        """i32[B, n] and bool[B, n] on the host."""
-        ids = np.asarray(tokens)
-        if ids.ndim not in (2, 3) or ids.dtype.kind not in "iu":
-            raise InputError(
-                f"Tokens are whole numbers in [texts, tokens], but this is {ids.dtype}"
-                f"{list(ids.shape)}; one text is [1, n]."
-            )
-        ids = ids.reshape(len(ids), -1)
-        known = np.ones(ids.shape, bool) if mask is None else np.asarray(mask, bool)
-        known = known.reshape(len(known), -1)
-        if known.shape != ids.shape:
-            raise InputError(f"The mask is {list(known.shape)}, but tokens are {list(ids.shape)}.")
-        if not ids.size:
-            raise InputError("There are no tokens to read.")
-        if ids.min() < 0 or ids.max() >= self.vocab:
-            raise InputError(
-                f"Token ids run from {ids.min()} to {ids.max()}, but the vocabulary has "
-                f"{self.vocab:,}; another model's tokenizer?"
-            )
-        return ids.astype(np.int32), known
 
 
 def _inspect(
@@ -382,10 +376,3 @@ def _inspect(
 ) -> tuple[Memory, jax.Array]:
     seen = model.memory.inspect_segment(model, memory, segment, prompt)
     return model.step(memory, segment, prompt)[1], seen
-
-
-def _check_batch(memory: Memory, batch: int) -> None:
-    if memory.started.shape != (batch,):
-        raise InputError(
-            f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."
-        )

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmt_jax import cli
+from rmt_jax.data.text_stream import HEAD, open_text, pieces, refuse_other_kinds, rewindable
 from rmt_jax.errors import RmtError
-from rmt_jax.evaluation.text_stream import open_text, pieces, rewindable
 
 log = logging.getLogger("rmt_jax.ask")  # not __name__, which may be __main__
 
@@ -92,7 +92,9 @@ def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
             "A text on standard input leaves no way to type questions: give --question, or keep "
             "the memory with --save_memory and ask it later."
         )
-    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    if peek := getattr(sys.stdin.buffer, "peek", None):
+        refuse_other_kinds(peek(HEAD)[:HEAD], "standard input")
+    sys.stdin.reconfigure(encoding="utf-8-sig")  # type: ignore[union-attr]
     return sys.stdin, "standard input"
 
 

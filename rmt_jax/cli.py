@@ -8,8 +8,11 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import io
 import json
 import logging
+import os
+import re
 import runpy
 import shutil
 import sys
@@ -41,7 +44,12 @@ class Usage(RmtError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours to print."""
+    """argparse whose errors are ours to print, and which takes `--out=~/a` as a shell gives it
+    `--out ~/a`."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_home(token) for token in given], namespace)
 
     def error(self, message: str):
         raise Usage(f"{message[0].upper()}{message[1:]}. --help shows what there is.")
@@ -160,6 +168,7 @@ def describe_fields(config: Any, columns: int, top: str = "the run:") -> str:
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs a command's `main(argv) -> exit code`. An expected error is one sentence, not a
     traceback, and exit code 2."""
+    open_streams()
     log_to_stderr()
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
@@ -169,6 +178,22 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def open_streams() -> None:
+    """Standard streams that a caller closed (`2>&-`, `<&-`) lead nowhere from here on: without them
+    the next file that is opened would take their number. What a stream's encoding lacks is
+    written as `\\u2026`."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def log_to_stderr() -> None:
@@ -207,6 +232,12 @@ class _StderrHandler(logging.Handler):
             print(self.format(record), file=sys.stderr)
         else:
             module.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _home(token: str) -> str:
+    """A word of a command line with the `~` of a path written out."""
+    match = re.match(r"(--[\w.-]+=)?(?=~)", token)
+    return token[: match.end()] + os.path.expanduser(token[match.end() :]) if match else token
 
 
 def _value(given: object, kind: Any) -> object:

@@ -12,6 +12,7 @@ Optional parts that are missing, and a hub that cannot be reached, are no proble
 """
 
 import argparse
+import http.client
 import importlib.metadata
 import importlib.util
 import os
@@ -119,10 +120,12 @@ def versions(report: Report) -> None:
 
 def devices(report: Report) -> bool:
     """Whether JAX has a device at all."""
-    from rmt_jax.runtime import hardware, startup
+    from rmt_jax.runtime import hardware, startup, switches
 
     if line := hardware.driver():
         report.line("driver", line)
+    if needless := switches.unusual(switches.NEEDED):
+        report.line("switches", f"{switches.words(needless)}: {switches.OFF}")
     try:
         startup.prepare()
     except ConfigError as error:
@@ -130,6 +133,8 @@ def devices(report: Report) -> bool:
         return False
     import jax
 
+    if felt := switches.unusual(switches.FELT):
+        report.line("switches", f"{switches.words(felt)}: slower, or other figures than without")
     report.line("devices", startup.describe())
     compute = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
     report.line("precision", f"compute in {compute} (config.model.dtype=auto), weights in float32")
@@ -290,7 +295,7 @@ def hub(report: Report, offline: bool) -> None:
             report.line("hub", f"{endpoint} answers")
     except urllib.error.HTTPError as error:
         report.line("hub", f"{endpoint} answers (status {error.code})")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         report.line(
             "hub",
             f"{endpoint} cannot be reached ({error}): give folders instead of names for weights,"

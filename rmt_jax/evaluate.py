@@ -1,7 +1,8 @@
 """Ask a trained model many questions about long texts, score the answers, report.
 
     python -m rmt_jax.evaluate --workdir RUN [--tasks qa1,qa2] [--lengths 0k,4k,1M] [--samples 100]
-                               [--data generated|official|FOLDER] [--perturb NAME,…] [--out DIR]
+                               [--data generated|official|FOLDER|TASK=FILE] [--perturb NAME,…]
+                               [--out DIR]
     python -m rmt_jax.evaluate --workdir RUN --perplexity [--data NAME|FOLDER|FILE] [--tokens N]
 
 A context of any length is read with constant memory, in batches; each batch size is compiled once
@@ -37,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--data",
         default="generated",
-        help="generated | official | FOLDER (see README); texts: NAME | FOLDER | FILE",
+        help="generated | official | FOLDER | TASK=FILE; texts: NAME | FOLDER | FILE",
     )
     add("--babi", default="", help="folder of bAbI files for --data official")
     add("--lengths_by", default="", help="tokenizer that counts the lengths, e.g. GPT-2's folder")

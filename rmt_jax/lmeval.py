@@ -19,9 +19,9 @@ import numpy as np
 
 from rmt_jax import api, cli
 from rmt_jax.config import Data
-from rmt_jax.data import tasks
+from rmt_jax.data import tasks, text_stream
 from rmt_jax.errors import RmtError
-from rmt_jax.evaluation import answering, sources, text_stream
+from rmt_jax.evaluation import answering, sources
 
 
 class HarnessError(RmtError):
@@ -41,7 +41,7 @@ def task_of(request: Any, question: str, data: Data) -> str:
     """Our task that the harness's task is named after ('babilong_qa1'); for other tasks what the
     question's form says, else the first of `data.tasks`."""
     words = re.split(r"[^A-Za-z0-9]+", str(getattr(request, "task_name", "") or ""))
-    named = [word for word in words if word in tasks.REGISTRY]
+    named = [word for word in words if tasks.exists(word, data)]
     if named:
         return named[-1]
     return tasks.guess(question, data) or (tasks.question_tasks(data) or data.tasks)[0]

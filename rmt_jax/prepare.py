@@ -1,8 +1,10 @@
-"""Writes BABILong datasets: JSON as the official sets, or a TensorFlow Datasets folder.
+"""Writes datasets: BABILong's as JSON or for TensorFlow Datasets, and RULER's.
 
     python -m rmt_jax.prepare --out DIR --tasks qa1,qa2 --lengths 0k,4k --samples 1000
+    python -m rmt_jax.prepare --config FILE[:PRESET]      reads and checks the tasks of your own
     python -m rmt_jax.prepare --out DIR --format json --babi_dir tasks_1-20_v1-2/en-10k \\
         --background BOOKS --tokenizer gpt2
+    python -m rmt_jax.prepare --out DIR --format ruler --tasks niah_single_1,vt --lengths 4k,8k
 
 Work is cut into parts that are kept: a stopped run goes on where it was, and parts can be made on
 many machines (a SLURM array: --num_shards 32 --shard_index $SLURM_ARRAY_TASK_ID on a shared
@@ -14,11 +16,13 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from rmt_jax import cli
+from rmt_jax.config import Data, import_extensions
 from rmt_jax.data import tasks
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.records import (
@@ -33,10 +37,19 @@ from rmt_jax.data.records import (
     write_part,
 )
 from rmt_jax.files import write_text
+from rmt_jax.validation import validate
+
+log = logging.getLogger("rmt_jax.prepare")  # not __name__, which may be __main__
+
+LENGTHS = "0k,1k,2k,4k"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
+    args, rest = _parser().parse_known_args(arguments)
+    if args.config:
+        return _check_own(args.config, rest)
+    if rest:
+        raise cli.Usage(f"unrecognized arguments: {' '.join(rest)}.")
     if args.download:
         from rmt_jax.data.babi import files
 
@@ -49,7 +62,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not args.out:
         raise cli.Usage("--out DIR says where the data goes.")
+    if args.format == "ruler":
+        return _write_ruler(args)
     run(args)
+    return 0
+
+
+def _check_own(config: str, overrides: list[str]) -> int:
+    """Reads the rows of a config's own tasks to their end, keeps their tokens where training looks
+    for them, and prints what they hold. Raises RmtError with file and line for a bad row."""
+    from rmt_jax.data import tokenizer
+    from rmt_jax.data.loader import Loader
+
+    known = cli.apply_overrides(cli.load_config(config), cli.parse_overrides(overrides))
+    import_extensions(known)
+    validate(known)
+    for line in Loader(known, tokenizer.load(known.data.tokenizer)).describe():
+        print(line)
+    return 0
+
+
+def _write_ruler(args: argparse.Namespace) -> int:
+    """RULER's files (`data.ruler_files`): every `num_shards`-th task where machines share them."""
+    from rmt_jax.data import ruler_files
+
+    names = ruler_files.TASKS if args.tasks == ",".join(TASKS) else tuple(args.tasks.split(","))
+    paths = ruler_files.write(
+        Path(args.out),
+        names[args.shard_index or 0 :: args.num_shards if args.shard_index is not None else 1],
+        args.lengths.split(",") if args.lengths != LENGTHS else ["4k"],
+        args.samples,
+        data=Data(background=args.background, tokenizer=args.tokenizer),
+        split=args.split,
+        seed=args.seed,
+    )
+    print(*paths, sep="\n")
     return 0
 
 
@@ -85,6 +132,11 @@ def run(args: argparse.Namespace) -> None:
         cells = [(r, task) for r, task in cells if f"{task}/{r.length}" not in done]
     for name in sorted(done):
         print(f"{out / name} is there already.")
+    counts = {(r.length, task): available(r, task) for r, task in cells}
+    fewer = [f"{task} {length} {n:,}" for (length, task), n in counts.items() if n < args.samples]
+    if fewer:
+        said = ", ".join(fewer)
+        log.warning("fewer questions than the %s asked for: %s", f"{args.samples:,}", said)
     if args.beam:
         from rmt_jax.data import tfds_builder
 
@@ -199,9 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", default="", help="folder to write to")
-    add("--format", choices=("tfds", "json"), default="tfds", help="default tfds (array_record)")
-    add("--tasks", default=",".join(TASKS), help=f"default {','.join(TASKS)}")
-    add("--lengths", default="0k,1k,2k,4k", help="default 0k,1k,2k,4k; to 10M")
+    add("--config", default="", metavar="FILE[:PRESET]",
+        help="read and check the own tasks of this config, and stop")  # fmt: skip
+    add("--format", choices=("tfds", "json", "ruler"), default="tfds",
+        help="default tfds (array_record)")  # fmt: skip
+    add("--tasks", default=",".join(TASKS), help=f"default {','.join(TASKS)}; of RULER all")
+    add("--lengths", default=LENGTHS, help=f"default {LENGTHS}; to 10M; of RULER 4k, 4,096 tokens")
     add("--samples", type=int, default=1000, help="a task and length; default 1000")
     add("--seed", type=int, default=0)
     add("--split", choices=("train", "validation", "test"), default="test",

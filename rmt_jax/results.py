@@ -29,6 +29,9 @@ class EvalResult:
     trained: bool | None = None  # does training cover this task and length?
     seconds: float = 0.0
     depths: tuple[tuple[float, bool], ...] = field(default=())  # (depth of the last fact, right)
+    facts: float = 0.0  # in a text, on average; 0: not known
+    cell: str = ""  # the memory cell
+    memory: int = 0  # numbers that the memory of a text is
 
     def accuracy(self, rule: str = "official") -> float:
         return self.right[rule] / self.samples if self.samples else math.nan

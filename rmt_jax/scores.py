@@ -26,6 +26,7 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rmt_jax.config.tree import IMPORTED
 from rmt_jax.errors import RmtError
@@ -161,7 +162,7 @@ def score(
     return max(RULES[rule](labels, question, target, output) for target in targets)
 
 
-def _own_rule(rule: str) -> Callable[[str, tuple[str, ...], str], float]:
+def _own_rule(rule: str) -> Callable[[str, tuple[str, ...], str], Any]:
     """Of a module that was imported as the user's own: a checkpoint from elsewhere may name any."""
     module, _, name = rule.partition(":")
     if module not in IMPORTED:

@@ -38,10 +38,11 @@ def _validate_data(config: Config) -> None:
     if not config.evaluation.lengths:
         raise ConfigError("evaluation.lengths is empty: name at least one length, e.g. 4s.")
     for length in config.evaluation.lengths:
-        if not re.fullmatch(r"[1-9]\d*[skM]?|0k", length):
+        if not re.fullmatch(r"[1-9]\d*[skM]?|0k|all", length):
             raise ConfigError(
                 f"evaluation.lengths: '{length}' is no length: write 4s (segments), 0k (facts"
-                " only), 4k or 1M (nominal tokens), or 300 (tokens of context)."
+                " only), 4k or 1M (nominal tokens), 300 (tokens of context), or all (documents"
+                " of any length)."
             )
 
 
@@ -90,6 +91,11 @@ def _validate_training(config: Config) -> None:
             f"optimizer.memory_drift_penalty {optimizer.memory_drift_penalty:g} needs texts that"
             " are asked in every segment: give a stage a question rate above 0, or set its probes"
             " to true, or the penalty to 0."
+        )
+    if optimizer.train != "all" and not config.init:
+        raise ConfigError(
+            f"optimizer.train={optimizer.train} keeps the backbone as it starts, but config.init is"
+            " empty: name the weights to start from, or set optimizer.train=all."
         )
     first = config.stages[0].learning_rate
     if optimizer.name == "muon" and not first > 0:

@@ -84,7 +84,7 @@ def test_reading_in_parts_and_one_program_for_all_lengths(monkeypatch):
         parts = reader.read(parts, tokens[:, few].reshape(2, -1), mask[:, few])
     for a, b in zip(jax.tree.leaves(at_once), jax.tree.leaves(parts), strict=True):
         assert np.array_equal(a, b)
-    assert reader._read._cache_size() == 1
+    assert reader._read.function._cache_size() == 1
     _, memory = reader.forward(tokens[1:].reshape(1, -1))
     np.testing.assert_allclose(memory.state[0], at_once.state[1], atol=1e-5)
 

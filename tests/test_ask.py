@@ -1,10 +1,13 @@
 """One text, read once, asked often; memory kept in a small file; errors are sentences."""
 
 import dataclasses
+import gzip
 import io
+import os
 import re
 import shlex
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,8 @@ from commands import exit_code
 
 from rmt_jax import ask
 from rmt_jax.config import Data
-from rmt_jax.data import tasks
-from rmt_jax.evaluation import answering, sources, text_stream
+from rmt_jax.data import tasks, text_stream
+from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation import session as recall
 
 TEXT = "It rained. Mary went to the garden. " + "The sun shone on the old house again. " * 60
@@ -270,6 +273,44 @@ def test_errors_are_sentences(run, book, capsys, monkeypatch, words, message):
         words = [*words, "--question", "Where is Mary?"]
     assert exit_code(ask.main, ["--workdir", str(run), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(TEXT.encode()), "is compressed with gzip: gunzip it first"),
+        (b"%PDF-1.7\n%\xe2\xe3", "is a PDF: take the text out first"),
+        (b"PK\x03\x04\x14\0\x06", "is a zip, as e-books and office documents are"),
+        (TEXT.encode("utf-16"), "is UTF-16: convert it first, with iconv -f UTF-16"),
+        (b"\x7fELF\0\0", "is a binary file and no text"),
+    ],
+)
+def test_files_of_other_kinds_get_their_own_advice(tmp_path, content, message):
+    file = tmp_path / "book.txt"
+    file.write_bytes(content)
+    with pytest.raises(text_stream.TextError, match=message):
+        text_stream.open_text(file)
+    with pytest.raises(text_stream.TextError, match=message):
+        text_stream.refuse_other_kinds(content[: text_stream.HEAD], "standard input")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, model):
+    file = tmp_path / "book.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    with text_stream.open_text(file) as stream:
+        assert "".join(text_stream.pieces(stream)) == TEXT
+        stream.seek(0)  # as where a text is counted first
+        assert "".join(text_stream.pieces(stream)) == TEXT
+
+
+def test_a_pipe_as_a_file_is_read_once(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(TEXT,))
+    writer.start()
+    with text_stream.open_text(pipe) as stream:
+        assert "".join(text_stream.pieces(stream)) == TEXT
+    writer.join()
 
 
 def test_no_checkpoint(book, capsys):

@@ -2,8 +2,10 @@
 
 import types
 
+import jax
 import pytest
 
+from rmt_jax import cli
 from rmt_jax.config import Config, ConfigError, Model, Optimizer, Stage, update
 from rmt_jax.runtime import cluster, startup
 
@@ -110,6 +112,22 @@ def test_half_a_cluster_gets_a_sentence(env, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[1-2]-ib", "node1-ib"),
+        ("node[1-2]-ib,login", "node1-ib"),
+        ("gpu[007-010,12],login", "gpu007"),
+        ("gpu[12]", "gpu12"),
+        ("rack[1,3]node[03-04]-ib.cluster", "rack1node03-ib.cluster"),
+        ("a-1,b[1-2]", "a-1"),
+        ("host", "host"),
+    ],
+)
+def test_the_first_of_slurms_nodes(nodes, first):
+    assert cluster.first_node(nodes) == first
+
+
 def test_gpus_are_dealt_to_the_processes_of_a_host():
     place = cluster.find(SLURM)
     assert place is not None
@@ -181,6 +199,28 @@ def test_fewer_devices_than_the_host_has_is_an_error(monkeypatch):
     monkeypatch.setattr(startup.jax, "device_count", lambda: 8)
     with pytest.raises(ConfigError, match="every process must have equally many"):
         startup._check_devices(None)
+
+
+def test_compiled_programs_that_cannot_be_kept(tmp_path, monkeypatch, capfd):
+    """A full disk, a folder that cannot be made: said once, and nothing is kept."""
+    cli.log_to_stderr()
+    before = jax.config.values["jax_compilation_cache_dir"]
+    seconds = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "kept"))
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        startup.cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "kept" / "xla")
+        (tmp_path / "file").write_text("")
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file" / "xla"))
+        startup.cache()
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    told = capfd.readouterr().err
+    assert f"programs are not kept ([Errno 20] Not a directory: '{tmp_path / 'file'}" in told
+    assert "JAX_COMPILATION_CACHE_DIR names another folder" in told
 
 
 def test_an_unknown_platform_is_a_sentence(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from test_data_loader import FACT
 
 from rmt_jax import cli, config, models, validation
-from rmt_jax.config import OFFICIAL, Config, ConfigError, Facts
+from rmt_jax.config import OFFICIAL, Config, ConfigError, Data, Facts, Questions, Texts
 from rmt_jax.data import tasks, tokenizer
 from rmt_jax.data.loader import Loader
 from rmt_jax.errors import RmtError
@@ -96,6 +97,49 @@ def test_overrides_are_typed():
     rate = c.stages[0].learning_rate
     assert rate == 1.0 and isinstance(rate, float)
     assert c.model.remat is False and c.data.babi_dir == "/tmp/x"
+
+
+def test_the_users_own_folder_may_be_written_as_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    c, known = cli.parse(
+        [
+            "--config",
+            MULTITASK,
+            "--workdir=~/run",
+            "--config.data.background=~/books",
+            "--config.data.babi_dir",
+            "~",
+            "--config.data.questions.tickets.train=tfds:~/tickets:train",
+            "--config.data.questions.tickets.description=~/ is a folder",
+        ],
+        "",
+    )
+    assert known.workdir == "/home/me/run"
+    assert (c.data.background, c.data.babi_dir) == ("/home/me/books", "/home/me")
+    tickets = c.data.questions["tickets"]
+    assert tickets.train == "tfds:/home/me/tickets:train"
+    assert config.Texts(test="~/a").test == "/home/me/a" and Config(init="~").init == "/home/me"
+    others = cli.Parser()
+    others.add_argument("--out", type=Path)
+    others.add_argument("--of", nargs="+")
+    args = others.parse_args(["--out=~/x", "--of", "~/a:0.5", "b~/c", "~nobody.of.that.name/d"])
+    assert args.out == Path("/home/me/x")
+    assert args.of == ["/home/me/a:0.5", "b~/c", "~nobody.of.that.name/d"]
+
+
+def test_every_text_of_the_config_is_a_path_or_is_none():
+    """A new field is marked `path=True`, or stands here."""
+    tree = Config(data=Data(questions={"q": Questions()}, texts={"t": Texts()}))
+    texts = {
+        name.split(".")[-1]
+        for name, value, about in config.settings(tree)
+        if isinstance(value, str) and not about.choices and not about.path
+    }
+    assert texts == {"backbone", "cell", "description", "field", "question"}
+    paths = {name.split(".")[-1] for name, _, about in config.settings(tree) if about.path}
+    assert paths == {
+        "init", "babi_dir", "background", "tokenizer", "train", "validation", "test"
+    }  # fmt: skip
 
 
 def test_config_survives_json():
@@ -185,6 +229,30 @@ def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
     )
     assert done.returncode == 2
     assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", "0<&- 2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_lead_nowhere(tmp_path, closed):
+    """And no file that is opened later takes their place."""
+    program = (
+        "import os, sys; from rmt_jax import cli\n"
+        "def main(argv):\n"
+        "    file = open(argv[0], 'w'); number = file.fileno()\n"
+        "    print('out'); print('err', file=sys.stderr); os.write(2, b'C')\n"
+        "    file.write(f'{number > 2} {sys.stdin.read()!r}')\n"
+        "cli.run(main)"
+    )
+    words = shlex.join([sys.executable, "-c", program, str(tmp_path / "file")])
+    done = subprocess.run(f"{words} {closed}", shell=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == "True ''"
+
+
+def test_a_terminal_that_has_ascii_alone_shows_the_rest_by_numbers():
+    words = [sys.executable, "-m", "rmt_jax.train", "--help", "--config", MULTITASK]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0 and "\\u2026" in done.stdout and done.stdout.isascii()
 
 
 def test_help_loads_no_jax_and_lists_every_field():

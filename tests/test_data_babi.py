@@ -3,11 +3,14 @@
 import io
 import os
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from rmt_jax.data.babi import files, official
+from rmt_jax.data.corpus import pg19
 from rmt_jax.data.story import OFFICIAL
 
 pytestmark = pytest.mark.portable
@@ -54,6 +57,11 @@ def test_every_question_with_the_facts_before_it(tmp_path):
         ("1 A fact.\n2 Where? \there\t7\n", "line 2: supporting fact '7'"),
         ("1 A fact.\n", "holds no question"),
         ("", "holds no question"),
+        (TEXT.replace("?\t", "?  "), "line 5: a tab is missing in 'Where is Daniel"),
+        (TEXT.expandtabs(), "line 3: 'Where is Mary?.*bathroom.*1' is a question without a tab"),
+        ("1 A fact.\n2 Where? here\t1\n", "line 2: a tab is missing in 'Where\\? here"),
+        ("1 A fact.\n2 Where?\there 1\n", "line 2: a tab is missing in 'Where\\?"),
+        ("1 A fact.\n2 Where?\n3 Who?\tMary\t1\n", "line 2: 'Where\\?' is a question without"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, text, what):
@@ -61,6 +69,12 @@ def test_a_bad_line_is_named(tmp_path, text, what):
     with pytest.raises(files.BabiError, match=what) as caught:
         files.read(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    plain, marked = written(tmp_path, TEXT, "a.txt"), tmp_path / "b.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert files.read(marked) == files.read(plain)
 
 
 def test_a_binary_file_is_refused(tmp_path):
@@ -166,9 +180,50 @@ def test_download_checks_and_unpacks(tmp_path):
     folder = files.download(tmp_path / "a", address=source.as_uri())
     assert len(files.read(folder / "qa1_train.txt")) == 3
     source.write_bytes(b"not an archive")
-    with pytest.raises(files.BabiError, match="cannot be unpacked"):
+    with pytest.raises(files.BabiError, match="14 bytes that cannot be unpacked"):
         files.download(tmp_path / "b", address=source.as_uri())
     assert not list((tmp_path / "b").iterdir())  # nothing half done
     source.unlink()
-    with pytest.raises(files.BabiError, match="No address answers.*copy the folder"):
+    with pytest.raises(files.BabiError, match="No address gives the files.*copy the folder"):
         files.download(tmp_path / "b", address=source.as_uri())
+
+
+@pytest.mark.parametrize(
+    ("answer", "length", "told"),
+    [
+        (_archive()[:200], 0, "cannot be unpacked"),
+        (_archive()[:200], 5000, "the answer breaks off"),
+        (b"<html>Log in to the network</html>", 0, "34 bytes that cannot be unpacked"),
+        (b"", 0, "0 bytes that cannot be unpacked"),
+    ],
+    ids=["cut gzip", "cut answer", "page", "nothing"],
+)
+def test_what_one_address_spoils_the_other_gives(tmp_path, monkeypatch, answer, length, told):
+    class Spoils(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(length or len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Spoils)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    mirror = tmp_path / "babi.tar.gz"
+    mirror.write_bytes(_archive())
+    monkeypatch.setattr(files, "ADDRESS", f"http://127.0.0.1:{server.server_port}/babi")
+    monkeypatch.setattr(files, "MIRROR", mirror.as_uri())
+    try:
+        with pytest.raises(files.BabiError, match=f"{told}.*download.*on a machine with network"):
+            files.download(tmp_path / "a", address=files.ADDRESS)
+        assert not list((tmp_path / "a").iterdir())
+        assert len(files.read(files.download(tmp_path / "a") / "qa1_train.txt")) == 3
+        with pytest.raises(pg19.FetchError, match="does not answer|answers with no list of books"):
+            pg19.fetch(tmp_path / "books", bucket=files.ADDRESS)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

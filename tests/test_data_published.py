@@ -22,9 +22,10 @@ def put(folder, text, name="qa1/4k.json"):
     [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\n".join(map(json.dumps, ROWS)) + "\n"],
 )
 @pytest.mark.parametrize("block", [7, 1 << 20])
-def test_json(tmp_path, monkeypatch, base, text, block):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json(tmp_path, monkeypatch, base, text, block, mark):
     monkeypatch.setattr(published, "_BLOCK", block)
-    put(tmp_path, text, f"{base}qa1/4k.json")
+    put(tmp_path, mark + text, f"{base}qa1/4k.json")
     assert list(published.read(tmp_path, "qa1", "4k")) == ROWS
 
 
@@ -39,6 +40,45 @@ def test_parquet(tmp_path):
     path.write_bytes(b"no parquet")
     with pytest.raises(published.PublishedError, match="not a parquet file"):
         list(published.read(tmp_path, "qa1", "4k"))
+
+
+def parts(folder, total=3, name="4k/qa1"):
+    """ROWS over so many parquet files."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    paths = [folder / f"{name}-{n:05d}-of-{total:05d}.parquet" for n in range(total)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        share = slice(len(ROWS) * number // total, len(ROWS) * (number + 1) // total)
+        parquet.write_table(pa.Table.from_pylist(ROWS[share]), path)
+    return paths
+
+
+def test_parquet_in_parts(tmp_path):
+    paths = parts(tmp_path)
+    assert list(published.read(tmp_path, "qa1", "4k")) == ROWS
+    assert published.locate(tmp_path, "qa1", "4k") == paths
+    paths[1].rename(tmp_path / "kept")
+    with pytest.raises(published.PublishedError, match="2 of the 3 files of qa1 at 4k.*r 00001"):
+        list(published.read(tmp_path, "qa1", "4k"))
+    (tmp_path / "kept").rename(paths[1])
+    parts(tmp_path, 1)
+    with pytest.raises(published.PublishedError, match="more than one division into files"):
+        list(published.read(tmp_path, "qa1", "4k"))
+
+
+def test_parquet_in_parts_on_the_hub(tmp_path, monkeypatch):
+    """All parts are fetched, of this length alone: 128k/qa1 ends with 8k/qa1."""
+    import huggingface_hub
+
+    parts(tmp_path, name="data/8k/qa1")
+    others = ["data/128k/qa1-00000-of-00001.parquet", "data/8k/qa10-00000-of-00001.parquet"]
+    names = [*others, *(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.parquet"))]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: names)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, name, **__: tmp_path / name)
+    assert list(published.read("RMT-team/babilong", "qa1", "8k")) == ROWS
+    assert published.locate("RMT-team/babilong", "qa1", "128k") == [tmp_path / others[0]]
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,18 @@ def test_command_line(run, tmp_path, capsys):
     assert "teacher-forced decoding" in capsys.readouterr().out
 
 
+def test_fewer_questions_than_asked_for_are_said(run, tmp_path, capfd):
+    rows = [{"input": "Mary went.", "question": "Where is Mary?", "target": "office"}] * 3
+    (tmp_path / "qa1").mkdir()
+    (tmp_path / "qa1" / "1k.json").write_text(json.dumps(rows))
+    words = ["--workdir", str(run), "--tasks", "qa1", "--lengths", "1k", "--data", str(tmp_path)]
+    words += ["--out", str(tmp_path / "out"), "--samples"]
+    assert exit_code(evaluate_command.main, [*words, "5"]) == 0
+    assert "fewer questions than the 5 asked for: qa1 1k 3" in capfd.readouterr().err
+    assert exit_code(evaluate_command.main, [*words, "3"]) == 0
+    assert "fewer" not in capfd.readouterr().err
+
+
 def test_sigterm_keeps_answers_and_asks_to_be_started_again(run, tmp_path):
     command = [sys.executable, "-m", "rmt_jax.evaluate", "--workdir", str(run), "--batch", "20"]
     command += ["--tasks", "qa1", "--lengths", "1s,400s", "--samples", "200"]

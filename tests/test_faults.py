@@ -1,5 +1,6 @@
 """What happens to a run when something breaks: signals, damaged files, full disks, diverging."""
 
+import datetime
 import gc
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from safetensors.numpy import load_file
 
 from rmt_jax import cli
 from rmt_jax.config import Config, ConfigError
+from rmt_jax.runtime import workdir
 from rmt_jax.runtime.preemption import REQUEUE
 from rmt_jax.runtime.workdir import Workdir
 from rmt_jax.training import checkpoint, divergence, loop, progress
@@ -294,6 +297,20 @@ def test_two_runs_on_one_workdir(tmp_path):
             pass
     with Workdir(tmp_path):
         pass
+
+
+def test_runs_that_start_in_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
+    class Still(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datetime, "datetime", Still)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: workdir.new_folder(), range(4)))
+    name = "runs/2026-01-02-030405"
+    assert sorted(map(str, made)) == [name, *(f"{name}-{n}" for n in (2, 3, 4))]
 
 
 def test_a_continued_run_needs_nothing_of_where_it_began(whole, tmp_path):

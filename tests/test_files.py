@@ -1,12 +1,15 @@
 """Files are written whole or not at all, and errors have one base."""
 
 import ast
+import errno
 import importlib
 import logging
 import os
 import pkgutil
+import pwd
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,57 @@ def test_rights_are_those_of_any_new_file(tmp_path, mask):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
+
+
+def no_home(monkeypatch, temporary):
+    """As in a container that runs under a number: no HOME, and no entry of this user anywhere."""
+
+    def nobody(*_):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "XDG_CACHE_HOME", "RMT_JAX_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+
+def test_where_the_cache_lies(tmp_path, monkeypatch):
+    monkeypatch.delenv("RMT_JAX_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.cache_folder() == Path("/home/me/.cache/rmt_jax")
+    monkeypatch.setenv("RMT_JAX_CACHE", "~/kept")
+    assert files.cache_folder() == Path("/home/me/kept")
+    no_home(monkeypatch, tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert files.cache_folder() == Path("/x/rmt_jax")
+    monkeypatch.setenv("RMT_JAX_CACHE", "/r")
+    assert files.cache_folder() == Path("/r")
+
+
+def test_a_user_without_a_home_has_a_cache_of_his_own(tmp_path, monkeypatch):
+    no_home(monkeypatch, tmp_path)
+    folder = files.cache_folder()
+    assert folder == tmp_path / f"rmt_jax-{os.getuid()}" == files.cache_folder()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(files.CacheError, match="by others.*set the environment variable RMT_JAX_C"):
+        files.cache_folder()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(files.CacheError, match="by others"):
+        files.cache_folder()
+
+
+def test_a_cache_without_room_is_named_with_what_moves_it(tmp_path):
+    told = rf"kept in {tmp_path} \(No space.*set the environment variable RMT_JAX_CACHE"
+    for name in (None, str(tmp_path / "a" / "b"), str(tmp_path)):
+        with pytest.raises(files.CacheError, match=told):
+            with files.cache_errors(tmp_path):
+                raise OSError(errno.ENOSPC, "No space left on device", name)
+    with pytest.raises(PermissionError):  # of a book that is read meanwhile
+        with files.cache_errors(tmp_path):
+            raise PermissionError(errno.EACCES, "Permission denied", "/books/a.txt")
 
 
 def modules() -> list[Path]:

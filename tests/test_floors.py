@@ -26,8 +26,8 @@ FLOORS = (
         "files",
     ),
     ("models", "data", "runtime"),
-    ("api", "report"),
-    ("evaluation",),
+    ("report",),
+    ("api", "evaluation"),
     ("training",),
     ("train", "evaluate", "ask", "prepare", "convert", "gating", "doctor", "lmeval"),
 )

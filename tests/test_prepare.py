@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     assert ("qa1", range(0, 2)) not in seen and ("qa1", range(4, 6)) in seen
 
 
-def test_official_rows_are_rebuilt(tmp_path):
+def test_official_rows_are_rebuilt(tmp_path, capfd):
     text = "".join(
         f"1 Mary went to the {a}.\n2 John went to the {b}.\n3 Where is Mary? \t{a}\t1\n"
         for a, b in (("garden", "office"), ("office", "kitchen"), ("kitchen", "garden"))
@@ -105,6 +105,8 @@ def test_official_rows_are_rebuilt(tmp_path):
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--format", "json", "--tasks", "qa1", "--lengths", "0k,1k"]
     assert exit_code(prepare.main, [*arguments, "--babi_dir", str(babi_dir)]) == 0
+    said = "fewer questions than the 1,000 asked for: qa1 0k 3, qa1 1k 3"
+    assert said in capfd.readouterr().err
     for length in ("0k", "1k"):
         rows = json.loads((out / "qa1" / f"{length}.json").read_text())
         assert [row["target"] for row in rows] == ["garden", "office", "kitchen"]

@@ -120,7 +120,7 @@ def test_hub_names_can_be_pinned(monkeypatch, tmp_path):
             tokenizer.load(name)
     assert asked == [("us/words", "v2"), ("us/words", None)]
     asked.clear()
-    assert published.locate("us/data@v3", "qa1", "4k") == tmp_path / "4k.json"
+    assert published.locate("us/data@v3", "qa1", "4k") == [tmp_path / "4k.json"]
     assert asked == [("us/data", "v3")] * 2
     assert isinstance(sources.open_source("us/data@v3", FakeModel()), sources.Published)
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 import tiny
 
-from rmt_jax import cli, convert
+from rmt_jax import api, cli, convert, files
 from rmt_jax.config import Config, Prompt
+from rmt_jax.data.tokenizer import load
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, names, torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
+from rmt_jax.runtime.workdir import read_config
+from rmt_jax.training import run as training
 
 GOLDEN = Path(__file__).parent / "golden"
+builtin = load("builtin")
 
 
 def workdir(folder: Path, prompt=None, **changes) -> tuple[Path, dict]:
@@ -208,6 +213,116 @@ def test_wrong_folders_and_architectures(tmp_path):
     (tmp_path / "relu" / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="is not JSON"):
         hub.open_source(tmp_path / "relu")
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"n_layer": 4}, "n_layer = 4, but its tensors have 3"),
+        ({"n_embd": 64}, "n_embd = 64, but its tensors have 48"),
+        ({"vocab_size": 50257}, "vocab_size = 50257, but its tensors have 211"),
+        ({"n_positions": 1024}, "n_positions = 1024, but its tensors have 56 or 64"),
+        ({"num_mem_tokens": 10}, "num_mem_tokens = 10, but its tensors have 4"),
+        ({"tie_word_embeddings": False}, "False, but its tensors have no output emb.*lm_head"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors(tmp_path, change, sentence):
+    """A last layer that was lost, another model's config: as HF's and as the authors' files."""
+    theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
+    theirs = {n: v for n, v in theirs.items() if "lm_head" not in n}
+    assert hub.open_source(write(tmp_path / "good", theirs, said)).config.model.layers == 3
+    with pytest.raises(WeightsError, match=sentence):
+        hub.open_source(write(tmp_path / "bad", theirs, said | change))
+
+
+def test_a_head_of_its_own_in_a_model_that_is_said_to_be_tied(tmp_path):
+    theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
+    theirs["memory_cell.model.lm_head.weight"] = theirs["memory_cell.model.lm_head.weight"] + 1
+    assert not hub.open_source(write(tmp_path / "own", theirs, said)).config.model.tied_head
+    with pytest.raises(WeightsError, match="= True, but its tensors have an output emb.*own"):
+        hub.open_source(write(tmp_path / "tied", theirs, said | {"tie_word_embeddings": True}))
+
+
+@pytest.mark.parametrize("lost, name", [("bias", "attn.c_attn.bias"), ("c_attn", "c_attn.weight")])
+def test_a_kind_of_tensor_that_is_missing_is_named(tmp_path, lost, name):
+    theirs = torch_pickle.read(GOLDEN / "rmt" / "pytorch_model.bin")
+    said = json.loads((GOLDEN / "rmt" / "config.json").read_text())
+    left = {n: v for n, v in theirs.items() if lost not in n}
+    folder = write(tmp_path / "left", left, said)
+    with pytest.raises(WeightsError, match=rf"transformer\.h\.N\..*{name}"):
+        opened = hub.open_source(folder)
+        hub.fit(opened.config, opened.params, str(folder))
+
+
+def test_a_byte_order_mark_in_front_of_json(tmp_path):
+    run, _ = workdir(tmp_path / "run")
+    builtin.save(run / "tokenizer")
+    before = api.load(run)
+    for file in (run / "config.json", run / "tokenizer" / "rmt_tokens.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    after = api.load(run)
+    assert after.config == before.config == read_config(run / "config.json")
+    assert after.tokenizer.fingerprint() == before.tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "pytorch_model.bin", "tokenizer.json", "generation_config.json", "vocab.json"],
+)
+def test_a_pointer_of_git_lfs_is_no_file_of_a_checkpoint(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(GOLDEN / "rmt", "cloned")
+    hub.open_source("./cloned")
+    (tmp_path / "cloned" / name).write_bytes(files.POINTER + b"v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(files.PointerError, match=f"{name} is a pointer of git-lfs.*git lfs pull"):
+        convert.main(["import", "--from", "./cloned", "--out", "run"])
+    assert not Path("run").exists()  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "config.json", "tokenizer/rmt_tokens.json"]
+)
+def test_a_pointer_of_git_lfs_is_no_file_of_a_run(tmp_path, name):
+    run, _ = workdir(tmp_path / "run")
+    builtin.save(run / "tokenizer")
+    assert api.load(run).tokenizer.vocab_size == builtin.vocab_size
+    (run / name).write_bytes(files.POINTER + b"v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(files.PointerError, match=f"{Path(name).name} is a pointer of git-lfs"):
+        api.load(run).tokenizer  # noqa: B018
+
+
+def test_a_folder_with_the_name_of_what_ships(tmp_path, monkeypatch):
+    workdir(tmp_path / "multitask")
+    monkeypatch.chdir(tmp_path)
+    own = hub.open_source(tmp_path / "multitask").config
+    for argv in (
+        ["import", "--from", "multitask", "--out", "x"],
+        ["mean", "--of", "multitask:0.5", "backbone:0.5", "--out", "x"],
+    ):
+        with pytest.raises(WeightsError) as told:
+            convert.main(argv)
+        assert f"is a folder here ({tmp_path / 'multitask'})" in str(told.value)
+        assert f"write ./multitask for the folder, or {hub.ASSETS / 'multitask'}" in str(told.value)
+    for folder in ("./multitask", Path("multitask"), tmp_path / "multitask"):
+        assert hub.open_source(folder).config == own
+    assert hub.open_source(hub.ASSETS / "multitask").config != own
+    assert [hub.argument(Path(n)) for n in ("multitask", "runs/a")] == ["./multitask", "runs/a"]
+    monkeypatch.chdir(hub.ASSETS)  # there the name and the folder are the same
+    assert hub.open_source("multitask").config != own
+
+
+def test_a_run_evaluates_its_own_folder(tmp_path, monkeypatch, capsys):
+    workdir(tmp_path / "multitask")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(training.evaluation, "evaluate", lambda model, **_: seen.append(model))
+    monkeypatch.setattr(training.report, "write", lambda *_, **__: [])
+    monkeypatch.setattr(training.report, "table", lambda _: "")
+    training.finish(Path("multitask"))
+    assert seen[0].config == hub.open_source(tmp_path / "multitask").config
+    assert "ask --workdir ./multitask" in capsys.readouterr().out
 
 
 def test_an_index_may_not_lead_outside(tmp_path):

@@ -14,13 +14,14 @@ from rmt_jax.config.schema import (
     Data,
     Evaluation,
     Facts,
+    Lora,
     Mesh,
     Model,
     Optimizer,
     Prompt,
     Stage,
 )
-from rmt_jax.config.setting import FrozenDict, Setting, describe, section, setting
+from rmt_jax.config.setting import FrozenDict, NoOptions, Setting, describe, section, setting
 from rmt_jax.config.sources import Questions, Texts
 from rmt_jax.config.tree import (
     build_options,
@@ -44,8 +45,10 @@ __all__ = [
     "Facts",
     "FrozenDict",
     "GateTraining",
+    "Lora",
     "Mesh",
     "Model",
+    "NoOptions",
     "Optimizer",
     "Prompt",
     "Questions",

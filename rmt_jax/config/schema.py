@@ -120,12 +120,12 @@ class Data:
         " files.",
         choices=("simulated", "official", "both"),
     )
-    babi_dir: str = setting("", "Folder of the official bAbI text files.")
+    babi_dir: str = setting("", "Folder of the official bAbI text files.", path=True)
     new_names: float = setting(
         0.0, "Share of stories whose persons, places and objects bear new names.", least=0, most=1
     )
     background: str = setting(
-        "builtin", "Text that hides the facts: builtin, none, or a folder of .txt files."
+        "builtin", "Text that hides the facts: builtin, none, or a folder of .txt files.", path=True
     )
     hard_negative_rate: float = setting(
         0.0,
@@ -134,7 +134,10 @@ class Data:
         least=0,
         most=1,
     )
-    tokenizer: str = setting("builtin", "builtin, a name on the hub, or a folder.")
+    tokenizer: str = setting("builtin", "builtin, a name on the hub, or a folder.", path=True)
+    task_options: Mapping[str, Mapping[str, object]] = setting(
+        FrozenDict(), "Further settings that tasks declare, by task: {recall: {rewrites: 0.5}}."
+    )
     seed: int = setting(0, "Of stories and backgrounds.", least=0, most=LARGEST_SEED)
     workers: int = setting(
         0, "Processes that make batches; 0 for threads of this one.", least=0, most=512
@@ -227,6 +230,12 @@ class Optimizer:
         "muon: Muon on the layers' matrices and Adam on the rest.",
         choices=("adamw", "muon"),
     )
+    train: str = setting(
+        "all",
+        "Weights that change. memory: those of the memory cell and a learned prompt. lora: these"
+        " and adapters beside the backbone's matrices. The backbone stays as `init` has it.",
+        choices=("all", "memory", "lora"),
+    )
     weight_decay: float = setting(0.01, "Decoupled, times the learning rate.", least=0)
     b1: float = setting(0.9, "Adam: decay of the mean of gradients.", least=0, most=0.999999)
     b2: float = setting(0.999, "Adam: decay of the mean of squares.", least=0, most=0.999999)
@@ -251,6 +260,24 @@ class Optimizer:
         0.0, "Weight of the penalty on what background does to the memory.", least=0
     )
 
+    def trains(self, weight: str) -> bool:
+        """Whether the weight of a name such as 'backbone/wte' changes."""
+        return self.train == "all" or not weight.startswith("backbone/")
+
+
+@dataclass(frozen=True)
+class Lora:
+    rank: int = setting(8, "Rank r of an adapter.", least=1)
+    alpha: float = setting(16.0, "An adapter counts alpha / rank times.", least=0)
+    targets: tuple[str, ...] = setting(
+        (),
+        "Matrices of the layers that get an adapter, by our names or by Hugging Face's (q_proj,"
+        " c_attn); empty: all.",
+    )
+
+    def __post_init__(self):
+        freeze(self)
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -270,7 +297,7 @@ class Evaluation:
     lengths: tuple[str, ...] = setting(
         ("1s", "2s", "4s"),
         "Lengths of texts: 4s is 4 segments, 4k and 1M BABILong's nominal tokens, 0k facts alone,"
-        " 300 tokens of context.",
+        " 300 tokens of context, all documents of any length.",
     )
     samples: int = setting(100, "Questions per task and length.", unit="questions", least=1)
     batch: int = setting(50, "Texts side by side.", unit="texts", least=1)
@@ -289,6 +316,7 @@ class Config:
         STAGES, "The curriculum; its stages are trained one after another."
     )
     optimizer: Optimizer = section(Optimizer, "How weights are updated.")
+    lora: Lora = section(Lora, "Adapters, where optimizer.train=lora (Hu et al. 2021).")
     mesh: Mesh = section(Mesh, "How devices share the work.")
     checkpoint: Checkpoint = section(Checkpoint, "What is kept while training.")
     evaluation: Evaluation = section(Evaluation, "Validation, and the tables after training.")
@@ -296,6 +324,7 @@ class Config:
         "",
         "Weights to start from: a folder, a GGUF file, a name on the hub, or what ships with the"
         " package (backbone, backbone-rmt, multitask, multitask-wide); empty: random.",
+        path=True,
     )
     imports: tuple[str, ...] = setting(
         (), "Modules of your own that register backbones, memory cells or tasks."
@@ -308,6 +337,11 @@ class Config:
 
     def replace(self, **sections) -> "Config":
         return dataclasses.replace(self, **sections)
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The adapters that a training of this config has; None: no adapters."""
+        return self.lora if self.optimizer.train == "lora" else None
 
     @property
     def longest_segments(self) -> int:

@@ -1,6 +1,7 @@
 """What a field of the config says about itself, and the mapping that a config may hold."""
 
 import dataclasses
+import os
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ class Setting:
     """A field's description: `--help` prints it and `check_values` holds the field to it.
 
     `choices` are all the values of a text, `least` and `most` the limits of a number, or of each
-    number in a list or mapping; both limits count as allowed, None is no limit.
+    number in a list or mapping; both limits count as allowed, None is no limit. `path`: the text
+    may name a file or a folder, with `~` for the user's own.
     """
 
     help: str
@@ -21,12 +23,18 @@ class Setting:
     choices: tuple[str, ...] = ()
     least: float | None = None
     most: float | None = None
+    path: bool = False
 
     def limits(self) -> str:
         """'1 or more', 'between 0 and 1', or nothing."""
         if self.least is not None and self.most is not None:
             return f"between {_plain(self.least)} and {_plain(self.most)}"
         return "" if self.least is None else f"{_plain(self.least)} or more"
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The `Options` of a backbone, memory cell or task without settings of its own."""
 
 
 def setting(
@@ -37,9 +45,10 @@ def setting(
     choices: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
+    path: bool = False,
 ) -> Any:
     """A dataclass field with its description; without a default it must be given."""
-    about = Setting(help, unit, choices, least, most)
+    about = Setting(help, unit, choices, least, most, path)
     return dataclasses.field(default=default, metadata={"setting": about})
 
 
@@ -93,9 +102,14 @@ def frozen(value: Any) -> Any:
 
 
 def freeze(node: Any) -> None:
-    """For a frozen dataclass's `__post_init__`: its lists and dictionaries made immutable."""
+    """For a frozen dataclass's `__post_init__`: its lists and dictionaries made immutable, and `~`
+    in its paths written out."""
     for field in dataclasses.fields(node):
-        object.__setattr__(node, field.name, frozen(getattr(node, field.name)))
+        value = frozen(getattr(node, field.name))
+        if describe(type(node), field.name).path and isinstance(value, str):
+            scheme = "tfds:" if value.startswith("tfds:~") else ""
+            value = scheme + os.path.expanduser(value.removeprefix(scheme))
+        object.__setattr__(node, field.name, value)
 
 
 def _plain(number: float) -> str:

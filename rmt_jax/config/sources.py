@@ -24,11 +24,13 @@ SOURCE = (
 class Questions:
     """A task made of rows: a context, a question about it, and its answer or right answers."""
 
-    train: str = setting("", f"Rows to train on: {SOURCE}.")
+    train: str = setting("", f"Rows to train on: {SOURCE}.", path=True)
     validation: str = setting(
-        "", "Rows to validate on; empty: a tenth of the contexts of `train`, by a hash."
+        "", "Rows to validate on; empty: a tenth of the contexts of `train`, by a hash.", path=True
     )
-    test: str = setting("", "Rows to test on; empty: a tenth of the contexts of `train`.")
+    test: str = setting(
+        "", "Rows to test on; empty: a tenth of the contexts of `train`.", path=True
+    )
     description: str = setting("", "The task prompt: a sentence that says what is asked.")
     paraphrases: tuple[str, ...] = setting(
         (), "The description in other words, for the perturbation `paraphrase`."
@@ -78,11 +80,16 @@ class Texts:
         "",
         "Texts to train on: a folder of .txt files (each a text) and .jsonl files (each row a"
         " text), one such file, or builtin.",
+        path=True,
     )
     validation: str = setting(
-        "", "The same, to validate on; empty: a tenth of the texts of `train`, by a hash."
+        "",
+        "The same, to validate on; empty: a tenth of the texts of `train`, by a hash.",
+        path=True,
     )
-    test: str = setting("", "The same, to test on; empty: a tenth of the texts of `train`.")
+    test: str = setting(
+        "", "The same, to test on; empty: a tenth of the texts of `train`.", path=True
+    )
     description: str = setting("Continue the text.", "The task prompt.")
     field: str = setting("text", "Field of a row of a .jsonl file that holds the text.")
 

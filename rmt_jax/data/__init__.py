@@ -2,6 +2,7 @@
 
 tasks/             what a task is; one file per task, or group of tasks
 story.py           what a task hands on: Story, Document, Passage, and the options of a story
+rows/              question-and-answer rows of a user's own: read, checked, tokenised once
 babi/              bAbI's table of tasks, official files, sources of stories
 simulator/         our own bAbI, endless; words.py has the names
 corpus/            background text: sentences, tokenised once; hard negatives; PG-19; texts to model

@@ -17,10 +17,11 @@ from rmt_jax.data import tasks as registry
 from rmt_jax.data.corpus import background, hard_negatives
 from rmt_jax.data.corpus.background import Slice
 from rmt_jax.data.errors import DataError
+from rmt_jax.data.finite import FiniteTasks
 from rmt_jax.data.haystack import NO_WINDOW, ContextQuestion, choose_questions, hide
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.story import OFFICIAL, Document, Passage, Story, StoryOptions
+from rmt_jax.data.story import OFFICIAL, Document, Passage, Room, Story, StoryOptions
 from rmt_jax.data.tasks import Task
 from rmt_jax.data.tokenizer import Tokenizer
 
@@ -40,6 +41,7 @@ class Sample(NamedTuple):
     supporting: tuple[int, ...] = ()  # numbers of the facts that the answer rests on
     context_questions: tuple[ContextQuestion, ...] = ()
     story: Story | None = None  # None: a document
+    parts: tuple[str, ...] = ()  # of an answer that is a list
 
     @property
     def answer(self) -> str:
@@ -93,6 +95,9 @@ class Composer:
         if source != "none":
             self.background = background.load(source, tokenizer, split)
         self._data, self._others = data, dict[str, Task]()
+        self.finite = FiniteTasks(
+            self.task, tokenizer, split, segment_tokens, data.align, self.answer_room
+        )
 
     def task(self, name: str) -> Task:
         """One of `tasks`, or another registered one. Raises RegistryError for an unknown name."""
@@ -134,7 +139,9 @@ class Composer:
         question_share: float = 1.0,
         hard_negatives: str = "",
     ) -> Sample:
-        """The sample at (task, length, seed, index).
+        """The sample at (task, length, seed, index); of a finite task, number `index` of
+        `finite.rows`,
+        from the first again after the last.
 
         Args:
           hidden: False leaves the background out.
@@ -148,42 +155,70 @@ class Composer:
         made = self.task(task)
         more = dict(hidden=hidden, question_share=question_share, hard_negatives=hard_negatives)
         if not length.whole:
-            return self._sample(made, length, seed, index, options, **more)
+            return self._sample(made, length, seed, index, options, length, **more)
         # Segments that end with a sentence hold less: a text that takes more of them is made again,
         # an eighth of a segment a time shorter.
         size = self.segment_tokens
         for tokens in range(length.tokens, 0, -max(1, size // 8)):
             shorter = length._replace(tokens=tokens)
-            sample = self._sample(made, shorter, seed, index, options, **more)
-            bounds = segmentation.sample_bounds(
-                sample.context,
-                len(sample.question_ids),
-                self.answer_room,
-                size,
-                self.align,
-                self.tokenizer,
-            )
-            if (len(bounds) - 1) * size <= length.tokens:
+            sample = self._sample(made, shorter, seed, index, options, length, **more)
+            if (len(self._bounds(sample)) - 1) * size <= length.tokens:
                 return sample
         raise DataError(f"{task}: no text fits in {length.name} of {size} tokens a segment.")
 
+    def _bounds(self, sample: Sample) -> np.ndarray:
+        return segmentation.sample_bounds(
+            sample.context,
+            len(sample.question_ids),
+            self.answer_room,
+            self.segment_tokens,
+            self.align,
+            self.tokenizer,
+        )
+
     def _sample(
-        self, task: Task, length: Length, seed: int, index: int, options: StoryOptions, **more
+        self,
+        task: Task,
+        length: Length,
+        seed: int,
+        index: int,
+        options: StoryOptions,
+        asked: Length,
+        **more,
     ) -> Sample:
+        """`asked`: the length that rows of a finite task are chosen by, `length` what must be
+        filled."""
         if task.models_language:
             raise DataError(
                 f"The task '{task.name}' asks nothing, it models a language: measure it with"
                 " evaluate --perplexity."
             )
+        rows = self.finite.rows(task.name, asked)
+        if rows is not None and not len(rows):
+            raise DataError(
+                f"{task.name}: none of its {self.split} rows is about as long as {asked.name}."
+            )
         # A whole length holds question and answer too: about 20 tokens that facts cannot take.
         most = 10**6 if not length.tokens else max(0, length.tokens) // TOKENS_PER_FACT
+        room = None
+        if length.tokens:
+            room = Room(
+                self.tokenizer, length.tokens, 1 + self.answer_room if length.whole else None
+            )
         for attempt in range(ATTEMPTS):
             address = index if not attempt else index + (attempt << 40)
             # Made-up names are long: as many facts as usual may never fit.
             limited = options._replace(
-                max_facts=max(0, most - attempt // 20), max_tokens=max(0, length.tokens)
+                max_facts=max(0, most - attempt // 20),
+                max_tokens=max(0, length.tokens),
+                tokenizer=self.tokenizer,
+                room=room,
             )
-            found = task.sample(self.split, seed, address, limited)
+            if rows is not None:
+                number = int(rows[(index + attempt) % len(rows)])
+                found = task.sample(self.split, seed, number, limited)
+            else:
+                found = task.sample(self.split, seed, address, limited)
             assert not isinstance(found, Passage)
             if isinstance(found, Document):
                 sample = self._read_document(task, found, length)
@@ -211,14 +246,21 @@ class Composer:
                 f" '{task.name}' has documents, which are read as they are."
             )
         encode = self.tokenizer.sentence
-        context = np.array(self.tokenizer.encode(f" {document.context}"), np.int32)
+        context = document.tokens
+        if context is None:
+            context = np.array(self.tokenizer.encode(f" {document.context}"), np.int32)
         question, answer = encode(document.question), encode(document.answers[0])
         budget = length.tokens
         if length.whole:
             budget -= len(question) + 1 + self.answer_room
         if length.tokens and len(context) > budget:
-            return None
-        return Sample(task.name, context, document.question, document.answers, question, answer)
+            if not length.cut or budget <= 0:
+                return None
+            context = context[:budget] if task.longer == "cut_end" else context[-budget:]
+        return Sample(
+            task.name, context, document.question, document.answers, question, answer,
+            parts=document.parts,
+        )  # fmt: skip
 
     def _hide_story(
         self,
@@ -244,28 +286,34 @@ class Composer:
             story.intermediate_questions, self.tokenizer, rng, room=room, share=question_share
         )
         size += sum(len(one.tokens) for one in questions)
-        fill = hidden and self.background is not None and length.tokens > 0
+        found = self.background
+        if story.haystack is not None:
+            found = background.of_sentences(story.haystack, self.tokenizer)
+        fill = hidden and found is not None and length.tokens > 0
         made = hide(
             facts,
             questions,
             rng,
-            lambda tokens: self._background(tokens, rng, hard_negatives),
+            lambda tokens: self._background(found, tokens, rng, hard_negatives),
             background_tokens=max(0, budget - size) if fill else 0,
             window=self.window,
         )
         return Sample(
-            story.task, made.context, story.question, (story.answer,), question,
-            encode(story.answer), made.facts, story.supporting, made.questions, story,
+            story.task, made.context, story.question, (story.answer, *story.other_answers),
+            question, encode(story.answer), made.facts, story.supporting, made.questions, story,
+            story.parts,
         )  # fmt: skip
 
-    def _background(self, tokens: int, rng: AddressedRng, kind: str) -> Slice:
-        """So many tokens from a random sentence on. `kind`: see `sample`."""
-        assert self.background is not None
-        if kind:
+    def _background(
+        self, found: background.Background | None, tokens: int, rng: AddressedRng, kind: str
+    ) -> Slice:
+        """So many tokens of a background from a random sentence on. `kind`: see `sample`."""
+        assert found is not None
+        if kind and found is self.background:
             some = self._hard_negatives(kind)
             return some.take(rng.below(some.sentences), tokens)
-        text = perturb.PerturbedBackground(self.change, self.background, self.tokenizer)
-        return text.take(rng.below(self.background.sentences), tokens, rng)
+        text = perturb.PerturbedBackground(self.change, found, self.tokenizer)
+        return text.take(rng.below(found.sentences), tokens, rng)
 
     def _hard_negatives(self, kind: str) -> background.Background:
         assert self.background is not None

@@ -13,6 +13,7 @@ from rmt_jax.config import Config, ConfigError, Facts, Stage
 from rmt_jax.data import tasks
 from rmt_jax.data.collate import collate
 from rmt_jax.data.compose import Composer, Sample
+from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.story import OFFICIAL, Passage, StoryOptions
 from rmt_jax.data.tokenizer import Tokenizer
@@ -39,6 +40,9 @@ class Loader:
         )
         self.composer.open()
         self.stages = config.stages
+        self._shares: list[np.ndarray | None] = [None] * len(self.stages)
+        if split == "train":
+            self._shares = [self._bucket_shares(number) for number in range(len(self.stages))]
         steps = [stage.steps for stage in self.stages]
         self._ends = np.cumsum(steps)
         rows = np.array([stage.batch for stage in self.stages]) * steps
@@ -54,8 +58,81 @@ class Loader:
 
     def segments_at(self, step: int) -> int:
         """S of the batch of a step."""
-        stage = self.stages[self.stage_at(step)]
-        return AddressedRng(self.config.data.seed, step, 2).pick(stage.buckets)
+        number = self.stage_at(step)
+        stage, shares = self.stages[number], self._shares[number]
+        rng = AddressedRng(self.config.data.seed, step, 2)
+        if shares is None:
+            return rng.pick(stage.buckets)
+        return rng.weighted(stage.buckets, shares.sum(axis=0).tolist())
+
+    def describe(self) -> Iterator[str]:
+        """What there is to say about the data before training, in sentences."""
+        for name, task in self.composer.tasks.items():
+            yield from task.describe(self.tokenizer)
+            if self.composer.finite.own_lengths(name):
+                longest = self.config.longest_segments
+                count = int((self.composer.finite.segments(name) > longest).sum())
+                if count:
+                    does = {
+                        "cut_end": "are cut at their end",
+                        "cut_beginning": "are cut at their beginning",
+                        "leave_out": "are left out",
+                    }[task.longer]
+                    yield (
+                        f"{name}: {count:,} {self.split} rows take more than {longest} segments,"
+                        f" the longest of training, and {does}."
+                    )
+
+    def _length(self, stage: Stage, segments: int) -> Length:
+        """The texts of a bucket. Documents that are longer than any stage are cut in the last."""
+        shorter = [b for b in stage.buckets if b < segments]
+        size = self.config.model.segment_tokens
+        return Length(
+            f"{segments}s",
+            segments * size,
+            True,
+            above=max(shorter, default=0) * size,
+            cut=segments == self.config.longest_segments,
+        )
+
+    def _document_length(self, task: str, length: Length) -> Length:
+        """The same, without what the task leaves out."""
+        return length._replace(cut=length.cut and self.composer.tasks[task].longer != "leave_out")
+
+    def _bucket_shares(self, number: int) -> np.ndarray | None:
+        """Of the samples of a stage, the share of each task in each bucket, f64[tasks, buckets]:
+        documents are drawn alike often, whatever their lengths. None where no task has documents
+        of lengths of their own: then buckets are drawn evenly.
+
+        Raises ConfigError for a task none of whose documents is short enough."""
+        stage = self.stages[number]
+        names, weights = _mixture(self.config, stage)
+        if not stage.steps or not any(map(self.composer.finite.own_lengths, names)):
+            return None
+        shares = np.zeros((len(names), len(stage.buckets)))
+        for row, (name, weight) in enumerate(zip(names, weights, strict=True)):
+            found = np.full(len(stage.buckets), 1 / len(stage.buckets))
+            if self.composer.finite.own_lengths(name) and weight:
+                lengths = [self._length(stage, segments) for segments in stage.buckets]
+                chosen = (self._rows(name, length) for length in lengths)
+                found = np.array([len(rows) for rows in chosen], float)
+                if not found.sum():
+                    least = int(self.composer.finite.segments(name).min())
+                    raise ConfigError(
+                        f"stages.{number} has texts of up to {stage.segments} segments of"
+                        f" {self.config.model.segment_tokens} tokens, but the shortest of the"
+                        f" {self.split} rows of '{name}' takes {least}: raise"
+                        f" config.stages.{number}.segments, or let longer ones be cut"
+                        f" (config.data.questions.{name}.longer)."
+                    )
+                found /= found.sum()
+            shares[row] = weight * found
+        return shares / sum(weights)
+
+    def _rows(self, task: str, length: Length) -> np.ndarray:
+        rows = self.composer.finite.rows(task, self._document_length(task, length))
+        assert rows is not None
+        return rows
 
     def tokens_at(self, step: int) -> int:
         """B * S * L of the batch of a step, without making it."""
@@ -76,7 +153,7 @@ class Loader:
         share = stage.batch // hosts
         rows = range(first + host * share, first + (host + 1) * share)
         segments = self.segments_at(step)
-        samples = [self._sample(stage, segments, index) for index in rows]
+        samples = [self._sample(number, segments, index) for index in rows]
         answered = segments if stage.dense or stage.probes else 1
         questions = 1
         if stage.dense:
@@ -110,13 +187,15 @@ class Loader:
             mark_background_only=mark_background_only,
         )
 
-    def _sample(self, stage: Stage, segments: int, index: int) -> Sample | Passage:
-        data = self.config.data
+    def _sample(self, number: int, segments: int, index: int) -> Sample | Passage:
+        data, stage, shares = self.config.data, self.stages[number], self._shares[number]
         rng = AddressedRng(data.seed, index, 3)
-        task = rng.weighted(*_mixture(self.config, stage))
-        address = (task, f"{segments}s", data.seed, index)
+        names, weights = _mixture(self.config, stage)
+        if shares is not None:
+            weights = shares[:, stage.buckets.index(segments)].tolist()
+        task = rng.weighted(names, weights)
         if self.composer.tasks[task].models_language:
-            return self.composer.passage(*address)
+            return self.composer.passage(task, f"{segments}s", data.seed, index)
         hidden = rng.uniform() < stage.background
         rate = rng.pick(stage.question_rates)
         names = NEW_NAMES if rng.uniform() < data.new_names else ()
@@ -134,6 +213,11 @@ class Loader:
             final_question_only=known,
         )
         negatives = "found" if rng.uniform() < data.hard_negative_rate else ""
+        length = Length.parse(f"{segments}s", self.config.model.segment_tokens)
+        if self.composer.finite.rows(task, length) is not None:  # drawn with replacement
+            length = self._document_length(task, self._length(stage, segments))
+            index = AddressedRng(data.seed, index, 5).below(1 << 40)
+        address = (task, length, data.seed, index)
         return self.composer.sample(
             *address, options, hidden=hidden, question_share=share, hard_negatives=negatives
         )
@@ -143,22 +227,32 @@ class Loader:
     ) -> Iterator[Batch]:
         """`count` batches of texts of exactly `segments` segments with one question at the end,
         tasks in turn. With a `stage`, its facts and its share of background; otherwise official
-        numbers of facts, all hidden."""
+        numbers of facts, all hidden. A task without documents of that length is left out."""
         data, chosen = self.config.data, None if stage is None else self.stages[stage]
         seed = self.config.evaluation.seed
+        longest = Stage(segments, steps=0, batch=batch, learning_rate=0)
+        lengths = {name: self._length(chosen or longest, segments) for name in data.tasks}
+        lengths = {name: self._document_length(name, one) for name, one in lengths.items()}
+        rows = {name: self.composer.finite.rows(name, length) for name, length in lengths.items()}
+        empty = {name for name, found in rows.items() if found is not None and not len(found)}
+        names = [name for name in data.tasks if name not in empty]
+        if not names:
+            return
         for number in range(count):
             samples = []
             for index in range(number * batch, (number + 1) * batch):
-                task = data.tasks[index % len(data.tasks)]
-                address = (task, f"{segments}s", seed, index)
+                task = names[index % len(names)]
                 if self.composer.tasks[task].models_language:
-                    samples.append(self.composer.passage(*address))
+                    samples.append(self.composer.passage(task, lengths[task], seed, index))
                     continue
                 hidden, options = True, OFFICIAL
                 if chosen is not None:
                     rng = AddressedRng(seed, index, 4)
                     hidden = rng.uniform() < chosen.background
                     options = StoryOptions(_range(rng.pick(chosen.facts)))
+                finite = rows[task] is not None
+                place = index // len(names) if finite else index
+                address = (task, lengths[task], seed, place)
                 sample = self.composer.sample(*address, options, hidden=hidden)
                 samples.append(sample)
             yield self.collate(samples, segments)

@@ -1,17 +1,19 @@
 """BABILong's published evaluation sets: records {input, question, target} of a task and length.
 
-From a local folder (`[data/]qa1/4k.json`, a list or an object a line, or `[data/]4k/qa1-*.parquet`)
-or from the hub (RMT-team/babilong, RMT-team/babilong-1k-samples). Files of 4 GB are read a record
-at a time.
+From a local folder (`[data/]qa1/4k.json`, a list or an object a line, or `[data/]4k/qa1-*.parquet`,
+one file or several parts) or from the hub (RMT-team/babilong, RMT-team/babilong-1k-samples). Files
+of 4 GB are read a record at a time.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rmt_jax.data import tasks
 from rmt_jax.errors import RmtError
+from rmt_jax.files import refuse_pointer
 
 FIELDS = ("input", "question", "target")
 _BLOCK = 1 << 20  # characters read at a time
@@ -23,30 +25,30 @@ class PublishedError(RmtError):
 
 def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]:
     """Records in file order. Raises PublishedError with the file and the record's number."""
-    path = locate(source, task, length)
-    found = _parquet(path) if path.suffix == ".parquet" else _json(path)
-    empty = True
-    for number, record in enumerate(found):
-        missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
-        if missing:
-            raise PublishedError(f"{path}, record {number}: no {', '.join(missing)}.")
-        empty = False
-        yield {field: str(record[field]) for field in FIELDS}
+    paths, empty = locate(source, task, length), True
+    for path in paths:
+        refuse_pointer(path)
+        found = _parquet(path) if path.suffix == ".parquet" else json_records(path)
+        for number, record in enumerate(found):
+            missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
+            if missing:
+                raise PublishedError(f"{path}, record {number}: no {', '.join(missing)}.")
+            empty = False
+            yield {field: str(record[field]) for field in FIELDS}
     if empty:
-        raise PublishedError(f"{path} holds no record.")
+        raise PublishedError(f"{paths[0]} holds no record.")
 
 
-def locate(source: str | Path, task: str, length: str) -> Path:
-    """The file of a task and length, fetched from the hub if `source` is no folder."""
+def locate(source: str | Path, task: str, length: str) -> list[Path]:
+    """The files of a task and length, in order, fetched from the hub if `source` is no folder."""
     tasks.REGISTRY[task]  # an unknown name is an error, and no path
     folder = Path(source)
     if folder.is_dir():
-        for base in (folder, folder / "data"):
-            names = [base / task / f"{length}.json", base / task / f"{length}.jsonl"]
-            names += sorted((base / length).glob(f"{task}-*.parquet"))
-            for path in names:
-                if path.is_file():
-                    return path
+        places = [folder / base / part for base in ("", "data") for part in (task, length)]
+        inside = (path for place in places for path in place.glob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in inside]
+        if found := _choose(names, task, length, str(folder)):
+            return [folder / name for name in found]
         raise PublishedError(
             f"{folder} holds neither {task}/{length}.json nor {length}/{task}-*.parquet."
         )
@@ -58,18 +60,20 @@ def locate(source: str | Path, task: str, length: str) -> Path:
     return _from_hub(str(source), task, length)
 
 
-def _from_hub(name: str, task: str, length: str) -> Path:
+def _from_hub(name: str, task: str, length: str) -> list[Path]:
     from huggingface_hub import HfApi, hf_hub_download
 
     name, _, pinned = name.partition("@")  # NAME@REVISION
     revision = pinned or None
     try:
         files = HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
-        parquet = [f for f in files if f"{length}/{task}-" in f and f.endswith(".parquet")]
-        wanted = [f for f in files if f.endswith(f"{task}/{length}.json")] + parquet
+        wanted = _choose(files, task, length, name)
         if not wanted:
             raise PublishedError(f"{name} has no {task} at {length} among {len(files)} files.")
-        return Path(hf_hub_download(name, wanted[0], repo_type="dataset", revision=revision))
+        return [
+            Path(hf_hub_download(name, one, repo_type="dataset", revision=revision))
+            for one in wanted
+        ]
     except PublishedError:
         raise
     except Exception as error:  # the hub raises many kinds
@@ -77,6 +81,34 @@ def _from_hub(name: str, task: str, length: str) -> Path:
             f"The hub does not give {name} ({str(error)[:200]}). Download it elsewhere "
             f"('hf download --repo-type dataset {name} --local-dir DIR') and name DIR."
         ) from None
+
+
+def _choose(names: Iterable[str], task: str, length: str, what: str) -> list[str]:
+    """Of file names, with '/' between folders, those of a task and length in one of the layouts,
+    all parts in order; empty where there are none. Raises PublishedError for a set with a part
+    missing, or of two divisions into parts."""
+    form = rf"((?:.*/)?)(?:{task}/{length}\.jsonl?|{length}/{task}-(?:(\d+)-of-(\d+)|.*)\.parquet)"
+    found = [match for name in sorted(names) if (match := re.fullmatch(form, name))]
+    if not found:
+        return []
+    first = min(found, key=lambda m: (m[1] not in ("", "data/"), m[1], m[0].endswith(".parquet")))
+    if not first[0].endswith(".parquet"):
+        return [first[0]]
+    found = [m for m in found if m[1] == first[1] and m[0].endswith(".parquet")]
+    counts = {m[3] for m in found}
+    if len(counts) > 1:
+        raise PublishedError(
+            f"{what} holds {task} at {length} in more than one division into files"
+            f" ({', '.join(m[0] for m in found)}): keep the files of one."
+        )
+    there = {int(m[2]) for m in found if m[2]}
+    missing = [f"{n:05d}" for n in range(int(first[3] or 0)) if n not in there]
+    if missing:
+        raise PublishedError(
+            f"{what} holds {len(found)} of the {int(first[3])} files of {task} at {length}: missing"
+            f" {'is number' if len(missing) == 1 else 'are numbers'} {', '.join(missing[:8])}."
+        )
+    return [m[0] for m in found]
 
 
 def _parquet(path: Path) -> Iterator[Any]:
@@ -94,10 +126,10 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise PublishedError(f"{path} is not a parquet file ({error}).") from None
 
 
-def _json(path: Path) -> Iterator[Any]:
+def json_records(path: Path) -> Iterator[Any]:
     """Objects of a JSON list, or of a file with one object after another."""
     decoder, text, at = json.JSONDecoder(), "", 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         number, ended, listed = 0, False, None
         while True:
             while at < len(text) and text[at] in " \t\r\n,":

@@ -38,6 +38,18 @@ def segment_bounds(
     return np.append(inner, context)
 
 
+def segment_counts(
+    contexts: np.ndarray, tails: np.ndarray, segment: int, align: str = "left"
+) -> np.ndarray:
+    """How many segments `segment_bounds` makes of contexts and tails of these numbers of tokens,
+    i64[n]; for `align` left and right, which do not look at sentences."""
+    if align == "right":
+        last = np.minimum(contexts, segment - tails)
+        return -(-(contexts - last) // segment) + 1
+    rest = contexts % segment
+    return contexts // segment + 1 + ((rest > 0) & (rest + tails > segment))
+
+
 def sample_bounds(
     context: np.ndarray,
     question: int,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.errors import RmtError
 
 
@@ -30,6 +31,13 @@ class Story(NamedTuple):
     answer: str
     supporting: tuple[int, ...]  # 0-based numbers of the facts that the answer rests on
     intermediate_questions: tuple[IntermediateQuestion, ...] = ()
+    other_answers: tuple[str, ...] = ()  # that are right as well
+    # Of an answer that is a list, 'a, b, c': what the score `match_all` looks for, each by itself.
+    # The answer as it stands is trained on.
+    parts: tuple[str, ...] = ()
+    # Sentences that hide the facts in place of the config's background, read in a cycle; () hides
+    # them in nothing; None: the config's background.
+    haystack: tuple[str, ...] | None = None
 
 
 class Document(NamedTuple):
@@ -39,6 +47,27 @@ class Document(NamedTuple):
     context: str
     question: str
     answers: tuple[str, ...]  # right ones; the first is trained on
+    parts: tuple[str, ...] = ()  # as a story's
+    # i32[n] the context by `StoryOptions.tokenizer`, where it is kept so; `context` may be '' then
+    tokens: np.ndarray | None = None
+
+
+class Room(NamedTuple):
+    """How long a text may be, for a task that fills it to the token."""
+
+    tokenizer: Tokenizer  # whose tokens count
+    tokens: int  # of the context; or of all that is read, see `answer`
+    answer: int | None = None  # tokens kept for ANSWER and the answer within `tokens`; None: 0
+
+    def left(self, question: str) -> int:
+        """Tokens of a context that this question follows."""
+        if self.answer is None:
+            return self.tokens
+        return self.tokens - self.answer - len(self.tokenizer.sentence(question))
+
+    def count(self, text: str) -> int:
+        """Tokens of a text as it stands in a context, behind a space."""
+        return len(self.tokenizer.encode(f" {text}"))
 
 
 class Passage(NamedTuple):
@@ -61,6 +90,8 @@ class StoryOptions(NamedTuple):
     max_facts: int = 10**6  # a story of more is not wanted
     # Of the context, so that a document can be made to fit, or to read of a passage; 0: no limit.
     max_tokens: int = 0
+    room: Room | None = None  # the same to the token, for tasks that fill it; None: no limit
+    tokenizer: Tokenizer | None = None  # whose tokens are counted and wanted
 
 
 OFFICIAL = StoryOptions()  # as the official files are

@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow_datasets as tfds  # noqa: E402
 
-from rmt_jax.data.records import Recipe, records  # noqa: E402
+from rmt_jax.data.records import Recipe, available, records  # noqa: E402
 
 LENGTHS = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k", "256k", "512k", "1M", "10M")
 
@@ -75,7 +75,7 @@ class Babilong(tfds.core.GeneratorBasedBuilder):
 
             found = read_parts(Path(parts[0]), task, self._recipe.length, parts[1])
         else:
-            found = records(self._recipe, task, range(self._recipe.samples))
+            found = records(self._recipe, task, range(available(self._recipe, task)))
         for index, record in enumerate(found):
             yield index, {**record, "index": index}
 
@@ -87,7 +87,7 @@ class Babilong(tfds.core.GeneratorBasedBuilder):
             (record,) = records(recipe, task, range(index, index + 1))
             return index, {**record, "index": index}
 
-        return beam.Create(range(recipe.samples)) | beam.Map(make)
+        return beam.Create(range(available(recipe, task))) | beam.Map(make)
 
 
 def _int64():

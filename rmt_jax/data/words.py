@@ -54,12 +54,17 @@ def every_official(kind: str = "") -> tuple[str, ...]:
 def words(kind: str, held_out: bool = False) -> tuple[str, ...]:
     """The list 'people', 'places' or 'objects' less the official names: the trained part, or the
     part held out for evaluation. Every fourth word is held out."""
-    path = ASSETS / "words" / f"{kind}.txt"
-    known = set(every_official())
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    listed = sorted({line for line in lines if line and not line.startswith("#")} - known)
+    kept = sorted(set(listed(kind)) - set(every_official()))
     every = round(1 / (1 - TRAINED))
-    return tuple(word for i, word in enumerate(listed) if (i % every == 0) == held_out)
+    return tuple(word for i, word in enumerate(kept) if (i % every == 0) == held_out)
+
+
+@cache
+def listed(kind: str) -> tuple[str, ...]:
+    """Every word of a list, sorted: 'people', 'places', 'objects', 'adjectives'."""
+    text = (ASSETS / "words" / f"{kind}.txt").read_text(encoding="utf-8")
+    lines = {line.strip() for line in text.splitlines()}
+    return tuple(sorted(line for line in lines if line and not line.startswith("#")))
 
 
 @cache

@@ -3,7 +3,6 @@
 | file        | does                                                                             |
 |-------------|----------------------------------------------------------------------------------|
 | sources     | where questions come from: generated stories, BABILong's files, bAbI's           |
-| text_stream | texts of any size as a stream of tokens                                          |
 | answering   | reads contexts into memory in blocks and lets the model answer                   |
 | answer_log  | questions and answers, kept as they come                                         |
 | scoring     | from answers to an `EvalResult`                                                  |

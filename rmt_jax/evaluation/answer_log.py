@@ -31,9 +31,12 @@ class AnswerRecord:
     gpt2_tokens: float
     seconds: float  # its share of its batch
     other_targets: tuple[str, ...] = ()  # answers that are right as well
+    parts: tuple[str, ...] = ()  # of an answer that is a list
+    facts: int = 0  # in the text, where they are known
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "other_targets", tuple(self.other_targets))  # JSON has lists
+        for name in ("other_targets", "parts"):  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 class AnswerLog(Generic[Record]):

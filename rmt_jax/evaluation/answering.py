@@ -15,6 +15,7 @@ import numpy as np
 
 from rmt_jax.data import segmentation
 from rmt_jax.errors import RmtError
+from rmt_jax.runtime import switches
 from rmt_jax.types import Prompt, Segment
 
 BLOCK = 64  # segments handed to the model at once: bounds the host's copies, not the result
@@ -201,6 +202,7 @@ def decode_answer(tokenizer: Any, ids: np.ndarray) -> str:
     return tokenizer.decode([int(i) for i in before]).strip()
 
 
+@switches.neutral()
 def greedy_answers(
     model: Any,
     questions: Sequence[EncodedQuestion],

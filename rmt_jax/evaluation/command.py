@@ -10,6 +10,7 @@ from rmt_jax import report
 from rmt_jax.api import Model, load
 from rmt_jax.cli import Usage
 from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
+from rmt_jax.models.io import hub
 from rmt_jax.report import language
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
@@ -37,6 +38,8 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out or default_out(args.workdir)
     if args.perplexity:
         return measure_and_report(args, model, out)
+    if args.data in ("generated", "official") and Path(args.data).is_dir():
+        log.warning("--data %s is no folder; for the one here: --data ./%s", args.data, args.data)
     source = sources.open_source(
         args.data,
         model,
@@ -132,6 +135,7 @@ def split_names(text: str) -> list[str]:
 
 
 def default_out(workdir: str) -> Path:
-    """WORKDIR/evaluation, or a folder here for a checkpoint from the hub."""
+    """WORKDIR/evaluation, or a folder here for a checkpoint from the hub or of the package."""
     folder = Path(workdir)
-    return (folder if folder.is_dir() else Path("evaluation") / folder.name) / "evaluation"
+    own = folder.is_dir() and folder.parent != hub.ASSETS
+    return (folder if own else Path("evaluation") / folder.name) / "evaluation"

@@ -8,8 +8,10 @@ from typing import Any
 from rmt_jax.data.tasks import question_tasks
 from rmt_jax.evaluation import answering, tracing
 from rmt_jax.report import inspection
+from rmt_jax.runtime import switches
 
 
+@switches.neutral()
 def inspect_memory(
     model: Any, source: Any, tasks: Sequence[str], lengths: Sequence[str], out: Path
 ) -> list[Path]:

@@ -7,6 +7,7 @@ it stopped, and one with more samples asks only the new questions.
 
 import dataclasses
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,16 +22,19 @@ from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.models import platform
 from rmt_jax.report import predictions
 from rmt_jax.results import EvalResult
+from rmt_jax.runtime import switches
 
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
 # tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 512 MB.
 HOST_TOKENS, HOST_TOKENS_FOR_ACCELERATORS = 4_000_000, 128_000_000
+log = logging.getLogger(__name__)
 
 
 class EvaluationError(RmtError):
     """An evaluation that cannot be run; the message is a sentence for the user."""
 
 
+@switches.neutral()
 def evaluate(
     model: Any,
     *,
@@ -65,7 +69,7 @@ def evaluate(
     Raises EvaluationError, `sources.QuestionError` or `answering.AnsweringError`: sentences.
     """
     config = model.config
-    tasks = sources.check_tasks(tasks or question_tasks(config.data))
+    tasks = sources.check_tasks(tasks or question_tasks(config.data), config.data)
     if not tasks:
         raise EvaluationError(
             "This model was trained on texts that ask nothing: measure it with --perplexity, or"
@@ -88,15 +92,28 @@ def evaluate(
         for length in lengths
         for task in tasks
     ]
+    empty = [job for job in jobs if not job.samples]
+    if empty:
+        named = ", ".join(f"{job.task} at {job.length}" for job in empty)
+        if len(empty) == len(jobs):
+            raise EvaluationError(
+                f"There are no texts of these lengths ({named}): ask for others, or for all."
+            )
+        log.warning("no texts, so left out: %s", named)
+        jobs = [job for job in jobs if job.samples]
+    fewer = [f"{job.task} {job.length} {job.samples:,}" for job in jobs if job.samples < samples]
+    if fewer:
+        said = ", ".join(dict.fromkeys(fewer))
+        log.warning("fewer questions than the %s asked for: %s", f"{samples:,}", said)
     folder = None if out is None else out / "answers"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # says what is wrong before hours of reading
     key = evaluation_fingerprint(model, source, start, reset)
     logs = {job: AnswerLog(folder, job.stem, key) for job in jobs}
     unread = Counter[str]()
-    for job, log in logs.items():
-        missing = max(0, job.samples - len(log.records))
-        unread[job.length] += missing * source.tokens(job.length)
+    for job, answers in logs.items():
+        missing = max(0, job.samples - len(answers.records))
+        unread[job.length] += missing * source.tokens(job.length, job.task)
     results = []
     with TokenProgress(unread, progress) as bar:
         for job in jobs:
@@ -146,7 +163,7 @@ def answer_questions(
 ) -> list[AnswerRecord]:
     """All answers, those in the log first; the others are asked in batches, each of which is made
     only when its turn comes."""
-    nominal = source.tokens(job.length)
+    nominal = source.tokens(job.length, job.task)
     size = batch_size(batch, job.samples, nominal)
     max_new_tokens = source.room(job.task, job.perturb)
     for first in range(len(log.records), job.samples, size):
@@ -181,6 +198,8 @@ def answer_questions(
                     gpt2_tokens=q.gpt2_tokens,
                     seconds=seconds,
                     other_targets=q.other_targets,
+                    parts=q.parts,
+                    facts=len(q.facts),
                 )
                 for k, q in enumerate(questions)
             ]

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+
 from rmt_jax import scores
 from rmt_jax.data import tasks
 from rmt_jax.evaluation.answer_log import AnswerRecord
@@ -46,12 +48,20 @@ def score_answers(
         perturb=perturb,
         trained=covered_by_training(model.config, task, tokens) and not perturb,
         seconds=round(sum(r.seconds for r in records), 2),
+        facts=_mean(r.facts for r in records),
+        cell=model.config.model.cell,
+        memory=memory_numbers(model),
         depths=tuple(
             (round(r.depth, 4), right == 1)
             for r, right in zip(records, main, strict=True)
             if r.depth is not None
         ),
     )
+
+
+def memory_numbers(model: Any) -> int:
+    """How many numbers a text's memory is."""
+    return sum(x.size for x in jax.tree.leaves(model.initial_memory().state))
 
 
 def known_answers(labels: Sequence[str], records: Sequence[AnswerRecord]) -> bool:
@@ -61,8 +71,11 @@ def known_answers(labels: Sequence[str], records: Sequence[AnswerRecord]) -> boo
 
 
 def score_of(rule: str, labels: Sequence[str], record: AnswerRecord, output: str) -> float:
-    """How right an output is by a rule, from 0 to 1, against all right answers of the record."""
+    """How right an output is by a rule, from 0 to 1, against all right answers of the record; by
+    `match_all` against the parts of an answer that is a list."""
     targets = (record.target, *record.other_targets)
+    if rule == "match_all" and record.parts:
+        targets = record.parts
     return scores.score(rule, labels, record.question, targets, output)
 
 

@@ -1,6 +1,7 @@
 """One text in memory, to be asked: read in a stream, kept in a small file, asked again at once."""
 
 import difflib
+import io
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -13,11 +14,12 @@ import numpy as np
 
 from rmt_jax import models
 from rmt_jax.data import segmentation, tasks
+from rmt_jax.data.text_stream import encode_pieces, pieces
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
-from rmt_jax.evaluation.text_stream import encode_pieces
 from rmt_jax.files import atomic_open
+from rmt_jax.runtime import switches
 
 TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
 
@@ -63,13 +65,15 @@ class Session:
                 "the text is read with it."
             )
         name = task or (tasks.guess(question, config.data) if source != "question" else "")
+        if len(config.data.tasks) == 1:
+            name = name or config.data.tasks[0]
         if not name and source != "question":
             raise RecallError(
                 f"Of which task is '{question}'? This model reads a prompt of its task, and the"
                 " question has none of the forms that it knows. Give --task, one of "
                 f"{', '.join(config.data.tasks)}, or describe it: --task 'Say who carries what.'"
             )
-        if name not in tasks.REGISTRY and (near := _mistyped(name)):
+        if not tasks.exists(name, config.data) and (near := _mistyped(name, config.data)):
             raise RecallError(f"There is no task {name}. Did you mean {near}?")
         if source == "learned":
             if name not in config.data.tasks:
@@ -78,7 +82,7 @@ class Session:
                     f"for '{name}'."
                 )
             return TaskPrompt(name, config.data.tasks.index(name), ())
-        known = name in tasks.REGISTRY
+        known = tasks.exists(name, config.data)
         description = tasks.create(name, config.data).description if known else name
         ids = sources.prompt_ids(config.prompt, self.model.tokenizer, description, question)
         shown = name if source == "description" else f"{name} {question}".strip()
@@ -112,6 +116,7 @@ class Session:
         place = answering.layout(total, max(tails), self.room, size, "right")
         return int(place.bounds[1]) % size if place.segments else 0
 
+    @switches.neutral()
     def read(self, pieces: Iterable[str], prompts: Sequence[TaskPrompt], head: int = 0) -> None:
         """Reads a text, given in pieces, once for all prompts side by side; its first `head` tokens
         as a segment of their own."""
@@ -142,6 +147,7 @@ class Session:
             )
             self.rest = held[bounds[-1] :].copy()
 
+    @switches.neutral()
     def answer(self, question: str, task: str = "") -> str:
         """Raises RecallError for a question whose prompt the text was not read with."""
         if not question.strip():
@@ -186,6 +192,7 @@ class Session:
         )
         return self.memory._replace(state=state, started=self.memory.started[k : k + 1])
 
+    @switches.neutral()
     def save(self, path: Path) -> int:
         """Bytes written to `path` (.npz): memory, unfinished segment, prompts, whose weights."""
         leaves = jax.tree.leaves(self.memory)
@@ -201,6 +208,7 @@ class Session:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         return path.stat().st_size
 
+    @switches.neutral()
     def load(self, path: Path) -> None:
         """Takes up what `save` kept. Raises RecallError for another file or other weights."""
         try:
@@ -226,7 +234,18 @@ class Session:
         self.memory = jax.tree.unflatten(jax.tree.structure(empty), leaves)
 
 
-def _mistyped(name: str) -> str:
-    """The registered task that a single word is nearly the name of; '' for a description."""
-    near = difflib.get_close_matches(name, list(tasks.REGISTRY), n=1) if name.split() else []
+def answers(model: Any, text: str, questions: Sequence[str], task: str = "") -> list[str]:
+    """`Model.answers`: one text read once, side by side for each task prompt that is needed."""
+    if not text.strip():
+        raise RecallError("The text is empty: there is nothing to read.")
+    session = Session(model)
+    prompts = session.prompts_for(questions, task)
+    head = session.head(pieces(io.StringIO(text)), questions) if session.ends_aligned else 0
+    session.read(pieces(io.StringIO(text)), prompts, head)
+    return [session.answer(question, task) for question in questions]
+
+
+def _mistyped(name: str, data: Any) -> str:
+    """The task that a single word is nearly the name of; '' for a description."""
+    near = difflib.get_close_matches(name, tasks.names(data), n=1) if name.split() else []
     return near[0] if near and " " not in name else ""

@@ -1,9 +1,11 @@
 """Several runs side by side.
 
     python -m rmt_jax.report RUN [RUN …] [--names a,b] [--groups a,a] [--references] [--out DIR]
+    python -m rmt_jax.report RUN [RUN …] --capacity [--out DIR]
 
 RUN is a folder with a `summary.json`. Runs of one group (seeds, say) are also averaged: mean ±
-standard deviation.
+standard deviation. With --capacity also accuracy against the number of facts in a text, and the
+most facts kept against the size of the memory; runs of one memory cell and size are a group.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from rmt_jax import cli
 from rmt_jax.files import write_text
-from rmt_jax.report import ReportError, comparison, main_rule, read, reference
+from rmt_jax.report import ReportError, capacity, comparison, main_rule, read, reference
 from rmt_jax.results import EvalResult
 from rmt_jax.scores import NAMES
 
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--groups", default="", help="one group per run: seeds of one setting share one"
     )
     parser.add_argument("--references", action="store_true", help="published curves behind ours")
+    parser.add_argument("--capacity", action="store_true", help="facts that memories hold")
     parser.add_argument("--score", default="", choices=("", *NAMES), help="of table and curves")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     args = parser.parse_args(argv)
@@ -49,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = comparison.comparison_curves(
         grouped, args.out / "comparison.png", rule=rule, references=published
     )
+    if args.capacity:
+        named = grouped if args.names or args.groups else capacity.by_memory(runs)
+        held = capacity.capacity_table(named, rule)
+        write_text(args.out / "capacity.md", held)
+        paths += capacity.capacity_curves(named, args.out / "capacity.png", rule=rule)
+        text += f"\n{held}"
     print(text)
     print("written:", ", ".join(str(p) for p in [args.out / "comparison.md", *paths]))
     return 0

@@ -316,7 +316,8 @@ def depth_curves(
     for axes in flat[len(tasks) :]:
         axes.set_visible(False)
     handles, labels = flat[0].get_legend_handles_labels()
-    rule = "official" if all("official" in r.right for r in known) else "exact"
+    first = {next(iter(r.right)) for r in known}
+    rule = first.pop() if len(first) == 1 else "the first one of each task"
     note = footnote(known, rule) + f" · a point: {FEW} questions or more · bars: 95 % Wilson"
     figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(labels)),
                   fontsize=8.5, title_fontsize=7, title=wrap_note(note, 34 * columns))  # fmt: skip

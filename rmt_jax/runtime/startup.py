@@ -4,13 +4,19 @@ machine has without being told to."""
 import contextlib
 import glob
 import importlib.util
+import logging
 import os
+import tempfile
 from pathlib import Path
 
 import jax
 
+from rmt_jax import files
 from rmt_jax.config import Config, ConfigError
-from rmt_jax.runtime import cluster
+from rmt_jax.errors import RmtError
+from rmt_jax.runtime import cluster, switches
+
+log = logging.getLogger(__name__)
 
 # A process whose host vanished is given up after 100 s of silence (JAX's default heartbeat); one
 # that has finished waits for process 0, which may still evaluate for hours.
@@ -22,12 +28,14 @@ COPIED = 20_000_000
 
 
 def prepare() -> None:
-    """Joins the cluster, checks the devices and switches the compilation cache on.
+    """Joins the cluster, checks the devices, switches the compilation cache on, and off what this
+    code does not work with (`switches`).
 
     Raises:
       ConfigError: devices that would stay idle, a fall back to the CPU, a cluster that does not
         come together; with the way out.
     """
+    switches.make_neutral()
     place = cluster.find(os.environ)
     if place is None and _on_tpu_host():
         place = cluster.Cluster("Cloud TPU")  # its metadata server says whether it is a pod
@@ -59,10 +67,23 @@ def one_device_a_core(config: Config) -> None:
 
 
 def cache() -> None:
-    """The persistent compilation cache, on by default; JAX_COMPILATION_CACHE_DIR moves it."""
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "rmt_jax" / "xla"))
+    """The persistent compilation cache, on by default; JAX_COMPILATION_CACHE_DIR moves it. Where it
+    cannot be written, that is said and nothing is kept."""
+    given = getattr(jax.config, "jax_compilation_cache_dir", None)
+    try:
+        folder = Path(os.path.expanduser(given)) if given else files.cache_folder() / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b" ")  # a full disk has room for names
+    except (OSError, RmtError) as error:
+        log.warning(
+            "compiled programs are not kept (%s): JAX_COMPILATION_CACHE_DIR names another folder",
+            error,
+        )
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not given:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 

@@ -19,7 +19,7 @@ from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
-from rmt_jax.runtime.workdir import Workdir
+from rmt_jax.runtime.workdir import Workdir, new_folder
 from rmt_jax.training import optimizer, step
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.divergence import Diverged, Rescues
@@ -29,39 +29,48 @@ from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
-    """Trains, evaluates, reports; returns the exit code."""
+def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
+    """Trains, evaluates, reports; returns the exit code. Without a `path` it makes a folder."""
     looks.profiled()
     models.check(config.model, config.prompt)
     startup.one_device_a_core(config)
     startup.prepare()
+    path = path or new_folder()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
+        tokenizer = tokenizers.load(config.data.tokenizer)
+        config = tasks.resolve(config, tokenizer)
         workdir.settle(config)
         try:
-            return _run(config, path, signals, looks)
+            return _run(config, tokenizer, path, signals, looks)
         except Stopped as stop:
             log.warning("%s; the same command continues from there", stop)
             return REQUEUE
 
 
-def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
+def _run(
+    config: Config, tokenizer: tokenizers.Tokenizer, path: Path, signals: Signals, looks: Looks
+) -> int:
     owner = startup.owner()
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batches(config, mesh)
     log.info("%s; writing to %s", startup.describe(), path)
 
-    tokenizer = tokenizers.load(config.data.tokenizer)
     loader = Loader(config, tokenizer, "train")
     validation = Loader(config, tokenizer, "validation")
+    if owner:
+        for line in loader.describe():
+            log.info("%s", line)
 
     count = len(config.data.tasks)
     rngs = nnx.Rngs(config.seed)
-    model = models.build(config.model, config.prompt, tokenizer.vocab_size, count, rngs)
+    vocab = tokenizer.vocab_size
+    model = models.build(config.model, config.prompt, vocab, count, rngs, config.adapters)
     static, params = models.split(model)
     infos = model.weights()
+    optimizer.check_trained(config, infos)
+    trains = config.optimizer.trains
     rescues = Rescues(path, owner)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    log.info("model: %s, %s weights", config.model.cell, f"{weights:,}")
+    log.info("model: %s, %s", config.model.cell, _counts(params, trains))
 
     rows = count + 1
     check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
@@ -76,7 +85,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
         # On the host: the step gives its arrays away, and a rescue may have to begin again.
         params = jax.tree.map(np.asarray, params)
         opt = optimizer.build(config, infos, rescues.scale)
-        start = step.init_state(params, opt)
+        start = step.init_state(params, opt, trains)
         place = sharding.place_state(start, params, infos, mesh)
         start = jax.device_put(start, place)
         train = Programs(
@@ -88,6 +97,7 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
                 remat=config.model.remat,
                 accumulate=config.optimizer.accumulate,
                 memory_drift_penalty=config.optimizer.memory_drift_penalty,
+                trains=trains,
                 mesh=mesh,
             ),
             donate_argnums=0,
@@ -118,12 +128,24 @@ def _run(config: Config, path: Path, signals: Signals, looks: Looks) -> int:
     return 0
 
 
+def _counts(params, trains) -> str:
+    """'135,071,808 weights, of which 556,800 are trained'."""
+    trained, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(part)) for part in step.divide(params, trains)
+    )
+    text = f"{trained + frozen:,} weights"
+    return f"{text}, of which {trained:,} are trained" if frozen else text
+
+
 def finish(path: Path) -> None:
     """Evaluates the weights of a run on validation stories and texts; writes and prints the
     results."""
     # Reloaded from the run's folder: what is measured is what a user will load.
     model = api.load(path)
     asked, folder = tasks.question_tasks(model.config.data), path / "results"
+    run = hub.argument(path)
+    own = set(asked) <= set(model.config.data.questions)
+    question = "YOUR QUESTION" if own else "Where is Mary?"
     told = [name for name in model.config.data.tasks if name in model.config.data.texts]
     written, following = [], []
     if asked:
@@ -131,8 +153,8 @@ def finish(path: Path) -> None:
         written += report.write(results, folder, title=path.name, metrics=path / "metrics.jsonl")
         print(report.table(results))
         following += [
-            f"ask --workdir {path} --file YOUR_TEXT.txt --question 'Where is Mary?'",
-            f"evaluate --workdir {path} --lengths 4k,16k --samples 100",
+            f"ask --workdir {run} --file YOUR_TEXT.txt --question '{question}'",
+            f"evaluate --workdir {run} --lengths 4k,16k --samples 100",
         ]
     else:
         written += curves.learning_curves(
@@ -140,12 +162,12 @@ def finish(path: Path) -> None:
         )
     for name in told:
         written += measure_texts(model, name, folder if len(told) == 1 else folder / name)
-        following.append(f"evaluate --workdir {path} --perplexity --data {name} --split test")
+        following.append(f"evaluate --workdir {run} --perplexity --data {name} --split test")
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
     print("\nnext:")
-    for command in (*following, f"convert export --workdir {path} --out FOLDER"):
+    for command in (*following, f"convert export --workdir {run} --out FOLDER"):
         print(f"  python -m rmt_jax.{command}")
 
 

@@ -9,16 +9,19 @@ import os
 import re
 import tarfile
 import tempfile
-import urllib.request
+import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from rmt_jax.data import web
 from rmt_jax.data.babi import table
 from rmt_jax.data.babi.table import BabiError
+from rmt_jax.files import refuse_pointer
 
 ADDRESS = "http://www.thespermwhale.com/jaseweston/babi/tasks_1-20_v1-2.tar.gz"
 MIRROR = "https://s3.amazonaws.com/text-datasets/babi_tasks_1-20_v1-2.tar.gz"
+BLANKS = "were tabs turned into blanks? Take the original file"
 _FILES = {"train": ("_train",), "validation": ("_valid",), "test": ("_test",)}
 
 
@@ -34,8 +37,9 @@ class Item(NamedTuple):
 def read(path: str | Path) -> list[Item]:
     """Every question of a file, in file order. Raises `BabiError` with file and line."""
     path = Path(path)
+    refuse_pointer(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BabiError(f"There is no file {path}.") from None
     except UnicodeDecodeError as error:
@@ -63,12 +67,18 @@ def read(path: str | Path) -> list[Item]:
             raise wrong(f"ID {identity} follows ID {before}")
         before = identity
         if "\t" not in rest:
+            if "?" in rest:
+                raise wrong(
+                    f"{rest.strip()[:60]!r} is a question without a tab and answer; {BLANKS}"
+                )
             places[identity] = len(facts)
             facts.append(rest.strip())
             continue
         parts = rest.split("\t")
         if len(parts) < 2 or not parts[0].strip() or not parts[1].strip():
             raise wrong("a question needs a tab and its answer")
+        if re.search(r"\?\s+\S", parts[0]) or (len(parts) < 3 and re.search(r"\S\s+\d", parts[1])):
+            raise wrong(f"a tab is missing in {rest.strip()[:60]!r}; {BLANKS}")
         supporting = []
         for word in (parts[2] if len(parts) > 2 else "").split():
             if not word.isdigit() or int(word) not in places:
@@ -130,7 +140,7 @@ def download(folder: str | Path, sha256: str = "", address: str = "") -> Path:
 
     `sha256`: the digest to insist on; when it is not given, the digest found is kept beside the
     files, so that a second machine can insist on it. Raises `BabiError` with the manual route when
-    no address answers.
+    no address gives the archive whole.
     """
     folder = Path(folder)
     target = folder / "tasks_1-20_v1-2"
@@ -140,30 +150,33 @@ def download(folder: str | Path, sha256: str = "", address: str = "") -> Path:
     problems = []
     for source in [address] if address else [ADDRESS, MIRROR]:
         try:
-            with urllib.request.urlopen(source, timeout=30) as response:
-                data = response.read()
-            break
-        except OSError as error:
+            _fetch(source, target, sha256)
+            return target / "en-10k"
+        except (OSError, BabiError) as error:
             problems.append(f"{source}: {error}")
-    else:
-        raise BabiError(f"No address answers ({'; '.join(problems)}). {manual_route()}")
+    raise BabiError(f"No address gives the files ({'; '.join(problems)}). {manual_route()}")
+
+
+def _fetch(source: str, target: Path, sha256: str) -> None:
+    """One address's archive, unpacked as the folder `target`, with its digest in SHA256."""
+    data = web.get(source)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 and digest != sha256:
-        raise BabiError(f"{source} has SHA-256 {digest}, expected {sha256}: not unpacked.")
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+        raise BabiError(f"it has SHA-256 {digest}, expected {sha256}: not unpacked")
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
         archive = Path(name) / "babi.tar.gz"
         archive.write_bytes(data)
         try:
-            with tarfile.open(archive) as tar:
+            with tarfile.open(archive, "r:gz") as tar:
                 _unpack(tar, Path(name) / "out")
-        except tarfile.TarError as error:
-            raise BabiError(f"{source} cannot be unpacked ({error}). {manual_route()}") from None
-        unpacked = Path(name) / "out" / "tasks_1-20_v1-2"
+        # EOFError, zlib.error: of a gzip file that was cut short or is damaged.
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            raise BabiError(f"{len(data):,} bytes that cannot be unpacked ({error})") from None
+        unpacked = Path(name) / "out" / target.name
         if not (unpacked / "en-10k").is_dir():
-            raise BabiError(f"{source} does not hold tasks_1-20_v1-2/en-10k. {manual_route()}")
+            raise BabiError(f"it does not hold {target.name}/en-10k")
         (unpacked / "SHA256").write_text(f"{digest}  {source}\n")
         os.rename(unpacked, target)
-    return target / "en-10k"
 
 
 def _unpack(tar: tarfile.TarFile, folder: Path) -> None:

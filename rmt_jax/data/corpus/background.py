@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rmt_jax.data.corpus import documents
-from rmt_jax.data.corpus.cache import build, cache_folder, map_array, token_type
+from rmt_jax.data.corpus.cache import build, map_array, token_type
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.files import cache_folder
 
 MIN_TOKENS = 10  # shorter sentences are skipped (BABILong)
 VERSION = 3  # of the arrays and of the sentence splitter
@@ -77,6 +78,16 @@ class Background:
             )
         starts = np.concatenate([[0], np.cumsum([len(span) for span in spans])])
         return Background(np.concatenate(spans), starts, self.name, self.split)
+
+
+@lru_cache(maxsize=2)
+def of_sentences(sentences: tuple[str, ...], tokenizer: Tokenizer) -> Background | None:
+    """These sentences as a background, in memory; None of none."""
+    if not sentences:
+        return None
+    found = tokenizer.encode_many([f" {sentence}" for sentence in sentences])
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in found])])
+    return Background(np.concatenate(found).astype(np.int32), starts, "sentences", "")
 
 
 def load(source: str, tokenizer: Tokenizer, split: str) -> Background:

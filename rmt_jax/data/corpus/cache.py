@@ -1,39 +1,29 @@
 """Arrays on disk that are made once and mapped: the cache of tokenised texts."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from rmt_jax.data.errors import DataError
 from rmt_jax.data.tokenizer import Tokenizer
-
-
-def cache_folder() -> Path:
-    """RMT_JAX_CACHE, or rmt_jax under the user's cache folder."""
-    given = os.environ.get("RMT_JAX_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmt_jax"
+from rmt_jax.files import cache_errors
 
 
 def build(folder: Path, write: Callable[[Path], None]) -> None:
     """Makes `folder` where there is none: `write` fills a folder beside it, which is then renamed.
     A killed run leaves nothing half done, and of two runs at once the first to finish wins.
 
-    Raises DataError where the cache cannot be written, and whatever `write` raises.
+    Raises CacheError where the cache cannot be written, and whatever `write` raises.
     """
     if folder.is_dir():
         return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"The tokenised text cannot be kept in {folder.parent} ({error.strerror}): set the"
-            " environment variable RMT_JAX_CACHE to a folder that can be written."
-        ) from None
+    with cache_errors(folder.parent):
+        _build(folder, write)
+
+
+def _build(folder: Path, write: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
         made = Path(name) / "made"
         made.mkdir()

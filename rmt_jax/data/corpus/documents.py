@@ -13,6 +13,7 @@ from pathlib import Path
 from zlib import crc32
 
 from rmt_jax.data.errors import DataError
+from rmt_jax.files import refuse_pointer
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 BLOCK = 3000  # characters of built-in text that go to validation or test together
@@ -131,7 +132,7 @@ def owners(folder: Path) -> dict[str, str]:
     if not manifest.is_file():
         return {}
     try:
-        rows = json.loads(manifest.read_text(encoding="utf-8"))
+        rows = json.loads(manifest.read_text(encoding="utf-8-sig"))
         for row in rows:
             if "split" in row and row["split"] not in SPLITS:
                 raise DataError(
@@ -152,6 +153,7 @@ def owners(folder: Path) -> dict[str, str]:
 
 def read(path: str | Path) -> str:
     """A text file as UTF-8. DataError with the file and the byte for anything else."""
+    refuse_pointer(path)
     data = Path(path).read_bytes()
     if b"\0" in data[:4096]:
         raise DataError(f"Background: {path} is a binary file (a zero byte near its start).")

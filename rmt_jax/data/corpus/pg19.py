@@ -8,11 +8,11 @@ import base64
 import hashlib
 import json
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from rmt_jax.cli import progress_bar
+from rmt_jax.data import web
 from rmt_jax.errors import RmtError
 from rmt_jax.files import atomic_open, write_text
 
@@ -60,7 +60,12 @@ def _listed(bucket: str, split: str) -> Iterator[dict]:
         query = {"prefix": f"{split}/", "fields": "items(name,md5Hash),nextPageToken"}
         if page:
             query["pageToken"] = page
-        answer = json.loads(_get(f"{bucket}?{urllib.parse.urlencode(query)}"))
+        address = f"{bucket}?{urllib.parse.urlencode(query)}"
+        found = _get(address)
+        try:
+            answer = dict(json.loads(found))
+        except (ValueError, TypeError):  # a page that asks to log in, say
+            raise FetchError(f"{address} answers with no list of books.{BY_HAND}") from None
         yield from (item for item in answer.get("items", ()) if item["name"].endswith(".txt"))
         page = answer.get("nextPageToken", "")
         if not page:
@@ -80,7 +85,6 @@ def _book(bucket: str, item: dict, path: Path) -> None:
 
 def _get(address: str) -> bytes:
     try:
-        with urllib.request.urlopen(address, timeout=60) as response:
-            return response.read()
+        return web.get(address)
     except OSError as error:
         raise FetchError(f"{address} does not answer ({error}).{BY_HAND}") from None

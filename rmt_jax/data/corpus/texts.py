@@ -21,10 +21,11 @@ import numpy as np
 
 from rmt_jax.config import Texts
 from rmt_jax.data.corpus import documents, pieces
-from rmt_jax.data.corpus.cache import build, cache_folder, map_array, token_type
+from rmt_jax.data.corpus.cache import build, map_array, token_type
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.files import cache_folder, refuse_pointer
 
 VERSION = 1  # of the arrays
 LEAST = 2  # tokens of a text: one to read, one to predict
@@ -222,6 +223,8 @@ def _make(
     with open(made / "tokens", "wb") as stream:
         writer = _Writer(stream, tokenizer, [file.name for file in files], field)
         for number, file in enumerate(files):
+            if file.path is not None:
+                refuse_pointer(file.path)
             if file.path is None:
                 writer.add(pieces.split(file.content), Origin(number, 0), file.owner)
             elif file.path.suffix == ".txt":

@@ -14,13 +14,26 @@ of this folder registers tasks; one of yours registers from anywhere (docs/exten
 """
 
 import contextlib
+import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 from zlib import crc32
 
+import numpy as np
+
 from rmt_jax import config as settings
-from rmt_jax.data.story import Document, IntermediateQuestion, Passage, Story, StoryOptions
+from rmt_jax.data.story import (
+    Document,
+    IntermediateQuestion,
+    Passage,
+    Room,
+    Story,
+    StoryOptions,
+)
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.errors import RmtError
 from rmt_jax.registry import Registry
@@ -32,6 +45,7 @@ __all__ = [
     "IntermediateQuestion",
     "Passage",
     "REGISTRY",
+    "Room",
     "Story",
     "StoryOptions",
     "Task",
@@ -56,7 +70,15 @@ class Task:
 
     It is created with the config's Data section, so that it can read its settings, and must not
     read files before the first sample is asked for. Worker processes get pickled copies.
+
+    An answer that is a list is one text, 'a, b, c': it is trained on as it stands. The sample names
+    its parts as well, `parts=("a", "b", "c")`, and the score `match_all` looks for each of them.
     """
+
+    Options: ClassVar[type] = settings.NoOptions  # a frozen dataclass of settings of its own
+    # Tasks of one suite belong together: a model is asked the tasks that it was not trained on
+    # where it was trained on others of their suite.
+    suite: ClassVar[str] = ""
 
     name: str
     description: str  # the task prompt, a sentence
@@ -70,6 +92,10 @@ class Task:
     # Words that facts are told with: background sentences that hold one are hard negatives
     # (`data.hard_negative_rate`).
     fact_words: tuple[str, ...] = ()
+    # What becomes of a document that is longer than the longest stage in training: 'cut_beginning',
+    # 'cut_end' or 'leave_out'.
+    longer: str = "leave_out"
+    documents: bool = False  # of a task with `sizes`: are its samples documents, or stories?
     # Names of `rmt_jax.scores.NAMES`, or module:function of your own; the main one first. Empty:
     # `scores.OF_LABELS` where there are labels, otherwise `scores.OF_TEXTS`.
     scores: tuple[str, ...] = ()
@@ -78,6 +104,12 @@ class Task:
 
     def __init__(self, data: settings.Data):
         self.data = data
+
+    @cached_property
+    def options(self) -> Any:
+        """`data.task_options` of this task as its `Options`. Raises ConfigError for others."""
+        given = self.data.task_options.get(self.name, {})
+        return settings.build_options(self.Options, given, f"data.task_options.{self.name}")
 
     def open(self, split: str, tokenizer: Tokenizer) -> None:
         """Opens what samples of a split are made of, so that what is wrong is said before training
@@ -93,6 +125,16 @@ class Task:
         Raises RmtError where there is none, with the way out.
         """
         raise NotImplementedError(f"{type(self).__name__}.sample")
+
+    def sizes(self, split: str, tokenizer: Tokenizer) -> np.ndarray | None:
+        """Of a task with finitely many samples, how long each is: i64[n, 2], tokens of the context
+        (for a story: of all facts) and of the question; `sample` is then asked for 0 to n - 1.
+        None for a task without end, whose samples have any length."""
+        return None
+
+    def describe(self, tokenizer: Tokenizer) -> Iterable[str]:
+        """What a run says about the data of this task before it starts, in sentences."""
+        return ()
 
     @property
     def seed(self) -> int:
@@ -137,13 +179,47 @@ register = REGISTRY.register
 
 
 def create(name: str, data: settings.Data) -> Task:
-    """The task of a name: an entry of `data.texts`, or a registered one. Raises RegistryError for
-    an unknown one."""
+    """The task of a name: an entry of `data.questions` or `data.texts`, or a registered one. Raises
+    RegistryError for an unknown one."""
+    if name in data.questions:
+        from rmt_jax.data.tasks.questions import QuestionsTask
+
+        return QuestionsTask(name, data)
     if name in data.texts:
         from rmt_jax.data.tasks.texts import LanguageTask
 
         return LanguageTask(name, data)
     return REGISTRY[name](data)
+
+
+def resolve(config: settings.Config, tokenizer: Tokenizer) -> settings.Config:
+    """The config with what its own tasks leave to their data: the room for answers, so that a
+    checkpoint can be asked where the files are not; and whole paths, so that it can be evaluated
+    from any folder. Raises DataError for files that cannot be read."""
+    data, own = config.data, {}
+    for kind in ("questions", "texts"):
+        own[kind] = dict(getattr(data, kind))
+        for name, one in own[kind].items():
+            if name not in data.tasks:
+                continue
+            changes: dict[str, Any] = {
+                split: str(Path(given).resolve())
+                for split in ("train", "validation", "test")
+                if (given := getattr(one, split)) and Path(given).exists()
+            }
+            if kind == "questions":
+                changes["answer_tokens"] = create(name, data).answer_tokens(tokenizer)
+            own[kind][name] = dataclasses.replace(one, **changes)
+    return config.replace(data=dataclasses.replace(data, **own))
+
+
+def exists(name: str, data: settings.Data) -> bool:
+    return name in data.questions or name in data.texts or name in REGISTRY
+
+
+def names(data: settings.Data) -> tuple[str, ...]:
+    """All names that `create` knows, the user's own first."""
+    return (*data.questions, *data.texts, *REGISTRY)
 
 
 def create_all(data: settings.Data) -> dict[str, Task]:
@@ -162,43 +238,58 @@ def question_tasks(data: settings.Data) -> tuple[str, ...]:
 
 
 def usable(data: settings.Data) -> list[str]:
-    """Names of all registered tasks that have samples with these settings."""
-    return [task.name for task in _others(data, ()) if not task.problem()]
+    """Names of the registered tasks, of the suites of `data.tasks`, that have samples with these
+    settings."""
+    return [task.name for task in _of_suites(data) if not task.problem()]
 
 
 def guess(question: str, data: settings.Data) -> str:
-    """The task whose questions have this form: of `data.tasks` first; '' if none."""
-    for task in (*create_all(data).values(), *_others(data, data.tasks)):
+    """The task whose questions have this form: of `data.tasks` first, then of their suites; '' if
+    none."""
+    for task in (*create_all(data).values(), *_of_suites(data)):
         if task.matches(question):
             return task.name
     return ""
 
 
-def _others(data: settings.Data, known: Iterable[str]) -> Iterator[Task]:
-    """All registered tasks but those known; what cannot be created with these settings is left
-    out."""
-    for name in REGISTRY:
-        if name not in known:
-            with contextlib.suppress(RmtError):
-                yield create(name, data)
+def _of_suites(data: settings.Data) -> Iterator[Task]:
+    """All tasks of the suites of `data.tasks`."""
+    suites = {task.suite for task in _created(data.tasks, data)} or {Task.suite}
+    return (task for task in _created(names(data), data) if task.suite in suites)
+
+
+def _created(names: Iterable[str], data: settings.Data) -> Iterator[Task]:
+    """Tasks of these names; what cannot be created with these settings is left out."""
+    for name in names:
+        with contextlib.suppress(RmtError):
+            yield create(name, data)
 
 
 def check(config: settings.Config) -> None:
     """Looks up the tasks of `config.data.tasks` (`validation` has checked that there are some).
 
     Raises:
-      ConfigError: for an unknown name, a task without samples, or scores that it cannot have.
+      ConfigError: for an unknown name, a task without samples, or options or scores that it cannot
+        have.
     """
+    own = {name: f"config.data.questions.{name}" for name in config.data.questions}
+    for name in (*own, *config.data.texts):
+        if name in REGISTRY or (name in own and name in config.data.texts):
+            field = own.get(name, f"config.data.texts.{name}")
+            raise settings.ConfigError(f"{field} has the name of another task: choose another.")
+    for name in config.data.task_options:
+        if name not in REGISTRY:
+            near = difflib.get_close_matches(name, list(REGISTRY), n=1) or config.data.tasks[:1]
+            raise settings.ConfigError(
+                f"config.data.task_options has options of '{name}', but there is no such task: name"
+                f" one, as {near[0]}."
+            )
     for name in config.data.tasks:
         try:
             task = create(name, config.data)
+            task.options  # noqa: B018 (an option that the task does not have is an error)
         except RmtError as error:
             raise settings.ConfigError(str(error)) from None
-        if name in config.data.texts and name in REGISTRY:
-            raise settings.ConfigError(
-                f"config.data.texts has an entry '{name}', which is the name of another task:"
-                " choose another name."
-            )
         try:
             needless = [rule for rule in map(check_rule, task.rules) if rule in LABEL_RULES]
         except ScoreError as error:

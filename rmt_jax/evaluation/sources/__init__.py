@@ -7,8 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rmt_jax.config import Data
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.babi import files as babi_files
+from rmt_jax.data.rows import readers
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
     check_tasks,
@@ -53,9 +55,17 @@ def open_source(
     background: str = "",
     lengths_by: str = "",
 ) -> QuestionSource:
-    """The source that `--data` names: 'generated', 'official', a folder of bAbI's files, or a
-    published set (a folder, or a name on the hub). Raises QuestionError."""
+    """The source that `--data` names: 'generated', 'official', a folder of bAbI's files, rows of a
+    task of the user's own (TASK=FILE), or a published set (a folder, or a name on the hub). Raises
+    QuestionError."""
     settings = model.config.data
+    if own := _own_task(data, settings):
+        task, rows = own
+        question_file = dataclasses.replace(
+            settings.questions[task], train="", validation="", test=rows
+        )
+        settings = dataclasses.replace(settings, questions={task: question_file})
+        data, split = "generated", "test"
     if background:
         settings = dataclasses.replace(settings, background=background)
     if data == "official" or (data != "generated" and babi_files.is_folder_of_files(data)):
@@ -88,4 +98,21 @@ def open_source(
             counter = tokenizers.load(lengths_by)
     return Generated(
         model, split=split or "validation", seed=seed, data=settings, lengths_by=counter
+    )
+
+
+def _own_task(data: str, settings: Data) -> tuple[str, str] | None:
+    """(task, rows) of TASK=FILE, or of rows alone where the model has one task of the user's own;
+    None where `data` names no rows. Raises QuestionError."""
+    name, _, rows = data.rpartition("=")
+    if name in settings.questions:
+        return name, rows
+    if not (rows.startswith(("hub:", "tfds:")) or Path(rows).suffix in readers.ENDINGS):
+        return None
+    if not name and len(settings.questions) == 1:
+        return next(iter(settings.questions)), rows
+    known = ", ".join(settings.questions) or "none"
+    raise QuestionError(
+        f"--data {data} holds rows of a task, but of which? Write --data TASK={rows}; this model's"
+        f" own tasks (config.data.questions) are: {known}."
     )

@@ -58,11 +58,12 @@ def answer_room(model: Any, asked: Sequence[str] = (), renamed: bool = False) ->
         return compose.longest_answer(found, model.tokenizer, renamed or data.new_names > 0)
 
 
-def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Task names. Raises QuestionError for an unknown one."""
+def check_tasks(names: Sequence[str], data: Any) -> tuple[str, ...]:
+    """Task names. Raises QuestionError for one that neither the registry nor `data`, the config's
+    section, knows."""
     with question_errors():
         for name in names:
-            tasks.REGISTRY[name]
+            tasks.create(name, data)
     return tuple(names)
 
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import compose, perturb, tasks
+from rmt_jax.data import compose, perturb, tasks, text_stream
 from rmt_jax.data.corpus import background
-from rmt_jax.evaluation import text_stream
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
     encode_question,
@@ -69,7 +68,13 @@ class Generated:
             read += file_parts(files)
         # What was read decides, wherever it lay.
         named = source if source in ("builtin", "none") else "files"
-        data = dataclasses.replace(self.data, background=named, babi_dir="", tokenizer="")
+        own = {
+            name: dataclasses.replace(one, train="", validation="", test="")
+            for name, one in self.data.questions.items()
+        }
+        data = dataclasses.replace(
+            self.data, background=named, babi_dir="", tokenizer="", questions=own
+        )
         counter = self.counter.fingerprint()
         return repr((data, self.split, self.seed, counter, digest(read)))
 
@@ -93,7 +98,11 @@ class Generated:
             )
         self.composer(perturbation)
 
-    def tokens(self, length: str) -> int:
+    def tokens(self, length: str, task: str) -> int:
+        composer = self.composer("")
+        with question_errors():
+            if composer.finite.own_lengths(task):
+                return composer.finite.longest(task, parse_length(length, self.model))
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:
@@ -101,10 +110,10 @@ class Generated:
         return answer_room(self.model, (task,), renamed)
 
     def count(self, task: str, length: str, samples: int) -> int:
+        parsed = parse_length(length, self.model)
         with question_errors():
-            tasks.create(task, self.data)
-        parse_length(length, self.model)
-        return samples
+            rows = self.composer("", parsed.whole).finite.rows(task, parsed)
+        return samples if rows is None else min(samples, len(rows))
 
     def ask(self, task: str, length: str, which: range, perturbation: str = "") -> list[Question]:
         return [self._question(task, length, k, perturbation) for k in which]
@@ -134,4 +143,5 @@ class Generated:
             facts=facts,
             supporting=s.supporting,
             other_targets=s.answers[1:],
+            parts=s.parts,
         )

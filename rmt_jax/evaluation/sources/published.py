@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import perturb, published, tasks
-from rmt_jax.evaluation import text_stream
+from rmt_jax.data import perturb, published, tasks, text_stream
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
     context_text,
@@ -54,7 +53,7 @@ class Published:
                 " description."
             )
 
-    def tokens(self, length: str) -> int:
+    def tokens(self, length: str, task: str) -> int:
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:

@@ -27,6 +27,7 @@ class Question:
     facts: tuple[tuple[int, int], ...] = ()  # places in the context
     supporting: tuple[int, ...] = ()
     other_targets: tuple[str, ...] = ()  # answers that are right as well
+    parts: tuple[str, ...] = ()  # of an answer that is a list
 
 
 class QuestionSource(Protocol):
@@ -50,7 +51,7 @@ class QuestionSource(Protocol):
         """Raises QuestionError for a perturbation that there is not, or not here."""
         ...
 
-    def tokens(self, length: str) -> int:
+    def tokens(self, length: str, task: str) -> int:
         """About how many a text has, for progress and for the size of batches."""
         ...
 
@@ -59,7 +60,7 @@ class QuestionSource(Protocol):
         ...
 
     def count(self, task: str, length: str, samples: int) -> int:
-        """How many of `samples` questions there are."""
+        """How many of `samples` questions there are; 0: the task has no text of that length."""
         ...
 
     def ask(self, task: str, length: str, which: range, perturbation: str = "") -> list[Question]:

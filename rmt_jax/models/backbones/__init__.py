@@ -9,7 +9,7 @@ Letters as in `rmt_jax.types`: B texts, N places, D width, V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax.config import ConfigError
+from rmt_jax.config import ConfigError, NoOptions
 from rmt_jax.models import platform
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
 from rmt_jax.models.io.weights import WeightsError
@@ -28,11 +28,6 @@ from rmt_jax.types import WeightInfo
 BACKBONES: "Registry[type[Backbone]]" = Registry(
     "backbone", "config.model.backbone", "rmt_jax.models.backbones"
 )
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """A backbone or cell without settings of its own."""
 
 
 class HFNames(NamedTuple):
@@ -98,6 +93,7 @@ class Backbone(nnx.Module):
     required: ClassVar[Mapping[str, tuple]] = {}  # fields of `config.Model` -> what they may be
     embedding: ClassVar[str] = ""  # name of the weight [V, D] that embeds tokens
     hf: ClassVar[HFNames] = HFNames()
+    hf_sizes: ClassVar[tuple[str, ...]] = ()  # of `to_hf_config`, what tensors say by their shapes
     gguf: ClassVar[HFNames] = HFNames()  # the same names in GGUF files
     gguf_architectures: ClassVar[tuple[str, ...]] = ()  # that it can load
     blocks: Block

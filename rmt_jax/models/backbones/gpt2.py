@@ -168,6 +168,7 @@ class GPT2(Backbone):
         bare_prefix="transformer.",
         dropped=r"(.*\.)?attn\.(masked_)?bias",  # causal masks that older saves hold
     )
+    hf_sizes = ("n_layer", "n_embd", "vocab_size")
     blocks: GPT2Block
 
     def __init__(self, config: settings.Model, vocab: int, position_rows: int, rngs: nnx.Rngs):
@@ -297,7 +298,7 @@ class GPT2(Backbone):
                 f"{what} has no position table transformer.wpe.weight; GPT-2 has one."
             )
         fields = {
-            "layers": weights["blocks/qkv/bias"].shape[0],
+            "layers": weights["blocks/qkv/kernel"].shape[0],
             "width": width,
             "heads": int(said.get("n_head") or max(1, width // HEAD_WIDTH)),
             "tied_head": "head" not in weights,

@@ -172,6 +172,14 @@ class Llama(Backbone):
         bare_prefix="model.",
         dropped=r"(.*\.)?rotary_emb\.inv_freq",  # that older saves hold
     )
+    hf_sizes = (
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+    )
     gguf_architectures = ("llama", "qwen2", "qwen3")
     gguf = HFNames(
         top={"token_embd.weight": "embed_tokens", "output_norm.weight": "norm/scale"},

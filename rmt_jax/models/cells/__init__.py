@@ -19,8 +19,8 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax.config import ConfigError
-from rmt_jax.models.backbones import Backbone, Block, NoOptions
+from rmt_jax.config import ConfigError, NoOptions
+from rmt_jax.models.backbones import Backbone, Block
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.registry import Registry
 from rmt_jax.types import Prompt, Segment, WeightInfo

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmt_jax.files import refuse_pointer
 from rmt_jax.models.io import rope
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops.rotary import RopeOptions, frequencies
@@ -19,9 +20,13 @@ SUFFIX = ".gguf"
 TOKENIZER = "tokenizer."  # begins the keys of what the file says of its tokenizer
 SIZES = {  # their key after 'llama.' -> HF's in config.json
     "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.sliding_window": "sliding_window",
+    "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
     "rope.freq_base": "rope_theta",
 }
 ROPE_FACTORS = "rope_freqs.weight"  # what Llama 3.1's scaling divides each frequency by
@@ -53,6 +58,7 @@ def read(file: Path) -> Contents:
         ) from error
     if not file.is_file():
         raise WeightsError(f"There is no file {file}; check the spelling.")
+    refuse_pointer(file)
     try:
         reader = GGUFReader(file)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

@@ -7,6 +7,7 @@ file's metadata, else from the tensors.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,14 +19,16 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax import models
+from rmt_jax.files import refuse_pointer
+from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import gguf, names, torch_pickle, weights
+from rmt_jax.models.io import adapters, gguf, names, weights
+from rmt_jax.models.io.tensors import SINGLE, read_tensors
 from rmt_jax.models.io.weights import WeightsError
 
-SINGLE = ("model.safetensors", "pytorch_model.bin")
-PATTERNS = ["*.json", "model*.safetensors", "merges.txt"]
-OLDER = [*PATTERNS, "pytorch_model*.bin"]  # the same weights again where both are there
+PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt"]
+OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are there
 SEGMENT = 1024  # tokens at most, where a checkpoint without memory says nothing of segments
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 # Checkpoints that come with the package.
@@ -54,6 +57,8 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     local = Path(name).expanduser().is_dir()
     if (folder / weights.FILE).is_file():
         return _open_run(folder, local)
+    if (folder / adapters.CONFIG).is_file():
+        return _open_adapter(folder, local)
     theirs, said = read_tensors(folder), _with_defaults(_read_config(folder), folder)
     ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
     if ours is None:
@@ -63,6 +68,9 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
         backbone = ours.model.backbone
     flat = names.to_ours(theirs, BACKBONES[backbone], str(folder))
     config, guessed = (ours, ()) if ours else infer(backbone, flat, said, str(folder))
+    if ours is None:
+        names.check_sizes(_read_config(folder), held_sizes(config.model, flat), str(folder))
+        names.check_head(said, theirs, flat, BACKBONES[backbone], str(folder))
     if not config.model.tied_head:  # a head that happens to equal the embedding
         flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[backbone].embedding}"])
     return Source(folder, config, weights.unflatten(flat), _end(folder, said), guessed)
@@ -79,7 +87,31 @@ def _open_run(folder: Path, local: bool) -> Source:
     end = _end(folder, {})
     config = settings.from_dict(said)
     _import_extensions(config, folder, local)
-    return Source(folder, config, weights.load(folder), end, ())
+    flat = weights.flatten(weights.load(folder))
+    flat = lora.merged(flat, config.lora)
+    return Source(folder, config, weights.unflatten(flat), end, ())
+
+
+def _open_adapter(folder: Path, local: bool) -> Source:
+    """A base model with the adapters of a folder in PEFT's layout put into its weights."""
+    found = adapters.read(folder)
+    base = open_source(found.base)
+    config, flat = found.config or base.config, weights.flatten(base.params)
+    if found.config is not None:
+        _import_extensions(config, folder, local)
+        flat = {n: v for n, v in flat.items() if n.startswith("backbone/")}
+    flat |= found.ours
+    backbone = BACKBONES[config.model.backbone]
+    own = {name: value for name, value in flat.items() if name.startswith("backbone/")}
+    theirs = names.to_theirs(own, backbone, CELLS["none"])
+    theirs = adapters.fold(theirs | found.tensors, backbone, found.scale, str(folder))
+    flat |= names.to_ours(theirs, backbone, str(folder))
+    if config.model.tied_head:
+        flat.pop("backbone/head", None)
+    params = weights.unflatten(flat)
+    if (folder / "tokenizer.json").is_file():
+        return Source(folder, config, params, base.end, base.guessed)
+    return Source(base.folder, config, params, base.end, base.guessed, base.tokenizer)
 
 
 def _open_gguf(file: Path) -> Source:
@@ -94,6 +126,7 @@ def _open_gguf(file: Path) -> Source:
     backbone = BACKBONES[known[found.architecture]]
     flat = names.to_ours(found.tensors, backbone, str(file), backbone.gguf)
     config, guessed = infer(known[found.architecture], flat, found.said, str(file))
+    names.check_sizes(found.said, held_sizes(config.model, flat), str(file))
     own = backbone.from_gguf(part_of(flat, "backbone"), config.model, found.architecture)
     params = weights.unflatten({f"backbone/{name}": value for name, value in own.items()})
     rest = (found.said.get("eos_token_id"), guessed, found.tokenizer)
@@ -139,7 +172,7 @@ def fit(
         )
     tasks = flat["prompt/table"].shape[0] if "prompt/table" in flat else 1
     made = models.outline(config.model, config.prompt, backbone.vocab_of(own), tasks)
-    return made.static, weights.adopt(made.shapes, params, what)
+    return made.static, weights.adopt(made.shapes, params, what, names.of_theirs(backbone))
 
 
 def part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -203,10 +236,16 @@ def _list(names: list[str]) -> str:
 def resolve(name: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
     the hub (weights and json only). NAME@REVISION pins a branch, tag or commit wherever a hub name
-    is taken."""
+    is taken. A `Path` is a folder before it is a name; a text that is both is refused."""
     folder = Path(name).expanduser()
-    if str(name) in SHIPPED:
-        return ASSETS / str(name)
+    if str(name) in SHIPPED and not (folder.is_dir() and isinstance(name, Path)):
+        shipped = ASSETS / str(name)
+        if folder.is_dir() and folder.resolve() != shipped:
+            raise WeightsError(
+                f"{name} is a folder here ({folder.resolve()}) and a checkpoint that comes with the"
+                f" package: write ./{name} for the folder, or {shipped} for the other."
+            )
+        return shipped
     if folder.is_dir():
         return folder
     if folder.is_file() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
@@ -233,26 +272,20 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder: one file, or the files that an index names."""
-    for name in SINGLE:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return _read_file(folder / name)
-        if index.is_file():
-            return _read_sharded(index)
-    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-    raise WeightsError(
-        f"{folder} holds no weights: expected {', '.join(SINGLE)} or their .index.json, found: "
-        f"{inside}."
-    )
+def argument(folder: Path) -> str:
+    """How a command line names a folder, so that no name of `SHIPPED` is meant."""
+    return shlex.quote(f"./{folder}" if str(folder) in SHIPPED else str(folder))
 
 
 def infer(
     backbone: str, flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
 ) -> tuple[settings.Config, tuple[str, ...]]:
     """Config of others' weights under our names, and the sizes that had to be guessed."""
-    fields, guessed = BACKBONES[backbone].from_hf_config(said, part_of(flat, "backbone"), what)
+    try:
+        fields, guessed = BACKBONES[backbone].from_hf_config(said, part_of(flat, "backbone"), what)
+    except KeyError as error:
+        lost = names.of_theirs(BACKBONES[backbone]).get(f"backbone/{error.args[0]}")
+        raise WeightsError(f"{what} has no tensor {lost or error}, which {backbone} has.") from None
     held = part_of(flat, "memory")
     cell = next((name for name in CELLS if CELLS[name].recognises(held)), None)
     if cell is None:
@@ -276,6 +309,17 @@ def infer(
     return settings.Config(model=model, prompt=prompt), tuple(guessed)
 
 
+def held_sizes(model: settings.Model, flat: Mapping[str, np.ndarray]) -> dict[str, set]:
+    """Fields of a config.json that weights under our names say too, and what they may be."""
+    backbone, cell = BACKBONES[model.backbone], CELLS[model.cell]
+    own, grown = part_of(flat, "backbone"), cell.token_copies() * model.memory_tokens
+    said = backbone.to_hf_config(model, own)
+    held = {name: {said[name]} for name in backbone.hf_sizes}
+    if "n_positions" in said:  # of the whole table, or without the memory's own rows
+        held["n_positions"] = {said["n_positions"], said["n_positions"] - grown}
+    return held | {"num_mem_tokens": {model.memory_tokens if grown else 0}}
+
+
 def _layout(rows: int, grown: int, said: Mapping[str, Any]) -> tuple[str, int]:
     """Has the position table grown by the memory's rows? GPT-2's own tables are powers of two."""
     told = said.get("n_positions")
@@ -296,8 +340,9 @@ def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     file = folder / name
     if not file.is_file():
         return {}
+    refuse_pointer(file)
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{file} is not JSON: {error}.") from error
     if not isinstance(said, dict):
@@ -324,25 +369,3 @@ def _with_defaults(said: dict[str, Any], folder: Path) -> dict[str, Any]:
         ) from error
     whole.pop("eos_token_id", None)  # generation_config.json may say it, and knows better
     return whole | said
-
-
-def _read_file(file: Path) -> dict[str, np.ndarray]:
-    return torch_pickle.read(file) if file.suffix == ".bin" else weights.read_safetensors(file)
-
-
-def _read_sharded(index: Path) -> dict[str, np.ndarray]:
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(table.values()))
-        inside = all(Path(name).name == name for name in files)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is not an index of weight files: {error!r}.") from error
-    if not inside:
-        raise WeightsError(f"{index} names files outside its own folder; it was not followed.")
-    tensors: dict[str, np.ndarray] = {}
-    for name in files:
-        tensors |= _read_file(index.parent / name)
-    missing = sorted(table.keys() - tensors.keys())
-    if missing:
-        raise WeightsError(f"{index} promises {missing[0]} and {len(missing) - 1} more not found.")
-    return tensors

@@ -9,6 +9,7 @@ by our own name, `rmt_jax.prompt.table`. The tables are the backbone's (`HFNames
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -130,6 +131,45 @@ def to_theirs(
         copies = {n.removeprefix(first): v for n, v in theirs.items() if n.startswith(first)}
         theirs |= {f"{COPY}{name}": value for name, value in copies.items()}
     return theirs
+
+
+def of_theirs(backbone: type[Backbone], hf: HFNames | None = None) -> dict[str, str]:
+    """Our names of a backbone's weights -> theirs, 'N' for the number of a layer."""
+    hf = hf or backbone.hf
+    found = {f"backbone/{ours}": name for name, ours in hf.top.items()}
+    layer = {f"backbone/{ours}": f"{hf.layer_prefix}N.{n}" for n, ours in hf.layer.items()}
+    return found | layer
+
+
+def check_sizes(said: Mapping[str, Any], held: Mapping[str, set], what: str) -> None:
+    """held: fields of a config.json -> what the tensors' shapes allow them to be. Raises
+    WeightsError where the file says anything else."""
+    for name, sizes in held.items():
+        if said.get(name) is not None and said[name] not in sizes:
+            found = " or ".join(map(str, sorted(sizes)))
+            raise WeightsError(
+                f"The config of {what} says {name} = {said[name]}, but its tensors have {found}:"
+                " tensors were lost, or the config is another model's. Copy both again."
+            )
+
+
+def check_head(
+    said: Mapping[str, Any],
+    theirs: Mapping[str, np.ndarray],
+    flat: Mapping[str, np.ndarray],
+    backbone: type[Backbone],
+    what: str,
+) -> None:
+    """Raises WeightsError where a config.json says that the output embedding is tied and the
+    tensors, `flat` under our names, hold another one; or that it is not, and they hold none."""
+    head, tied = backbone.hf.head, said.get("tie_word_embeddings")
+    held = any(_short(name, backbone) == head for name in theirs)
+    if head and (tied is False and not held or tied is True and "backbone/head" in flat):
+        raise WeightsError(
+            f"The config of {what} says tie_word_embeddings = {tied}, but its tensors have"
+            f" {'an' if held else 'no'} output embedding {head}{' of their own' if held else ''}:"
+            " tensors were lost, or the config is another model's. Copy both again."
+        )
 
 
 def _cells() -> list[type[MemoryCell]]:

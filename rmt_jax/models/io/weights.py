@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.config import ConfigError
-from rmt_jax.files import atomic_path
+from rmt_jax.config import ConfigError, FrozenDict
+from rmt_jax.files import atomic_path, refuse_pointer
 
 FILE = "weights.safetensors"
 DTYPES = ("float32", "bfloat16")
@@ -89,6 +89,7 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
 
     if not file.is_file():
         raise WeightsError(f"There is no weight file {file}; name a folder that holds one.")
+    refuse_pointer(file)
     try:
         return load_file(file)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -98,17 +99,24 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def adopt(params: Mapping[str, Any], loaded: Mapping[str, Any], what: str) -> dict[str, Any]:
+def adopt(
+    params: Mapping[str, Any],
+    loaded: Mapping[str, Any],
+    what: str,
+    theirs: Mapping[str, str] = FrozenDict(),
+) -> dict[str, Any]:
     """`loaded`, after checking that it has exactly the names and shapes of `params`.
 
-    `params` may be arrays or `jax.ShapeDtypeStruct`s. Raises WeightsError with the names.
+    `params` may be arrays or `jax.ShapeDtypeStruct`s. Raises WeightsError with the names, and
+    those that others have for them (`theirs`).
     """
     wanted, found = flatten(params), flatten(loaded)
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
         raise WeightsError(
-            f"{what} does not hold this model's weights. Missing: {_list(missing)}. "
-            f"Left over: {_list(extra)}. The config beside it must be that of the run that made it."
+            f"{what} does not hold this model's weights. Missing: {_list(missing, theirs)}. "
+            f"Left over: {_list(extra, theirs)}. The config beside it must be that of the run that"
+            " made it."
         )
     for name, value in found.items():
         if value.shape != wanted[name].shape:
@@ -119,6 +127,7 @@ def adopt(params: Mapping[str, Any], loaded: Mapping[str, Any], what: str) -> di
     return unflatten(found)
 
 
-def _list(names: list[str]) -> str:
-    shown = ", ".join(names[:8]) or "nothing"
+def _list(names: list[str], theirs: Mapping[str, str]) -> str:
+    both = [f"{name} ({theirs[name]})" if name in theirs else name for name in names[:8]]
+    shown = ", ".join(both) or "nothing"
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
