@@ -151,32 +151,38 @@ def answers(model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool =
     tokens, layer_params = batch.answer.shape[-1], model.per_layer_params()  # T
 
     def body(memory: Memory, inputs: tuple[Segment, jax.Array, Segment | None, Any, Any]):
-        segment, at, probe, next_token, border = inputs
+        segment, at, probe, following, border = inputs
         if border is not None:
             memory = jax.tree.map(lambda x: jnp.where(border, jax.lax.stop_gradient(x), x), memory)
         inside = at if probe is None else at[:, :-1]
         places = answer_places(inside, tokens, segment.tokens.shape[1])
-        wanted, nats = places.reshape(len(at), -1), None
-        if next_token is None:
+        wanted, whole = places.reshape(len(at), -1), None
+        if following is None:
             hidden, new = model.step(memory, segment, prompt, wanted, layer_params)
         else:
             whole, new = model.step(memory, segment, prompt, None, layer_params)
-            nats = language.nats(model.backbone, whole, next_token).sum(axis=1)
             hidden = gather_positions(whole, wanted)
         hidden = hidden.reshape(*places.shape, -1)
         drift = (
             jnp.zeros(at.shape[0]) if batch.background_only is None else model.drift(memory, new)
         )
         if probe is None:
-            return new, (hidden, drift, nats)
+            return new, (hidden, drift, whole)
         places = answer_places(at[:, -1:], tokens, probe.tokens.shape[1])
         seen = model.peek(new, probe, prompt, places[:, 0], layer_params)
-        return new, (jnp.concatenate([hidden, seen[:, None]], axis=1), drift, nats)
+        return new, (jnp.concatenate([hidden, seen[:, None]], axis=1), drift, whole)
+
+    def cross_entropy(outputs: Any, inputs: Any):
+        hidden, drift, whole = outputs
+        nats = language.nats(model.backbone, whole, inputs[3]).sum(axis=1)
+        return hidden, drift, nats
 
     segments = jax.tree.map(lambda x: x[silent - cut :], segments)
     inputs = (segments, at, probes, next_token, borders)
     # The backward pass of a text of one segment follows at once: a second run would save nothing.
-    _, (hidden, drift, nats) = scan_or_unroll(body, memory, inputs, remat and length - cut > 1)
+    after = None if next_token is None else cross_entropy
+    remat = remat and length - cut > 1
+    _, (hidden, drift, nats) = scan_or_unroll(body, memory, inputs, remat, after)
     if nats is not None:
         hidden, drift, nats = hidden[-answered:], drift[-answered:], nats.T
     return Outputs(model.backbone.logits(jnp.moveaxis(hidden, 0, 1)), drift.T, nats)
@@ -217,19 +223,42 @@ def _segments(tokens: jax.Array, mask: jax.Array, embed: Any = None) -> Segment:
     return Segment(tokens, mask, embed and embed(tokens))
 
 
-def scan_or_unroll(body: Any, memory: Memory, inputs: Any, remat: bool) -> tuple[Memory, Any]:
+def scan_or_unroll(
+    body: Any, memory: Memory, inputs: Any, remat: bool, after: Any = None
+) -> tuple[Memory, Any]:
     """`body(memory, inputs[s])` for every segment s: `jax.lax.scan`, except for few segments on a
     GPU. There a loop stacks what each segment keeps for the backward pass, and its zeros before and
-    copies after took a quarter of GPT-2 base's train step (benchmarks/H200.md)."""
+    copies after took a quarter of GPT-2 base's train step (benchmarks/H200.md).
+
+    after: `after(outputs, inputs[s])` takes the place of what `body` gives beside the memory. It
+    decides itself what is kept of it for the backward pass, unless all is run again.
+    """
     count = len(jax.tree.leaves(inputs)[0])
     if platform.current() != "gpu" or count > UNROLLED:
-        return jax.lax.scan(_checkpointed(body, remat, count), memory, inputs)
+        if remat:
+            body = _checkpointed(_followed(body, after), True, count)
+        else:
+            body = _followed(_checkpointed(body, False, count), after)
+        return jax.lax.scan(body, memory, inputs)
     # Outside a loop the compiler would find that both runs are the same, and keep the first's.
-    body, each = jax.checkpoint(body) if remat else body, []
+    body, each = _followed(body, after), []
+    body = jax.checkpoint(body) if remat else body
     for s in range(count):
         memory, out = body(memory, jax.tree.map(lambda x, s=s: x[s], inputs))
         each.append(out)
     return memory, jax.tree.map(lambda *outs: jnp.stack(outs), *each)
+
+
+def _followed(body: Any, after: Any) -> Any:
+    """`body` whose outputs `after` goes on with."""
+    if after is None:
+        return body
+
+    def both(memory: Memory, inputs: Any):
+        memory, outputs = body(memory, inputs)
+        return memory, after(outputs, inputs)
+
+    return both
 
 
 def _checkpointed(body: Any, remat: bool, segments: int) -> Any:

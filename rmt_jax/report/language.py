@@ -165,7 +165,9 @@ def draw(result: PerplexityResult, path: Path, title: str = "") -> list[Path]:
     for axes, view in zip(plots, ("position", "context"), strict=True):
         bins = result.view(view)
         x = [(one.start * (one.stop - 1)) ** 0.5 for one in bins]  # the middle of a log axis
-        curves = [("with memory", COLOURS[0], "-", "bits_per_byte", "error")]
+        curves: list[tuple[str, str, Any, str, str]] = [
+            ("with memory", COLOURS[0], "-", "bits_per_byte", "error")
+        ]
         if result.total.gain is not None:
             curves.append(
                 ("memory reset", GREY, (0, (1, 1.5)), "reset_bits_per_byte", "reset_error")

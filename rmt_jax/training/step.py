@@ -91,7 +91,7 @@ def make_train_step(
         found = answers(model, batch, bptt=bptt, remat=remat)
         total, passages, sums = batch_sums(found, batch, rows)
         total = total * scale.answers
-        if passages is not None:
+        if passages is not None and scale.passages is not None:
             total += passages * scale.passages
         if memory_drift_penalty and batch.background_only is not None:
             moved = (found.drift * batch.background_only).sum()
