@@ -15,6 +15,7 @@ all of them.
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 from collections.abc import Sequence
@@ -138,6 +139,7 @@ def run(args: argparse.Namespace) -> None:
         said = ", ".join(fewer)
         log.warning("fewer questions than the %s asked for: %s", f"{args.samples:,}", said)
     if args.beam:
+        _check_beam()
         from rmt_jax.data import tfds_builder
 
         for one in dict.fromkeys(r for r, _ in cells):
@@ -151,6 +153,14 @@ def run(args: argparse.Namespace) -> None:
                   "same command without --shard_index.")  # fmt: skip
         else:
             _join(cells, out, args)
+
+
+def _check_beam() -> None:
+    if importlib.util.find_spec("apache_beam") is None:
+        raise cli.Usage(
+            "--beam needs Apache Beam: pip install 'rmt_jax[beam]'. Without --beam the parts are"
+            " made here, or on many machines with --num_shards."
+        )
 
 
 def _recipe_of(recipe: Recipe, name: str) -> dict:

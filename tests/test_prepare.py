@@ -160,6 +160,13 @@ def test_bad_requests_are_sentences(tmp_path, capsys, arguments, what, monkeypat
     assert left == []
 
 
+def test_beam_that_is_not_there_is_named_with_its_extra(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+    assert run(tmp_path / "out", "--beam") == 2
+    assert "--beam needs Apache Beam: pip install 'rmt_jax[beam]'" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_builder_makes_samples_itself(tmp_path):
     from rmt_jax.data import tfds_builder
 
