@@ -3,14 +3,17 @@ and the mean of several.
 
   python -m rmt_jax.convert import --from FOLDER_OR_HUB_NAME_OR_GGUF --out WORKDIR
   python -m rmt_jax.convert export --workdir WORKDIR --out FOLDER
+  python -m rmt_jax.convert adapter --workdir WORKDIR --out FOLDER
   python -m rmt_jax.convert mean --of RUN:0.7 RUN:0.3 --out WORKDIR
 
 `import` takes GPT-2, a model of the Llama family, or an RMT or ARMT checkpoint around one
 (model.safetensors or pytorch_model.bin), without torch; of the Llama family also a GGUF file, with
-its tokenizer (extra `gguf`). `export` writes model.safetensors under the authors' names with
-config.json, generation_config.json, tokenizer files and a model card; importing that gives the same
-bits again. `mean` takes runs that went on from the same weights and writes the mean of theirs, each
-with its share; it is often better than any of them (Wortsman et al. 2022, "Model soups").
+its tokenizer (extra `gguf`); adapters in PEFT's layout with the model that they belong to. `export`
+writes model.safetensors under the authors' names with config.json, generation_config.json,
+tokenizer files and a model card; importing that gives the same bits again. Adapters of a run
+(optimizer.train=lora) are put into its weights; `adapter` writes them apart, in PEFT's layout.
+`mean` takes runs that went on from the same weights and writes the mean of theirs, each with its
+share; it is often better than any of them (Wortsman et al. 2022, "Model soups").
 """
 
 import argparse
@@ -51,6 +54,9 @@ def main(argv: list[str]) -> int:
     send = way.add_parser("export", help="a workdir -> the authors' layout")
     send.add_argument("--workdir", required=True)
     send.add_argument("--out", required=True, metavar="FOLDER")
+    apart = way.add_parser("adapter", help="a run's LoRA adapters -> PEFT's layout")
+    apart.add_argument("--workdir", required=True)
+    apart.add_argument("--out", required=True, metavar="FOLDER")
     mean = way.add_parser("mean", help="several workdirs of one model -> their mean")
     mean.add_argument("--of", required=True, nargs="+", metavar="RUN[:SHARE]")
     mean.add_argument("--out", required=True, metavar="WORKDIR")
@@ -59,6 +65,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.way == "import":
         import_weights(args.source, Path(args.out), args.dtype, args.revision)
+    elif args.way == "adapter":
+        export_adapter(Path(args.workdir), Path(args.out))
     elif args.way == "mean":
         mean_weights(shares(args.of), Path(args.out), args.dtype)
     else:
@@ -130,6 +138,33 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     card = _card(opened.config, sum(v.size for v in flat.values()), trained)
     (out / "README.md").write_text(card, encoding="utf-8")
     print(f"{_sizes(opened.config, flat)}\nwritten: {out}")
+
+
+def export_adapter(workdir: Path, out: Path) -> None:
+    """Writes the adapters of the run `workdir`, its memory and its tokenizer to the folder `out`.
+
+    Raises WeightsError for a run without adapters, or whose base model can't be opened; Usage when
+    `out` holds something already.
+    """
+    from rmt_jax.models import lora
+    from rmt_jax.models.backbones import BACKBONES
+    from rmt_jax.models.io import adapters, weights
+    from rmt_jax.models.io import hub as pretrained
+
+    opened = pretrained.open_source(workdir)
+    flat = weights.flatten(weights.load(workdir)) if (workdir / weights.FILE).is_file() else {}
+    if not any(name.startswith(f"{lora.TREE}/") for name in flat):
+        raise weights.WeightsError(
+            f"{workdir} is no run with adapters: train one with optimizer.train=lora, or export the"
+            " whole model (convert export)."
+        )
+    config = opened.config
+    base = weights.flatten(pretrained.open_source(config.init).params)
+    _free(out)
+    adapters.write(out, flat, BACKBONES[config.model.backbone], config, base)
+    _write_tokenizer(opened, out)
+    count = sum(v.size for n, v in flat.items() if n.startswith(f"{lora.TREE}/"))
+    print(f"{count:,} weights of adapters, for {config.init}\nwritten: {out}")
 
 
 def shares(words: list[str]) -> dict[str, float]:

@@ -92,6 +92,11 @@ def _validate_training(config: Config) -> None:
             " are asked in every segment: give a stage a question rate above 0, or set its probes"
             " to true, or the penalty to 0."
         )
+    if optimizer.train != "all" and not config.init:
+        raise ConfigError(
+            f"optimizer.train={optimizer.train} keeps the backbone as it starts, but config.init is"
+            " empty: name the weights to start from, or set optimizer.train=all."
+        )
     first = config.stages[0].learning_rate
     if optimizer.name == "muon" and not first > 0:
         raise ConfigError(

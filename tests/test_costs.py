@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rmt_jax.config import Config, Data, Model, Prompt, Stage
+from rmt_jax.config import Config, Data, Lora, Model, Optimizer, Prompt, Stage
 from rmt_jax.models import costs
 from rmt_jax.models.costs import Shape
 from rmt_jax.training import optimizer, step_costs
@@ -35,7 +35,8 @@ def compiled(config: Config, shape: Shape):
     graph, params = made.static, made.shapes
     opt = optimizer.build(config, made.weights)
     m = config.model
-    step = steps.make_train_step(graph, opt, 2, bptt=m.bptt, remat=m.remat)
+    trains = config.optimizer.trains
+    step = steps.make_train_step(graph, opt, 2, bptt=m.bptt, remat=m.remat, trains=trains)
 
     def array(*sizes, dtype=jnp.int32):
         return jax.ShapeDtypeStruct(sizes, dtype)
@@ -52,8 +53,14 @@ def compiled(config: Config, shape: Shape):
         weight=array(b, r, q, t, dtype=jnp.float32),
         metric_row=array(b, r, q),
     )
-    state = jax.eval_shape(lambda: steps.init_state(params, opt))
+    state = jax.eval_shape(lambda: steps.init_state(params, opt, trains))
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+
+def tuned(config: Config, train: str) -> Config:
+    """The same where the backbone is frozen."""
+    lora = Lora(rank=8, targets=("qkv", "up"))
+    return config.replace(optimizer=Optimizer(train=train), lora=lora, init="somewhere")
 
 
 SLOW = pytest.mark.slow  # what the other case shows too, a compilation later
@@ -87,6 +94,27 @@ def test_an_unrolled_step(changes):
     assert 0 <= memory.output_size_in_bytes - held.weights - held.moments < 1024
     # Unrolled layers share buffers that the plan does not: it may be more than twice as much.
     assert 1 < held.total / (memory.temp_size_in_bytes + held.weights + held.moments) < 2.4
+
+
+@pytest.mark.parametrize("train", ("memory", "lora"))
+def test_a_step_with_a_frozen_backbone(train):
+    """A third of the products is never made, nor is an optimiser's state of frozen weights; layers
+    in a loop hold no gradient of their matrices."""
+    config, shape = tuned(settings(), train), Shape(4, 2)
+    program = compiled(config, shape)
+    flops = program.cost_analysis()["flops"]
+    assert step_costs.step_flops(config, shape, VOCAB) == pytest.approx(flops, rel=0.03)
+    assert flops < 0.75 * step_costs.step_flops(settings(), shape, VOCAB)
+    held = step_costs.step_memory(config, shape, VOCAB, (1, 1, 1))
+    trained = costs.count_trained(config, VOCAB)
+    assert 0 <= held.moments - 8 * trained < 64 and held.gradients == 8 * trained
+    memory = program.memory_analysis()
+    assert 0 <= memory.output_size_in_bytes - held.weights - held.moments < 1024
+    looped = tuned(settings(layers=6, scan_layers=True, remat=True), train)
+    used = compiled(looped, shape._replace(segments=6)).memory_analysis().temp_size_in_bytes
+    whole = compiled(settings(layers=6, scan_layers=True, remat=True), shape._replace(segments=6))
+    spared = whole.memory_analysis().temp_size_in_bytes - used
+    assert spared > 0.9 * 4 * costs.layer_weights(looped)
 
 
 @pytest.mark.parametrize("cell", (pytest.param("rmt", marks=SLOW), "armt"))

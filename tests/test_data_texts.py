@@ -342,7 +342,7 @@ def test_what_is_no_text_is_named_and_leaves_nothing(tmp_path, cache, make, sent
         ),
         (
             {"tasks": ("qa1",), "texts": {"qa1": Texts(train="x")}},
-            "'qa1', which is the name of another",
+            "texts.qa1 has the name of another task",
         ),
     ],
 )

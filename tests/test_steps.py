@@ -60,11 +60,11 @@ def batch(rows: int = 8, seed: int = 0) -> Batch:
 
 
 def infos(c: Config):
-    return models.outline(c.model, c.prompt, VOCAB, TASKS).weights
+    return models.outline(c.model, c.prompt, VOCAB, TASKS, c.adapters).weights
 
 
 def make(c: Config, mesh: jax.sharding.Mesh | None = None):
-    model = models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0))
+    model = models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0), c.adapters)
     static, params = models.split(model)
     tx = optimizer.build(c, model.weights())
     step = steps.make_train_step(
@@ -75,9 +75,10 @@ def make(c: Config, mesh: jax.sharding.Mesh | None = None):
         remat=True,
         accumulate=c.optimizer.accumulate,
         memory_drift_penalty=c.optimizer.memory_drift_penalty,
+        trains=c.optimizer.trains,
         mesh=mesh,
     )
-    return step, steps.init_state(params, tx)
+    return step, steps.init_state(params, tx, c.optimizer.trains)
 
 
 @functools.cache

@@ -230,6 +230,12 @@ class Optimizer:
         "muon: Muon on the layers' matrices and Adam on the rest.",
         choices=("adamw", "muon"),
     )
+    train: str = setting(
+        "all",
+        "Weights that change. memory: those of the memory cell and a learned prompt. lora: these"
+        " and adapters beside the backbone's matrices. The backbone stays as `init` has it.",
+        choices=("all", "memory", "lora"),
+    )
     weight_decay: float = setting(0.01, "Decoupled, times the learning rate.", least=0)
     b1: float = setting(0.9, "Adam: decay of the mean of gradients.", least=0, most=0.999999)
     b2: float = setting(0.999, "Adam: decay of the mean of squares.", least=0, most=0.999999)
@@ -253,6 +259,24 @@ class Optimizer:
     memory_drift_penalty: float = setting(
         0.0, "Weight of the penalty on what background does to the memory.", least=0
     )
+
+    def trains(self, weight: str) -> bool:
+        """Whether the weight of a name such as 'backbone/wte' changes."""
+        return self.train == "all" or not weight.startswith("backbone/")
+
+
+@dataclass(frozen=True)
+class Lora:
+    rank: int = setting(8, "Rank r of an adapter.", least=1)
+    alpha: float = setting(16.0, "An adapter counts alpha / rank times.", least=0)
+    targets: tuple[str, ...] = setting(
+        (),
+        "Matrices of the layers that get an adapter, by our names or by Hugging Face's (q_proj,"
+        " c_attn); empty: all.",
+    )
+
+    def __post_init__(self):
+        freeze(self)
 
 
 @dataclass(frozen=True)
@@ -292,6 +316,7 @@ class Config:
         STAGES, "The curriculum; its stages are trained one after another."
     )
     optimizer: Optimizer = section(Optimizer, "How weights are updated.")
+    lora: Lora = section(Lora, "Adapters, where optimizer.train=lora (Hu et al. 2021).")
     mesh: Mesh = section(Mesh, "How devices share the work.")
     checkpoint: Checkpoint = section(Checkpoint, "What is kept while training.")
     evaluation: Evaluation = section(Evaluation, "Validation, and the tables after training.")
@@ -312,6 +337,11 @@ class Config:
 
     def replace(self, **sections) -> "Config":
         return dataclasses.replace(self, **sections)
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The adapters that a training of this config has; None: no adapters."""
+        return self.lora if self.optimizer.train == "lora" else None
 
     @property
     def longest_segments(self) -> int:

@@ -34,19 +34,30 @@ class Outline(NamedTuple):
 
 
 def build(
-    config: settings.Model, prompt: settings.Prompt, vocab: int, tasks: int, rngs: nnx.Rngs
+    config: settings.Model,
+    prompt: settings.Prompt,
+    vocab: int,
+    tasks: int,
+    rngs: nnx.Rngs,
+    lora: settings.Lora | None = None,
 ) -> RecurrentModel:
-    """A freshly drawn model. `tasks`: how many (rows of the learned prompt).
+    """A freshly drawn model. `tasks`: how many (rows of the learned prompt). `lora`: its adapters.
 
     Raises ConfigError when the sizes don't fit together, RegistryError for unknown names.
     """
     check(config, prompt)
-    return RecurrentModel(config, prompt, vocab, tasks, rngs)
+    return RecurrentModel(config, prompt, vocab, tasks, rngs, lora)
 
 
-def outline(config: settings.Model, prompt: settings.Prompt, vocab: int, tasks: int = 1) -> Outline:
+def outline(
+    config: settings.Model,
+    prompt: settings.Prompt,
+    vocab: int,
+    tasks: int = 1,
+    lora: settings.Lora | None = None,
+) -> Outline:
     """The same without drawing or allocating anything."""
-    model = nnx.eval_shape(lambda: build(config, prompt, vocab, tasks, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(config, prompt, vocab, tasks, nnx.Rngs(0), lora))
     return Outline(*split(model), model.weights())
 
 

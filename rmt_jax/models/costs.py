@@ -50,28 +50,53 @@ def segment_flops(config: Config, causal: bool = False, wanted: int = 0) -> floa
     einsum computes. wanted: places whose hidden state is asked for; behind its keys and values an
     unrolled last layer makes these and the write memory only (`RecurrentModel.step`).
     """
+    m, n = config.model, places(config)
+    cells = m.layers * CELLS[m.cell].layer_flops(m, n) + 2.0 * n * adapter_weights(config)
+    return _backbone_flops(config, causal, wanted) + cells
+
+
+def frozen_flops(config: Config, causal: bool = False, wanted: int = 0) -> float:
+    """FLOPs of one text's backward pass over a segment that are left out, since the backbone's
+    matrices take no gradient (`optimizer.train`)."""
+    if config.optimizer.trains("backbone/"):
+        return 0.0
+    m, n, memory = config.model, places(config), memory_places(config)
+    layer = BACKBONES[m.backbone].layer_flops(m, n, memory, n, causal)
+    products = 2.0 * n * layer_weights(config) / m.layers
+    return products / layer * _backbone_flops(config, causal, wanted)
+
+
+def _backbone_flops(config: Config, causal: bool, wanted: int) -> float:
     m, n, memory = config.model, places(config), memory_places(config)
     backbone, cell = BACKBONES[m.backbone], CELLS[m.cell]
-    flops = m.layers * (backbone.layer_flops(m, n, memory, n, causal) + cell.layer_flops(m, n))
+    layer = backbone.layer_flops(m, n, memory, n, causal)
     top = wanted + (m.memory_tokens if cell.writes or cell.reads else 0)
-    if not m.scan_layers and m.schedule != "diagonal" and top < n:
-        flops -= backbone.layer_flops(m, n, memory, n, causal)
-        flops += backbone.layer_flops(m, n, memory, top, causal)
-    return flops
+    if m.scan_layers or m.schedule == "diagonal" or top >= n:
+        return m.layers * layer
+    return (m.layers - 1) * layer + backbone.layer_flops(m, n, memory, top, causal)
+
+
+def adapter_weights(config: Config) -> int:
+    """Numbers in all adapters (`models.lora`)."""
+    if config.adapters is None:
+        return 0
+    shapes = weight_shapes(config, 8).items()
+    return sum(math.prod(shape) for name, shape in shapes if name.startswith("adapters/"))
 
 
 def train_flops(config: Config, whole: bool = False) -> float:
-    """Model FLOPs of a train step for each token of text: forward and twice that backward, without
-    what rematerialising repeats. Embeddings and logits are left out: those of answers are few,
-    those of language modelling are not, and what is said of it is the least that it takes.
+    """Model FLOPs of a train step for each token of text: forward and twice that backward, less
+    the gradients of frozen weights, without what rematerialising repeats. Embeddings and logits are
+    left out: those of answers are few, those of language modelling are not, and what is said of it
+    is the least that it takes.
 
     Only what the model needs: of attention the visible half, of an unrolled last layer the places
     that are looked at. `whole`: all scores and the whole last layer, as Chowdhery et al. 2022
     (appendix B), who gave model FLOPs utilisation its name, and most figures in print count.
     """
     wanted = places(config) if whole else 0
-    segment = segment_flops(config, causal=not whole, wanted=wanted)
-    return 3 * segment / config.model.segment_tokens
+    segment = 3 * segment_flops(config, not whole, wanted)
+    return (segment - frozen_flops(config, not whole, wanted)) / config.model.segment_tokens
 
 
 def language_logits(config: Config, shape: Shape) -> int:
@@ -113,7 +138,8 @@ def item_bytes(config: Config) -> int:
 @functools.lru_cache(maxsize=8)
 def outline(config: Config, vocab: int) -> models.Outline:
     """The model of a config without its weights."""
-    return models.outline(config.model, config.prompt, vocab, len(config.data.tasks))
+    tasks = len(config.data.tasks)
+    return models.outline(config.model, config.prompt, vocab, tasks, config.adapters)
 
 
 def weight_shapes(config: Config, vocab: int) -> dict[str, tuple[int, ...]]:
@@ -124,6 +150,12 @@ def weight_shapes(config: Config, vocab: int) -> dict[str, tuple[int, ...]]:
 
 def count_weights(config: Config, vocab: int) -> int:
     return sum(math.prod(shape) for shape in weight_shapes(config, vocab).values())
+
+
+def count_trained(config: Config, vocab: int) -> int:
+    """Of these, how many change."""
+    shapes = weight_shapes(config, vocab).items()
+    return sum(math.prod(shape) for name, shape in shapes if config.optimizer.trains(name))
 
 
 def layer_weights(config: Config) -> int:
@@ -151,8 +183,10 @@ def layer_memory(config: Config, rows: int, tensor: int) -> tuple[int, int]:
             lambda a: a[0], (module.stacked_params(), module.layer_state(memory))
         )
 
+        frozen = {} if config.optimizer.trains("backbone/") else {"block": params.pop("block")}
+
         def layer(params, x, state):
-            return module.run_layer(params, x, state, memory.started, context)[:2]
+            return module.run_layer(frozen | params, x, state, memory.started, context)[:2]
 
         return jax.vjp(layer, params, x, state)[1], memory.state
 

@@ -17,6 +17,7 @@ from rmt_jax.models.backbones import BACKBONES, Backbone, Block
 from rmt_jax.models.cells import CELLS, Memory, MemoryCell
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.models.layout import Part
+from rmt_jax.models.lora import Adapters
 from rmt_jax.models.ops.positions import gather_positions
 from rmt_jax.models.prompts import TaskPrompt
 from rmt_jax.types import Prompt, Segment, WeightInfo
@@ -39,7 +40,9 @@ class RecurrentModel(nnx.Module):
         vocab: int,
         tasks: int,
         rngs: nnx.Rngs,
+        lora: settings.Lora | None = None,
     ):
+        """lora: adapters beside the backbone's matrices; None: no adapters."""
         backbone, cell = BACKBONES[config.backbone], CELLS[config.cell]
         self.cell, self.schedule = config.cell, config.schedule
         self.unroll = 1 if config.scan_layers else config.layers
@@ -49,15 +52,16 @@ class RecurrentModel(nnx.Module):
         self.backbone: Backbone = backbone(config, vocab, rows, rngs)  # pyright: ignore
         self.prompt = TaskPrompt(prompt, tasks, config.width, rngs)
         self.memory: MemoryCell = cell(config, self.backbone, rngs)
+        if lora is not None:
+            self.adapters = Adapters(self.backbone, lora, rngs)
 
     def weights(self) -> dict[str, WeightInfo]:
         """What is known of each weight, by its name 'backbone/wte'."""
         parts = {"backbone": self.backbone, "prompt": self.prompt, "memory": self.memory}
-        return {
-            f"{prefix}/{name}": info
-            for prefix, part in parts.items()
-            for name, info in part.weights().items()
-        }
+        said = {prefix: part.weights() for prefix, part in parts.items()}
+        if hasattr(self, "adapters"):
+            said["adapters"] = self.adapters.weights(self.backbone)
+        return {f"{p}/{name}": info for p, infos in said.items() for name, info in infos.items()}
 
     def initial(self, batch: int) -> Memory:
         """The memory before any text, of B = `batch` texts."""
@@ -230,6 +234,8 @@ class RecurrentModel(nnx.Module):
         params = {"block": nnx.split(self.backbone.blocks)[1]}
         if hasattr(self.memory, "layers"):
             params["memory"] = nnx.split(self.memory.layers)[1]  # pyright: ignore
+        if hasattr(self, "adapters"):
+            params["adapters"] = nnx.split(self.adapters)[1]
         return params | {"constants": self.memory.layer_constants()}
 
     def per_layer_params(self) -> list[Any]:
@@ -312,6 +318,8 @@ class RecurrentModel(nnx.Module):
 
     def _layer_modules(self, params: dict[str, Any]) -> tuple[Block, CellLayer]:
         block = nnx.merge(nnx.split(self.backbone.blocks)[0], params["block"])
+        if "adapters" in params:
+            nnx.merge(nnx.split(self.adapters)[0], params["adapters"]).attach(block)
         own = None
         if "memory" in params:
             own = nnx.merge(nnx.split(self.memory.layers)[0], params["memory"])  # pyright: ignore

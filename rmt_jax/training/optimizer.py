@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import optax
 
-from rmt_jax.config import Config, Optimizer, Stage
+from rmt_jax.config import Config, ConfigError, Optimizer, Stage
 from rmt_jax.runtime.mesh import path_name
 from rmt_jax.types import WeightInfo
 
@@ -30,6 +30,16 @@ def schedule(stages: Sequence[Stage], optimizer: Optimizer, scale: float = 1.0) 
         end += steps
         boundaries.append(end)
     return optax.join_schedules(parts, boundaries[:-1])
+
+
+def check_trained(config: Config, weights: Mapping[str, WeightInfo]) -> None:
+    """Raises ConfigError where `optimizer.train` leaves nothing to train."""
+    if not any(config.optimizer.trains(name) for name in weights):
+        raise ConfigError(
+            f"optimizer.train={config.optimizer.train} leaves the backbone as it is, but"
+            f" model.cell={config.model.cell} has no weights of its own and there is no learned"
+            " prompt: take another cell, or optimizer.train=lora or all."
+        )
 
 
 def build(

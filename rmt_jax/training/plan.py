@@ -56,7 +56,7 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
     Raises ConfigError where the mesh or the batches do not fit the devices."""
     sizes = sharding.mesh_sizes(config.mesh, devices)
     sharding.check_batches(config, sharding.planned(sizes))
-    weights = costs.count_weights(config, vocab)
+    trained = costs.count_trained(config, vocab)
     rows = []
     for number, stage in enumerate(config.stages):
         tokens = flops = moved = least = 0.0
@@ -67,7 +67,7 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
             flops += share * step_costs.step_flops(config, shape, vocab)
             # Every device reads its own copy of the weights.
             moved += share * step_costs.step_bytes(config, shape, vocab)
-            moved += share * (devices // sizes[2] - 1) * _weights_read(config, shape, weights)
+            moved += share * (devices // sizes[2] - 1) * _weights_read(config, shape, trained)
             least += share * _least(config, shape)
         largest = _shape(config, stage, stage.segments)
         held = step_costs.step_memory(config, largest, vocab, sizes)

@@ -63,12 +63,14 @@ def _run(
 
     count = len(config.data.tasks)
     rngs = nnx.Rngs(config.seed)
-    model = models.build(config.model, config.prompt, tokenizer.vocab_size, count, rngs)
+    vocab = tokenizer.vocab_size
+    model = models.build(config.model, config.prompt, vocab, count, rngs, config.adapters)
     static, params = models.split(model)
     infos = model.weights()
+    optimizer.check_trained(config, infos)
+    trains = config.optimizer.trains
     rescues = Rescues(path, owner)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    log.info("model: %s, %s weights", config.model.cell, f"{weights:,}")
+    log.info("model: %s, %s", config.model.cell, _counts(params, trains))
 
     rows = count + 1
     check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
@@ -83,7 +85,7 @@ def _run(
         # On the host: the step gives its arrays away, and a rescue may have to begin again.
         params = jax.tree.map(np.asarray, params)
         opt = optimizer.build(config, infos, rescues.scale)
-        start = step.init_state(params, opt)
+        start = step.init_state(params, opt, trains)
         place = sharding.place_state(start, params, infos, mesh)
         start = jax.device_put(start, place)
         train = Programs(
@@ -95,6 +97,7 @@ def _run(
                 remat=config.model.remat,
                 accumulate=config.optimizer.accumulate,
                 memory_drift_penalty=config.optimizer.memory_drift_penalty,
+                trains=trains,
                 mesh=mesh,
             ),
             donate_argnums=0,
@@ -123,6 +126,15 @@ def _run(
     if owner:
         finish(path)
     return 0
+
+
+def _counts(params, trains) -> str:
+    """'135,071,808 weights, of which 556,800 are trained'."""
+    trained, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(part)) for part in step.divide(params, trains)
+    )
+    text = f"{trained + frozen:,} weights"
+    return f"{text}, of which {trained:,} are trained" if frozen else text
 
 
 def finish(path: Path) -> None:

@@ -1,5 +1,6 @@
 """`step(state, batch) -> state, sums`: pure functions, the only code that computes gradients."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from rmt_jax import models
 from rmt_jax.models.schedule import answers
+from rmt_jax.runtime.mesh import path_name
 from rmt_jax.training import metrics
 from rmt_jax.training.losses import Scales, batch_sums, scales
 from rmt_jax.types import Batch, Sums
@@ -24,8 +26,37 @@ class TrainState(NamedTuple):
     opt: Any
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def everything(name: str) -> bool:
+    """Every weight is trained."""
+    return True
+
+
+def divide(params: Params, trains: Callable[[str], bool]) -> tuple[Params, Params]:
+    """The weights that are trained, by their names 'backbone/wte', and the rest: twice the tree,
+    with None in place of the others."""
+
+    def half(wanted: bool) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if trains(path_name(path)) == wanted else None, params
+        )
+
+    return half(True), half(False)
+
+
+def join(trained: Params, frozen: Params) -> Params:
+    """The inverse of `divide`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None
+    )
+
+
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    trains: Callable[[str], bool] = everything,
+) -> TrainState:
+    """The optimiser has a state of the weights that are trained, and of no other."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(divide(params, trains)[0]))
 
 
 def make_train_step(
@@ -37,6 +68,7 @@ def make_train_step(
     remat: bool,
     accumulate: int = 1,
     memory_drift_penalty: float = 0.0,
+    trains: Callable[[str], bool] = everything,
     mesh: jax.sharding.Mesh | None = None,
 ):
     """The train step of one model.
@@ -49,12 +81,13 @@ def make_train_step(
         the same step up to rounding.
       memory_drift_penalty: weight of what idle segments do to the memory, the mean of
         `RecurrentModel.drift` over them. 0: none.
+      trains: whether the weight of this name changes; others get no gradient and no update.
       mesh: where `data` has several devices, each goes through its own texts and the gradients are
         summed once. Left to the compiler, they are summed in every segment of every microbatch.
     """
 
-    def loss(params: Params, batch: Batch, scale: Scales):
-        model = models.merge(static, params)
+    def loss(trained: Params, frozen: Params, batch: Batch, scale: Scales):
+        model = models.merge(static, join(trained, frozen))
         found = answers(model, batch, bptt=bptt, remat=remat)
         total, passages, sums = batch_sums(found, batch, rows)
         total = total * scale.answers
@@ -67,10 +100,10 @@ def make_train_step(
 
     gradient = jax.grad(loss, has_aux=True)
 
-    def total(params: Params, batch: Batch, scale: Scales):
+    def total(trained: Params, frozen: Params, batch: Batch, scale: Scales):
         """Gradient and sums of all rows, in `accumulate` microbatches."""
         if accumulate == 1:
-            return gradient(params, batch, scale)
+            return gradient(trained, frozen, batch, scale)
         # Row i goes to microbatch i mod n: each keeps rows of every device.
         micro = jax.tree.map(
             lambda x: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
@@ -78,10 +111,10 @@ def make_train_step(
         )
 
         def body(carry, part):
-            return jax.tree.map(jnp.add, carry, gradient(params, part, scale)), None
+            return jax.tree.map(jnp.add, carry, gradient(trained, frozen, part, scale)), None
 
         language = batch.next_token is not None
-        start = (jax.tree.map(jnp.zeros_like, params), metrics.zeros(rows, language))
+        start = (jax.tree.map(jnp.zeros_like, trained), metrics.zeros(rows, language))
         return jax.lax.scan(body, start, micro)[0]
 
     def summed(*inputs):
@@ -89,11 +122,11 @@ def make_train_step(
 
     spread = total
     if mesh is not None and mesh.shape["data"] > 1:
-        rows_of_device = PartitionSpec("data")
+        whole, rows_of_device = PartitionSpec(), PartitionSpec("data")
         spread = jax.shard_map(
             summed,
             mesh=mesh,
-            in_specs=(PartitionSpec(), rows_of_device, PartitionSpec()),
+            in_specs=(whole, whole, rows_of_device, whole),
             out_specs=PartitionSpec(),
             # `fsdp` and `tensor` stay the compiler's, if there are several devices along them. If
             # not, all is by hand: cuDNN's attention can't be compiled where only a part is.
@@ -102,9 +135,10 @@ def make_train_step(
         )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        grads, sums = spread(state.params, batch, scales(batch))
-        updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, frozen = divide(state.params, trains)
+        grads, sums = spread(trained, frozen, batch, scales(batch))
+        updates, opt = optimizer.update(grads, state.opt, trained)
+        params = join(optax.apply_updates(trained, updates), frozen)
         return TrainState(state.step + 1, params, opt), sums
 
     return step

@@ -15,6 +15,7 @@ from rmt_jax.models.costs import Shape
 from rmt_jax.models.language import LOGITS
 from rmt_jax.runtime import mesh as meshes
 from rmt_jax.training import optimizer
+from rmt_jax.training.step import divide
 
 ADAMW = 16.0  # FLOPs a weight: two moments, their corrections, root, decay, clip
 NEWTON = 5  # Muon's iterations (optax's default)
@@ -41,13 +42,18 @@ def step_flops(config: Config, shape: Shape, vocab: int) -> float:
     """FLOPs that a train step executes on all devices together, optimiser included."""
     read, trained = costs.passes(config, shape)
     times = costs.runs(config, shape)
-    asking = costs.segment_flops(config, wanted=shape.questions * shape.tokens)
+    wanted = shape.questions * shape.tokens
+    asking = costs.segment_flops(config, wanted=wanted)
     silent = read + times * (trained - shape.answered)
     segments = silent * costs.segment_flops(config) + times * shape.answered * asking
     asked = shape.batch * shape.answered * shape.questions * shape.tokens
-    logits = 3 * 2.0 * asked * vocab * config.model.width
+    segments -= (trained - shape.answered) * costs.frozen_flops(config)
+    segments -= shape.answered * costs.frozen_flops(config, wanted=wanted)
+    head = 3 if config.optimizer.trains("backbone/") else 2
+    logits = head * 2.0 * asked * vocab * config.model.width
     # Made twice, and a gradient for what they were made of and for the table.
-    logits += 4 * 2.0 * costs.language_logits(config, shape) * vocab * config.model.width
+    places = costs.language_logits(config, shape)
+    logits += (head + 1) * 2.0 * places * vocab * config.model.width
     return shape.batch * segments + logits + update_flops(config, vocab)
 
 
@@ -55,6 +61,8 @@ def update_flops(config: Config, vocab: int) -> float:
     """FLOPs of the optimiser, once a step."""
     infos, flops = costs.outline(config, vocab).weights, 0.0
     for name, shape in costs.weight_shapes(config, vocab).items():
+        if not config.optimizer.trains(name):
+            continue
         flops += ADAMW * math.prod(shape)
         if config.optimizer.name == "muon" and infos[name].kind == "matrix":
             layers, small, large = shape[0], min(shape[1:]), max(shape[1:])
@@ -67,7 +75,7 @@ def step_bytes(config: Config, shape: Shape, vocab: int) -> float:
     """Bytes that a train step moves on all devices together (one copy of the weights)."""
     read, trained = costs.passes(config, shape)
     times = costs.runs(config, shape)
-    weights = costs.count_weights(config, vocab)
+    weights = costs.count_trained(config, vocab)
     asked = shape.batch * shape.answered * shape.questions * shape.tokens
     # Weights, gradient and two moments in float32 are read; weights and moments written.
     update = 28.0 * weights + config.optimizer.accumulate * 8.0 * weights
@@ -85,7 +93,7 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
     CPUs, which keep what products with weights made (`models.recurrence`).
     """
     m = config.model
-    weights, moments, widest = state_bytes(config, vocab, sizes)
+    weights, trained_weights, moments, widest = state_bytes(config, vocab, sizes)
     rows = -(-shape.batch // (sizes[0] * sizes[1] * config.optimizer.accumulate))
     layer, carry = costs.layer_memory(config, rows, sizes[2])
     trained = costs.passes(config, shape)[1]
@@ -99,7 +107,7 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
     return Held(
         weights=weights,
         moments=moments,
-        gradients=weights * (2 + (config.optimizer.accumulate > 1)),
+        gradients=trained_weights * (2 + (config.optimizer.accumulate > 1)),
         cast=_cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
@@ -109,7 +117,7 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
 
 def reading_memory(config: Config, batch: int, vocab: int) -> Held:
     """What reading `batch` texts side by side holds on one device, whatever their length."""
-    weights, _, widest = state_bytes(config, vocab, (1, 1, 1))
+    weights, _, _, widest = state_bytes(config, vocab, (1, 1, 1))
     layer, carry = costs.layer_memory(config, batch, 1)
     return Held(
         weights=weights,
@@ -120,19 +128,24 @@ def reading_memory(config: Config, batch: int, vocab: int) -> Held:
     )
 
 
-def state_bytes(config: Config, vocab: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Bytes on each device of the weights and of the optimiser's state, as the mesh lays them
-    out, and the number of weights that a device has before it when `fsdp` has gathered them."""
+def state_bytes(
+    config: Config, vocab: int, sizes: tuple[int, int, int]
+) -> tuple[int, int, int, int]:
+    """Bytes on each device of the weights, of those that are trained and of the optimiser's state,
+    as the mesh lays them out, and the number of weights that a device has before it when `fsdp` has
+    gathered them."""
     made = costs.outline(config, vocab)
     mesh = meshes.planned(sizes)
-    state = jax.eval_shape(optimizer.build(config, made.weights).init, made.shapes)
+    trained, _ = divide(made.shapes, config.optimizer.trains)
+    state = jax.eval_shape(optimizer.build(config, made.weights).init, trained)
 
     def held(tree: Any) -> int:
         place = jax.tree.leaves(meshes.place_state(tree, made.shapes, made.weights, mesh))
         pairs = zip(jax.tree.leaves(tree), place, strict=True)
         return sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize for x, p in pairs)
 
-    return held(made.shapes), held(state), costs.count_weights(config, vocab) // sizes[2]
+    gathered = costs.count_weights(config, vocab) // sizes[2]
+    return held(made.shapes), held(trained), held(state), gathered
 
 
 def _cast_bytes(config: Config, weights: int) -> int:

@@ -54,7 +54,7 @@ def needed(mesh: Mesh) -> int:
     lowered = jitted.lower(jax.device_put(state, place), sharding.put_batch(batch, grid))
     compiled = lowered.compile()
     # The plan knows each device's share of weights and moments to the byte; step and sums are left.
-    weights, moments, _ = step_costs.state_bytes(CONFIG, 512, sharding.mesh_sizes(mesh, 8))
+    weights, _, moments, _ = step_costs.state_bytes(CONFIG, 512, sharding.mesh_sizes(mesh, 8))
     left = compiled.memory_analysis().output_size_in_bytes - weights - moments
     assert 0 <= left < 1024, left
     size = hardware.needed_memory(compiled)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_steps import batch, config, curve, infos, make
 
-from rmt_jax.config import Mesh
+from rmt_jax.config import Lora, Mesh
 from rmt_jax.models.ops import attention
 from rmt_jax.runtime import mesh as sharding
 
@@ -20,6 +20,24 @@ from rmt_jax.runtime import mesh as sharding
 )
 def test_eight_devices_give_the_curve_of_one(mesh):
     np.testing.assert_allclose(curve(config(), mesh), curve(config(), None), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=2, tensor=2), Mesh(data=8)], ids=str)
+def test_adapters_learn_alike_on_eight_devices(mesh):
+    """Their factors are split as the matrices that they stand beside."""
+    tuned = dataclasses.replace(config().optimizer, train="lora")
+    settings = config(optimizer=tuned, lora=Lora(rank=2))
+    found, wanted = curve(settings, mesh), curve(settings, None)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert wanted[-1] < wanted[0]
+    grid, said = sharding.make_mesh(mesh), infos(settings)
+    for name, spec in (
+        ("up/a", (None, "fsdp", None)),
+        ("up/b", (None, None, "tensor")),
+        ("down/a", (None, "tensor", None)),
+    ):
+        name = f"adapters/{name}"
+        assert tuple(sharding.weight_spec(name, (1, 16, 16), said[name], grid)) == spec
 
 
 def test_gradients_are_summed_once_and_not_in_every_segment():

@@ -20,14 +20,15 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax import models
 from rmt_jax.files import refuse_pointer
+from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import gguf, names, torch_pickle, weights
+from rmt_jax.models.io import adapters, gguf, names, torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-PATTERNS = ["*.json", "model*.safetensors", "merges.txt"]
-OLDER = [*PATTERNS, "pytorch_model*.bin"]  # the same weights again where both are there
+PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt"]
+OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are there
 SEGMENT = 1024  # tokens at most, where a checkpoint without memory says nothing of segments
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 # Checkpoints that come with the package.
@@ -56,6 +57,8 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     local = Path(name).expanduser().is_dir()
     if (folder / weights.FILE).is_file():
         return _open_run(folder, local)
+    if (folder / adapters.CONFIG).is_file():
+        return _open_adapter(folder, local)
     theirs, said = read_tensors(folder), _with_defaults(_read_config(folder), folder)
     ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
     if ours is None:
@@ -84,7 +87,31 @@ def _open_run(folder: Path, local: bool) -> Source:
     end = _end(folder, {})
     config = settings.from_dict(said)
     _import_extensions(config, folder, local)
-    return Source(folder, config, weights.load(folder), end, ())
+    flat = weights.flatten(weights.load(folder))
+    flat = lora.merged(flat, config.lora)
+    return Source(folder, config, weights.unflatten(flat), end, ())
+
+
+def _open_adapter(folder: Path, local: bool) -> Source:
+    """A base model with the adapters of a folder in PEFT's layout put into its weights."""
+    found = adapters.read(folder)
+    base = open_source(found.base)
+    config, flat = found.config or base.config, weights.flatten(base.params)
+    if found.config is not None:
+        _import_extensions(config, folder, local)
+        flat = {n: v for n, v in flat.items() if n.startswith("backbone/")}
+    flat |= found.ours
+    backbone = BACKBONES[config.model.backbone]
+    own = {name: value for name, value in flat.items() if name.startswith("backbone/")}
+    theirs = names.to_theirs(own, backbone, CELLS["none"])
+    theirs = adapters.fold(theirs | found.tensors, backbone, found.scale, str(folder))
+    flat |= names.to_ours(theirs, backbone, str(folder))
+    if config.model.tied_head:
+        flat.pop("backbone/head", None)
+    params = weights.unflatten(flat)
+    if (folder / "tokenizer.json").is_file():
+        return Source(folder, config, params, base.end, base.guessed)
+    return Source(base.folder, config, params, base.end, base.guessed, base.tokenizer)
 
 
 def _open_gguf(file: Path) -> Source:

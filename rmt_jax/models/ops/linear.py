@@ -1,5 +1,7 @@
 """Linear maps of all layers in one array."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,6 +24,8 @@ class Linear(nnx.Module):
         std: float,
         bias: bool = True,
     ):
+        # What is added to the product, of one layer: `models.lora` puts it here.
+        self.adapter: Callable[[jax.Array], jax.Array] | None = None
         shape = (layers, inputs, outputs)
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
         if bias:
@@ -36,4 +40,5 @@ class Linear(nnx.Module):
 
     def linear(self, x: jax.Array) -> jax.Array:
         """Without the bias."""
-        return matmul(x, self.kernel[...].astype(x.dtype))
+        y = matmul(x, self.kernel[...].astype(x.dtype))
+        return y if self.adapter is None else y + self.adapter(x)
