@@ -32,6 +32,7 @@ from rmt_jax.config import (
     to_dict,
     update,
 )
+from rmt_jax.config.schema import LARGEST_SEED
 from rmt_jax.errors import RmtError
 from rmt_jax.validation import validate
 
@@ -53,6 +54,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise Usage(f"{message[0].upper()}{message[1:]}. --help shows what there is.")
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas between, and blanks where anybody likes them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def seed(text: str) -> int:
+    """argparse's type of a seed."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"a seed is a whole number between 0 and {LARGEST_SEED}, but got '{text}'"
+        )
+    return int(text)
 
 
 def load_config(spec: str) -> Config:

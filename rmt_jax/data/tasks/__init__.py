@@ -160,8 +160,9 @@ class Task:
         return max(len(tokenizer.sentence(label)) for label in self.labels)
 
     def matches(self, question: str) -> bool:
-        """Has the question one of the forms that this task asks?"""
-        return any(re.fullmatch(form, question.strip()) for form in self.question_forms)
+        """Has the question, however spaced, one of the forms that this task asks?"""
+        asked = " ".join(question.split())
+        return any(re.fullmatch(form, asked) for form in self.question_forms)
 
     def problem(self) -> str:
         """Why there are no samples with these settings, in a sentence; '' if there are."""
