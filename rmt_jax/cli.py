@@ -7,6 +7,7 @@ sets any field. CONTRIBUTING.md says why this is no library's.
 import argparse
 import ast
 import dataclasses
+import errno
 import inspect
 import io
 import json
@@ -188,7 +189,8 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
     except (RmtError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(f"error: {error}{': make room there' if full else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)

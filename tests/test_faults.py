@@ -1,6 +1,7 @@
 """What happens to a run when something breaks: signals, damaged files, full disks, diverging."""
 
 import datetime
+import errno
 import gc
 import json
 import os
@@ -291,7 +292,7 @@ def test_a_damaged_checkpoint_without_a_seal_is_a_sentence_too(whole):
             file.write_bytes(data)
 
 
-def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path):
+def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path, capfd, caplog):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
@@ -309,6 +310,7 @@ def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path):
                 checkpoints.save(state(step))
             checkpoints.wait()
         assert "The last whole one is of step" in str(told.value)
+        assert "Traceback" not in capfd.readouterr().err + caplog.text  # Orbax's, one a thread
         left = saved(disk)[-1]
         again = Checkpoints(disk / "checkpoints", config().checkpoint)
         restored = again.restore(state(0), left)
@@ -414,6 +416,17 @@ def test_dead_data_workers_are_started_again():
     assert [next(feed) for _ in range(5)] == [10, 11, 12, 13, 14]
     assert said[0].startswith("a data worker died before step 13") and len(said) == 2
     with pytest.raises(ConfigError, match="died 3 times, the last before step 16"):
+        next(feed)
+
+
+def test_shared_memory_without_room_is_named():
+    def stream(step):
+        yield step
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    feed = divergence.batches(stream, 10, print)
+    assert next(feed) == 10
+    with pytest.raises(ConfigError, match="batch of step 12 .*in /dev/shm.*lower config.data.work"):
         next(feed)
 
 
