@@ -168,6 +168,11 @@ class Task:
         """Why there are no samples with these settings, in a sentence; '' if there are."""
         return ""
 
+    def questions(self, split: str) -> int | None:
+        """How many different ones a split has; None: without end. Beyond, they come again in other
+        background."""
+        return None
+
     def files(self) -> Iterable[Path]:
         """Files that samples are read from: evaluations are asked anew where they change."""
         return ()
