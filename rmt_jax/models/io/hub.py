@@ -23,10 +23,10 @@ from rmt_jax.files import refuse_pointer
 from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import adapters, gguf, names, torch_pickle, weights
+from rmt_jax.models.io import adapters, gguf, names, weights
+from rmt_jax.models.io.tensors import SINGLE, read_tensors
 from rmt_jax.models.io.weights import WeightsError
 
-SINGLE = ("model.safetensors", "pytorch_model.bin")
 PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt"]
 OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are there
 SEGMENT = 1024  # tokens at most, where a checkpoint without memory says nothing of segments
@@ -277,21 +277,6 @@ def argument(folder: Path) -> str:
     return shlex.quote(f"./{folder}" if str(folder) in SHIPPED else str(folder))
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder: one file, or the files that an index names."""
-    for name in SINGLE:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return _read_file(folder / name)
-        if index.is_file():
-            return _read_sharded(index)
-    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-    raise WeightsError(
-        f"{folder} holds no weights: expected {', '.join(SINGLE)} or their .index.json, found: "
-        f"{inside}."
-    )
-
-
 def infer(
     backbone: str, flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
 ) -> tuple[settings.Config, tuple[str, ...]]:
@@ -384,26 +369,3 @@ def _with_defaults(said: dict[str, Any], folder: Path) -> dict[str, Any]:
         ) from error
     whole.pop("eos_token_id", None)  # generation_config.json may say it, and knows better
     return whole | said
-
-
-def _read_file(file: Path) -> dict[str, np.ndarray]:
-    return torch_pickle.read(file) if file.suffix == ".bin" else weights.read_safetensors(file)
-
-
-def _read_sharded(index: Path) -> dict[str, np.ndarray]:
-    refuse_pointer(index)
-    try:
-        table = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
-        files = sorted(set(table.values()))
-        inside = all(Path(name).name == name for name in files)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is not an index of weight files: {error!r}.") from error
-    if not inside:
-        raise WeightsError(f"{index} names files outside its own folder; it was not followed.")
-    tensors: dict[str, np.ndarray] = {}
-    for name in files:
-        tensors |= _read_file(index.parent / name)
-    missing = sorted(table.keys() - tensors.keys())
-    if missing:
-        raise WeightsError(f"{index} promises {missing[0]} and {len(missing) - 1} more not found.")
-    return tensors
