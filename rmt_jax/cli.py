@@ -7,6 +7,7 @@ sets any field. CONTRIBUTING.md says why this is no library's.
 import argparse
 import ast
 import dataclasses
+import errno
 import inspect
 import io
 import json
@@ -32,6 +33,7 @@ from rmt_jax.config import (
     to_dict,
     update,
 )
+from rmt_jax.config.schema import LARGEST_SEED
 from rmt_jax.errors import RmtError
 from rmt_jax.validation import validate
 
@@ -53,6 +55,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise Usage(f"{message[0].upper()}{message[1:]}. --help shows what there is.")
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas between, and blanks where anybody likes them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def seed(text: str) -> int:
+    """argparse's type of a seed."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"a seed is a whole number between 0 and {LARGEST_SEED}, but got '{text}'"
+        )
+    return int(text)
 
 
 def load_config(spec: str) -> Config:
@@ -173,7 +189,8 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
     except (RmtError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(f"error: {error}{': make room there' if full else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)

@@ -94,7 +94,7 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     from rmt_jax.training import plan
 
     tasks.check(config)
-    names = args.device.split(",") if args.device else list(hardware.CHIPS)
+    names = cli.split_names(args.device) or list(hardware.CHIPS)
     for name in names:
         if name not in hardware.CHIPS:
             raise ConfigError(f"There are no figures for '{name}': {', '.join(hardware.CHIPS)}.")

@@ -66,7 +66,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--score", default="", choices=("", *scores.NAMES), help="of summary.csv and pictures")
     add("--references", action="store_true", help="published curves behind ours")
     add("--batch", type=int, default=0, help="texts read together")
-    add("--seed", type=int, default=None)
+    add("--seed", type=cli.seed, default=None, help="of the stories (default: the config's)")
     add("--name", default="", help="ORG/MODEL in the prediction files")
     add("--out", type=Path, default=None, help="default: WORKDIR/evaluation")
     return parser

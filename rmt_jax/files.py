@@ -35,11 +35,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     hidden.touch()
     rights = hidden.stat().st_mode & 0o777
     try:
-        yield hidden
+        with naming(path):
+            yield hidden
         hidden.chmod(rights)  # a library may have narrowed them
         os.replace(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Names `path` in an OSError that names no file: of a write to a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ all of them.
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 from collections.abc import Sequence
@@ -86,11 +87,13 @@ def _write_ruler(args: argparse.Namespace) -> int:
     """RULER's files (`data.ruler_files`): every `num_shards`-th task where machines share them."""
     from rmt_jax.data import ruler_files
 
-    names = ruler_files.TASKS if args.tasks == ",".join(TASKS) else tuple(args.tasks.split(","))
+    names = (
+        ruler_files.TASKS if args.tasks == ",".join(TASKS) else tuple(cli.split_names(args.tasks))
+    )
     paths = ruler_files.write(
         Path(args.out),
         names[args.shard_index or 0 :: args.num_shards if args.shard_index is not None else 1],
-        args.lengths.split(",") if args.lengths != LENGTHS else ["4k"],
+        cli.split_names(args.lengths) if args.lengths != LENGTHS else ["4k"],
         args.samples,
         data=Data(background=args.background, tokenizer=args.tokenizer),
         split=args.split,
@@ -103,7 +106,7 @@ def _write_ruler(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> None:
     """Makes this machine's parts, or all that are missing and joins them. Raises RmtError."""
     recipe = Recipe(
-        tasks=tuple(args.tasks.split(",")),
+        tasks=tuple(cli.split_names(args.tasks)),
         samples=args.samples,
         seed=args.seed,
         facts="official" if args.babi_dir else "simulated",
@@ -113,13 +116,17 @@ def run(args: argparse.Namespace) -> None:
         tokenizer=args.tokenizer,
         split=args.split,
     )
-    lengths = args.lengths.split(",")
+    lengths = cli.split_names(args.lengths)
     for length in lengths:
         Length.parse(length, 512)
     for task in recipe.tasks:
         tasks.REGISTRY[task]  # an unknown name is an error
+    if not recipe.tasks or not lengths:
+        raise cli.Usage(f"--{'lengths' if recipe.tasks else 'tasks'} names nothing to make.")
     if args.samples < 1:
         raise cli.Usage(f"--samples is {args.samples}: a set needs at least 1 question.")
+    if args.num_shards < 1:
+        raise cli.Usage(f"--num_shards is {args.num_shards}: the work is cut into 1 part or more.")
     if not 0 <= (args.shard_index or 0) < args.num_shards:
         raise cli.Usage(f"--shard_index {args.shard_index} is not below {args.num_shards}.")
     out = Path(args.out)
@@ -138,6 +145,7 @@ def run(args: argparse.Namespace) -> None:
         said = ", ".join(fewer)
         log.warning("fewer questions than the %s asked for: %s", f"{args.samples:,}", said)
     if args.beam:
+        _check_beam()
         from rmt_jax.data import tfds_builder
 
         for one in dict.fromkeys(r for r, _ in cells):
@@ -151,6 +159,14 @@ def run(args: argparse.Namespace) -> None:
                   "same command without --shard_index.")  # fmt: skip
         else:
             _join(cells, out, args)
+
+
+def _check_beam() -> None:
+    if importlib.util.find_spec("apache_beam") is None:
+        raise cli.Usage(
+            "--beam needs Apache Beam: pip install 'rmt_jax[beam]'. Without --beam the parts are"
+            " made here, or on many machines with --num_shards."
+        )
 
 
 def _recipe_of(recipe: Recipe, name: str) -> dict:
@@ -258,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tasks", default=",".join(TASKS), help=f"default {','.join(TASKS)}; of RULER all")
     add("--lengths", default=LENGTHS, help=f"default {LENGTHS}; to 10M; of RULER 4k, 4,096 tokens")
     add("--samples", type=int, default=1000, help="a task and length; default 1000")
-    add("--seed", type=int, default=0)
+    add("--seed", type=cli.seed, default=0)
     add("--split", choices=("train", "validation", "test"), default="test",
         help="of the background and of simulated stories; default test")  # fmt: skip
     add("--babi_dir", default="", help="official facts from here, in file order (BABILong's rows)")

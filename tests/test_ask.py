@@ -210,6 +210,7 @@ def test_guess():
     both = Data(tasks=("qa1", "qa5"))
     assert tasks.guess("Where is Mary?", both) == "qa1"
     assert tasks.guess("Where is Mary? ", Data(tasks=("qa12",))) == "qa12"
+    assert tasks.guess("Where  is\u00a0the milk?", both) == "qa2"
     assert tasks.guess("Where is the milk?", both) == "qa2"
     assert tasks.guess("Where was the milk before the office?", both) == "qa3"
     assert tasks.guess("What is north of the garden?", both) == "qa4"

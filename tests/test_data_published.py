@@ -90,6 +90,8 @@ def test_parquet_in_parts_on_the_hub(tmp_path, monkeypatch):
         ("[]", "holds no record"),
         ('[{"input": "x"}]', "record 0: no question, target"),
         ("[3]", "record 0: no input"),
+        ('[{"input": "x", "question": "x", "target": null}]', "record 0: target is null, and no"),
+        ('[{"input": ["x"], "question": "x", "target": 3}]', r"input is ..x.., and no text"),
     ],
 )
 def test_broken_files(tmp_path, text, what):

@@ -357,6 +357,8 @@ def test_sigterm_keeps_answers_and_asks_to_be_started_again(run, tmp_path):
         (["--data", "official"], "name their folder with --babi"),
         (["--perturb", "other_background"], "other_background"),
         (["--samples", "-1"], r"samples (-1)"),
+        (["--seed", "-1"], "--seed: a seed is a whole number between 0 and 2147483647, but got"),
+        (["--seed", "x"], "but got 'x'"),
         (["--out", "/dev/null/x"], "Not a directory: '/dev/null/x"),
         (["--data", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     ],

@@ -293,6 +293,15 @@ def test_a_pointer_of_git_lfs_is_no_file_of_a_run(tmp_path, name):
         api.load(run).tokenizer  # noqa: B018
 
 
+def test_a_time_in_the_name_of_a_run_is_no_share(tmp_path, monkeypatch):
+    (tmp_path / "r" / "2026-01-01T10:30").mkdir(parents=True)
+    (tmp_path / "r" / "b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first = "r/2026-01-01T10:30"
+    assert convert.shares([first, "r/b"]) == {first: 0.5, "r/b": 0.5}
+    assert convert.shares([f"{first}:0.7", "r/b:0.3"]) == {first: 0.7, "r/b": 0.3}
+
+
 def test_a_folder_with_the_name_of_what_ships(tmp_path, monkeypatch):
     workdir(tmp_path / "multitask")
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,9 @@ number of hosts, sees the same data. Shapes are static in a bucket: a batch has 
 segments of its stage, and so few programs are compiled.
 """
 
+import contextlib
+import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -295,6 +298,14 @@ class _Make:
 
     def __init__(self, loader: Loader, host: int, hosts: int):
         self.loader, self.host, self.hosts = loader, host, hosts
+
+    def __setstate__(self, state: dict) -> None:
+        """In a worker process: the run is told to stop, and ends its workers when it has saved."""
+        vars(self).update(state)
+        if multiprocessing.parent_process() is not None:
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    signal.signal(number, signal.SIG_IGN)
 
     def __call__(self, step: int) -> Batch:
         return self.loader.batch_at(int(step), self.host, self.hosts)

@@ -33,6 +33,12 @@ def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]
             missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
             if missing:
                 raise PublishedError(f"{path}, record {number}: no {', '.join(missing)}.")
+            none = [f for f in FIELDS if record[f] is None or isinstance(record[f], (dict, list))]
+            if none:
+                raise PublishedError(
+                    f"{path}, record {number}: {none[0]} is {json.dumps(record[none[0]])[:60]}, and"
+                    " no text."
+                )
             empty = False
             yield {field: str(record[field]) for field in FIELDS}
     if empty:

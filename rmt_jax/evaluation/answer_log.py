@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rmt_jax.files import write_text
+from rmt_jax.files import naming, write_text
 
 Record = TypeVar("Record")
 
@@ -69,7 +69,7 @@ class AnswerLog(Generic[Record]):
             write_text(self.file, _join([self.header, *map(_to_json, self.records)]))
             self.intact = True
             return
-        with open(self.file, "a", encoding="utf-8") as file:
+        with naming(self.file), open(self.file, "a", encoding="utf-8") as file:
             file.write(_join(map(_to_json, records)))
 
     def _read(self) -> tuple[list[Record], bool]:

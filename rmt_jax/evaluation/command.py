@@ -8,7 +8,7 @@ from typing import Any
 
 from rmt_jax import report
 from rmt_jax.api import Model, load
-from rmt_jax.cli import Usage
+from rmt_jax.cli import Usage, split_names
 from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
 from rmt_jax.models.io import hub
 from rmt_jax.report import language
@@ -127,11 +127,6 @@ def evaluate_and_report(
     print(report.table(results, args.score))
     print(f"\nwritten: {out}/ ({', '.join(p.name for p in paths if p.parent == out)})")
     return 0
-
-
-def split_names(text: str) -> list[str]:
-    """The names in a list with commas between."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def default_out(workdir: str) -> Path:

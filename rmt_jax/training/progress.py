@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmt_jax.cli import progress_bar
+from rmt_jax.files import naming
 from rmt_jax.training.trackers import Tracker, flat
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Progress:
     def log(self, record: dict) -> None:
         """Writes one line and shows it: `record` has step, stage, loss and accuracies."""
         record = {"seconds": round(time.monotonic() - self._start, 2), **record}
-        self._file.write(json.dumps(record) + "\n")
+        with naming(self._file.name):
+            self._file.write(json.dumps(record) + "\n")
         if self._trackers:
             values = flat({k: v for k, v in record.items() if k != "step"})
             for tracker in self._trackers:

@@ -18,7 +18,7 @@ from rmt_jax.models.io import hub
 from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
-from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
+from rmt_jax.runtime.preemption import Signals, Stopped
 from rmt_jax.runtime.workdir import Workdir, new_folder
 from rmt_jax.training import optimizer, step
 from rmt_jax.training.checkpoint import Checkpoints
@@ -44,7 +44,7 @@ def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
             return _run(config, tokenizer, path, signals, looks)
         except Stopped as stop:
             log.warning("%s; the same command continues from there", stop)
-            return REQUEUE
+            return signals.code
 
 
 def _run(

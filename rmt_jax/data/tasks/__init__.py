@@ -160,12 +160,18 @@ class Task:
         return max(len(tokenizer.sentence(label)) for label in self.labels)
 
     def matches(self, question: str) -> bool:
-        """Has the question one of the forms that this task asks?"""
-        return any(re.fullmatch(form, question.strip()) for form in self.question_forms)
+        """Has the question, however spaced, one of the forms that this task asks?"""
+        asked = " ".join(question.split())
+        return any(re.fullmatch(form, asked) for form in self.question_forms)
 
     def problem(self) -> str:
         """Why there are no samples with these settings, in a sentence; '' if there are."""
         return ""
+
+    def questions(self, split: str) -> int | None:
+        """How many different ones a split has; None: without end. Beyond, they come again in other
+        background."""
+        return None
 
     def files(self) -> Iterable[Path]:
         """Files that samples are read from: evaluations are asked anew where they change."""

@@ -13,7 +13,7 @@ from rmt_jax.evaluation.sources.question import QuestionError, question_errors
 
 def prompt_ids(prompt: Any, tokenizer: Any, description: str, question: str) -> np.ndarray:
     """i32[n] of the task prompt, without padding. `prompt` is the config's section."""
-    words = prompts.text(prompt.source, description, question)
+    words = prompts.text(prompt.source, description, " ".join(question.split()))
     return np.asarray(tokenizer.sentence(words) if words else (), np.int32)
 
 

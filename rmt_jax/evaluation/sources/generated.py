@@ -1,6 +1,7 @@
 """Questions of the model's own tasks, made as in training, of a split that training never saw."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from rmt_jax.evaluation.sources.encoding import (
 )
 from rmt_jax.evaluation.sources.fingerprint import digest, file_parts
 from rmt_jax.evaluation.sources.question import Question, QuestionError, question_errors
+
+log = logging.getLogger(__name__)
 
 
 class Generated:
@@ -39,6 +42,7 @@ class Generated:
         self.data = data or model.config.data
         self.counter = lengths_by or model.tokenizer
         self.counted = self.counter.name
+        self.told: set[str] = set()  # tasks that fewer questions are said of
         self.composers: dict[tuple[str, bool], compose.Composer] = {}
         self.composer("")  # what is wrong with facts or background is said now
 
@@ -115,6 +119,11 @@ class Generated:
         parsed = parse_length(length, self.model)
         with question_errors():
             rows = self.composer("", parsed.whole).finite.rows(task, parsed)
+            known = self.composer("").task(task).questions(self.split)
+        if known is not None and known < samples and task not in self.told:
+            self.told.add(task)
+            said = "%s has %s questions (%s): of %s asked, some are the same in other background"
+            log.warning(said, task, f"{known:,}", self.split, f"{samples:,}")
         return samples if rows is None else min(samples, len(rows))
 
     def ask(self, task: str, length: str, which: range, perturbation: str = "") -> list[Question]:
