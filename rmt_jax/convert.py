@@ -80,20 +80,21 @@ def import_weights(
     """
     from rmt_jax.models.io import hub as pretrained
     from rmt_jax.models.io import weights
+    from rmt_jax.models.io.folder import argument
 
     opened = pretrained.open_source(source, revision)
     pretrained.fit(opened.config, opened.params, str(source))
     _free(out)
     weights.save(out, opened.params, dtype)
     _write_json(out / "config.json", to_dict(opened.config))
-    _write_json(out / "generation_config.json", _generation(opened.end))
+    _write_json(out / "generation_config.json", _generation(opened.ends))
     copied = _write_tokenizer(opened, out / "tokenizer")
     print(_sizes(opened.config, weights.flatten(opened.params)))
     for guess in opened.guessed:
         print(f"not said by the checkpoint, so taken as: {guess}")
     if not copied:
         print(f"no tokenizer in {opened.folder}: put its files into {out / 'tokenizer'}")
-    print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {pretrained.argument(out)}")
+    print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {argument(out)}")
 
 
 def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> None:
@@ -119,9 +120,9 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     theirs = names.to_theirs(flat, BACKBONES[model.backbone], CELLS[model.cell])
     tensors = {n: np.ascontiguousarray(np.asarray(v).astype(kind)) for n, v in theirs.items()}
     weights.write(out / "model.safetensors", tensors, {"format": "pt"})  # so that PyTorch takes it
-    end = api.from_source(opened).end
-    _write_json(out / "config.json", _their_config(opened.config, flat, end))
-    _write_json(out / "generation_config.json", _generation(end))
+    ends = api.from_source(opened).ends
+    _write_json(out / "config.json", _their_config(opened.config, flat, ends))
+    _write_json(out / "generation_config.json", _generation(ends))
     _write_tokenizer(opened, out)
     if (out / SPECIAL).is_file() and not (out / "tokenizer_config.json").exists():
         special = json.loads((out / SPECIAL).read_text(encoding="utf-8"))
@@ -189,6 +190,7 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
 
     from rmt_jax.models.io import hub as pretrained
     from rmt_jax.models.io import weights
+    from rmt_jax.models.io.folder import argument
 
     first, total = None, {}
     for name, share in of.items():
@@ -208,7 +210,7 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
     _write_json(out / "config.json", to_dict(config))
     _write_tokenizer(first[1], out / "tokenizer")
     said = " + ".join(f"{share:g} {name}" for name, share in of.items())
-    folder = pretrained.argument(out)
+    folder = argument(out)
     print(f"{said}\nwritten: {out}\nnext:    python -m rmt_jax.evaluate --workdir {folder}")
 
 
@@ -235,7 +237,7 @@ def _differs(one: Config, other: Config) -> str:
     return ""
 
 
-def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict[str, Any]:
+def _their_config(config: Config, flat: dict[str, Any], ends: tuple[int, ...]) -> dict[str, Any]:
     """HF's fields of the backbone, the authors' of the memory, and our whole tree for an exact way
     back."""
     from rmt_jax.models.backbones import BACKBONES
@@ -246,8 +248,8 @@ def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict
     cell = CELLS[m.cell]
     backbone = BACKBONES[m.backbone].to_hf_config(m, hub.part_of(flat, "backbone"))
     return backbone | {
-        "bos_token_id": end,
-        "eos_token_id": end,
+        "bos_token_id": next(iter(ends), None),
+        "eos_token_id": _one_or_all(ends),
         "kind": m.cell,
         "num_mem_tokens": m.memory_tokens if cell.token_copies() else 0,
         "segment_size": m.segment_tokens,
@@ -257,8 +259,13 @@ def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict
     }
 
 
-def _generation(end: int | None) -> dict[str, Any]:
-    return {"do_sample": False, "eos_token_id": end, "max_new_tokens": 8}
+def _generation(ends: tuple[int, ...]) -> dict[str, Any]:
+    return {"do_sample": False, "eos_token_id": _one_or_all(ends), "max_new_tokens": 8}
+
+
+def _one_or_all(ends: tuple[int, ...]) -> int | list[int] | None:
+    """As Hugging Face writes them."""
+    return list(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
 def _card(config: Config, count: int, trained: bool) -> str:
@@ -325,7 +332,7 @@ def _sizes(config: Config, flat: dict[str, Any]) -> str:
 
 def _tokenizer(folder: Path) -> Path:
     """Where a checkpoint's tokenizer lies: inside it, or, of those that ship, beside it."""
-    from rmt_jax.models.io.hub import ASSETS
+    from rmt_jax.models.io.folder import ASSETS
 
     inside = (ASSETS if folder.parent == ASSETS else folder) / "tokenizer"
     return inside if inside.is_dir() else folder

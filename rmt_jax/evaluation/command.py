@@ -9,7 +9,7 @@ from typing import Any
 from rmt_jax import report
 from rmt_jax.api import Model, load
 from rmt_jax.evaluation import inspection, runner, sources, suite
-from rmt_jax.models.io import hub
+from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -111,5 +111,5 @@ def split_names(text: str) -> list[str]:
 def default_out(workdir: str) -> Path:
     """WORKDIR/evaluation, or a folder here for a checkpoint from the hub or of the package."""
     folder = Path(workdir)
-    own = folder.is_dir() and folder.parent != hub.ASSETS
+    own = folder.is_dir() and folder.parent != ASSETS
     return (folder if own else Path("evaluation") / folder.name) / "evaluation"

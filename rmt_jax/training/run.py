@@ -13,6 +13,7 @@ from rmt_jax.data import tasks
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.loader import Loader
 from rmt_jax.models.io import hub
+from rmt_jax.models.io.folder import argument
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
@@ -145,7 +146,7 @@ def finish(path: Path) -> None:
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
     own = set(model.config.data.tasks) <= set(model.config.data.questions)
-    question, folder = "YOUR QUESTION" if own else "Where is Mary?", hub.argument(path)
+    question, folder = "YOUR QUESTION" if own else "Where is Mary?", argument(path)
     print(
         "\nnext:"
         f"\n  python -m rmt_jax.ask --workdir {folder} --file YOUR_TEXT.txt --question '{question}'"
