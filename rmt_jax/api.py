@@ -12,7 +12,7 @@ Arrays are numpy or JAX alike; what comes back is on the device, except generate
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +26,18 @@ from rmt_jax import models
 from rmt_jax.errors import RmtError
 from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
-from rmt_jax.models.cells import CELLS, Memory
-from rmt_jax.models.inputs import InputError, check_batch, check_tokens
+from rmt_jax.models.cells import Memory
+from rmt_jax.models.inputs import (
+    InputError,
+    check_memory,
+    checked_prompt,
+    checked_tail,
+    checked_tokens,
+    prompt_room,
+)
 from rmt_jax.models.io import hub, weights
+from rmt_jax.models.io.folder import ASSETS
+from rmt_jax.models.sampling import Sampling
 from rmt_jax.runtime import switches
 from rmt_jax.types import Array, Prompt, Segment
 
@@ -69,7 +78,7 @@ def from_source(source: hub.Source, dtype: str | None = None, segment_tokens: in
         config = settings.update(config, {"model.dtype": dtype})
     if segment_tokens:
         config = settings.update(config, {"model.segment_tokens": segment_tokens})
-    return Model(config, source.params, source.folder, source.end, source.tokenizer)
+    return Model(config, source.params, source.folder, source.ends, source.tokenizer)
 
 
 class SegmentView(NamedTuple):
@@ -95,7 +104,7 @@ class Model:
         config: settings.Config,
         params: Any,
         folder: Path | None = None,
-        end: int | None = None,
+        ends: Sequence[int] = (),
         gguf_tokenizer: Mapping[str, Any] | None = None,
     ):
         """`params` as from `models.split`, or numpy; checked against what `config` makes.
@@ -109,11 +118,16 @@ class Model:
         self.vocab: int = backbone.vocab_of(weights.flatten(self.params["backbone"]))
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
-        self._end = end
+        self._ends = tuple(ends)
         self._read = self._compiled(schedule.read_some)
         self._logits = self._compiled(recurrence.all_logits)
         self._initial = self._compiled(lambda model, batch: model.initial(batch), static_argnums=1)
-        self._greedy = self._compiled(generate.greedy, static_argnames=("max_new_tokens", "end"))
+        names = ("max_new_tokens", "ends")
+        self._continue = self._compiled(generate.continue_text, static_argnames=names)
+        self._first = self._compiled(generate.first_token, static_argnames="room")
+        self._following = self._compiled(
+            generate.following_token, static_argnames="max_new_tokens", donate_argnums=3
+        )
         self._inspect = self._compiled(_inspect)
 
     def _compiled(self, function: Any, **options: Any) -> Any:
@@ -142,7 +156,7 @@ class Model:
                 return tokenizer.load("gpt2")
             except RmtError as error:
                 raise InputError(f"{self.folder} holds no tokenizer. {error}") from error
-        if self.folder and self.folder.parent == hub.ASSETS:  # the shipped ones share one
+        if self.folder and self.folder.parent == ASSETS:  # the shipped ones share one
             return tokenizer.load("builtin")
         raise InputError(
             f"{self.folder or 'This model'} holds no tokenizer (tokenizer/tokenizer.json, or "
@@ -150,14 +164,20 @@ class Model:
         )
 
     @property
-    def end(self) -> int | None:
-        """The id that ends an answer: a config.json's `eos_token_id`, else the tokenizer's."""
-        if self._end is not None:
-            return self._end
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text or a turn: a config.json's `eos_token_id`, else the tokenizer's;
+        the first ends a text."""
+        if self._ends:
+            return self._ends
         try:
-            return self.tokenizer.end
+            return (self.tokenizer.end,)
         except ValueError:  # no tokenizer, and the hub gave none
-            return None
+            return ()
+
+    @property
+    def end(self) -> int | None:
+        """The id that ends an answer: the first of `ends`."""
+        return next(iter(self.ends), None)
 
     def initial_memory(self, batch_size: int = 1) -> Memory:
         """The memory before any text, for `batch_size` texts side by side."""
@@ -178,14 +198,14 @@ class Model:
           mask: bool of the same shape; a segment without tokens leaves its text's memory as it is.
           prompt: task prompt, the same shapes at every call.
         """
-        ids, known = check_tokens(self.vocab, tokens, mask)
+        ids, known = checked_tokens(tokens, mask, self.vocab)
         batch, length = len(ids), self.segment_tokens
         if ids.shape[1] % length:
             raise InputError(
                 f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
                 f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
             )
-        check_batch(memory, batch)
+        check_memory(memory, batch)
         prompt = self._prompt(prompt, batch)
         ids, known = ids.reshape(batch, -1, length), known.reshape(batch, -1, length)
         for start in range(0, ids.shape[1], BLOCK):
@@ -210,7 +230,7 @@ class Model:
         For small inputs (tests, inspection): compiled for each number of segments, and all logits
         are kept.
         """
-        tokens, mask = check_tokens(self.vocab, tokens, mask)
+        tokens, mask = checked_tokens(tokens, mask, self.vocab)
         batch, places = tokens.shape
         rest = ((0, 0), (0, -places % self.segment_tokens))
         tokens, mask = (
@@ -227,21 +247,23 @@ class Model:
         mask: Array | None = None,
         prompt: Prompt | None = None,
         memory: Memory | None = None,
-        end: int | None = None,
+        end: int | Sequence[int] | None = None,
+        sampling: Sampling | None = None,
     ) -> np.ndarray:
-        """Greedy continuation: all segments but the last are read, the last one is decoded from.
+        """A continuation: all segments but the last are read, the last one is decoded from.
 
         Args:
           tokens: i32[B, n], any n; at least one token a row.
           max_new_tokens: how many to make.
           mask: bool[B, n]; rows may have different lengths, padded at either side.
           prompt: task prompt. memory: where to start, instead of `initial_memory`.
-          end: id that ends a row (default: `self.end`).
+          end: id or ids that end a row (default: `self.ends`).
+          sampling: tokens are drawn so; None: the likeliest are taken.
 
         Returns:
-          i32[B, max_new_tokens], the new tokens only; `end` fills a row that has ended.
+          i32[B, max_new_tokens], the new tokens only; a row that has ended repeats what ended it.
         """
-        tokens, mask = check_tokens(self.vocab, tokens, mask)
+        tokens, mask = checked_tokens(tokens, mask, self.vocab)
         batch, length = len(tokens), self.segment_tokens
         order = np.argsort(~mask, axis=1, kind="stable")  # to the left, in their order
         tokens = np.take_along_axis(tokens, order, axis=1)
@@ -257,7 +279,7 @@ class Model:
             memory = self.read(memory, tokens[:, :whole], known, prompt)
         places = heads[:, None] + np.arange(length)
         tail, known = np.take_along_axis(tokens, places, axis=1), places < counts[:, None]
-        return self.generate_from(memory, tail, known, prompt, max_new_tokens, end)
+        return self.generate_from(memory, tail, known, prompt, max_new_tokens, end, sampling)
 
     def generate_from(
         self,
@@ -266,36 +288,65 @@ class Model:
         tail_mask: Array | None = None,
         prompt: Prompt | None = None,
         max_new_tokens: int = 8,
-        end: int | None = None,
+        end: int | Sequence[int] | None = None,
+        sampling: Sampling | None = None,
     ) -> np.ndarray:
-        """Greedy continuation of a tail, i32[B, n] with n at most L, after what `memory` has read.
+        """A continuation of a tail, i32[B, n] with n at most L, after what `memory` has read.
 
         One compilation for each batch size, n and `max_new_tokens`: keep n fixed and use the mask.
         Returns i32[B, max_new_tokens] as `generate` does.
         """
-        tokens, mask = check_tokens(self.vocab, tail_tokens, tail_mask)
-        batch, places = tokens.shape
-        check_batch(memory, batch)
-        if places > self.segment_tokens:
-            raise InputError(
-                f"The last segment holds {places:,} tokens, but a segment is "
-                f"{self.segment_tokens:,}; read whole segments first, or use generate."
-            )
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
-        if not mask.any(axis=1).all():
-            raise InputError("Every text needs at least one token in its last segment.")
-        self._room(int(mask.sum(axis=1).max()), max_new_tokens)
-        made = self._greedy(
+        tail = self._tail(memory, tail_tokens, tail_mask, max_new_tokens)
+        made = self._continue(
             self.params,
             memory,
-            Segment(tokens, mask),
-            self._prompt(prompt, batch),
+            tail,
+            self._prompt(prompt, len(tail.tokens)),
+            sampling and sampling.arrays(),
             max_new_tokens=max_new_tokens,
-            end=self.end if end is None else end,
+            ends=self._end_ids(end),
         )
         with switches.neutral():
             return np.asarray(made)
+
+    def stream(
+        self,
+        memory: Memory,
+        tail_tokens: Array,
+        tail_mask: Array | None = None,
+        prompt: Prompt | None = None,
+        max_new_tokens: int = 8,
+        end: int | Sequence[int] | None = None,
+        sampling: Sampling | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The tokens of `generate_from` as they are made, i32[B] each, until every row has ended
+        once; behind its end a row goes on."""
+        tail = self._tail(memory, tail_tokens, tail_mask, max_new_tokens)
+        prompt, draw = self._prompt(prompt, len(tail.tokens)), sampling and sampling.arrays()
+        ends, ended = self._end_ids(end), np.zeros(len(tail.tokens), bool)
+        token, cache = self._first(self.params, memory, tail, prompt, draw, room=max_new_tokens - 1)
+        for step in range(1, max_new_tokens + 1):
+            with switches.neutral():
+                made = np.asarray(token)
+            yield made
+            ended |= np.isin(made, ends)
+            if step == max_new_tokens or ended.all():
+                return
+            token, cache = self._following(
+                self.params, memory, token, cache, draw, np.int32(step),
+                max_new_tokens=max_new_tokens,
+            )  # fmt: skip
+
+    def _tail(
+        self, memory: Memory, tokens: Array, mask: Array | None, max_new_tokens: int
+    ) -> Segment:
+        check_memory(memory, len(tokens))
+        return checked_tail(self.config, tokens, mask, self.vocab, max_new_tokens)
+
+    def _end_ids(self, end: int | Sequence[int] | None) -> tuple[int, ...]:
+        if end is None:
+            return self.ends
+        return (end,) if isinstance(end, int) else tuple(end)
 
     def answer(self, text: str, question: str, task: str = "") -> str:
         """The answer to a question about a text of any length: see `answers`."""
@@ -315,12 +366,7 @@ class Model:
     @property
     def prompt_room(self) -> int:
         """The longest task prompt that the model can hold, in tokens."""
-        m, room = self.config.model, self.config.prompt.tokens
-        most = BACKBONES[m.backbone].max_places(m)
-        if most is None:
-            return max(m.segment_tokens, room)
-        memory = CELLS[m.cell].token_copies() * m.memory_tokens
-        return max(min(m.segment_tokens, most - memory - m.segment_tokens), room)
+        return prompt_room(self.config)
 
     def inspect_segment(
         self, memory: Memory, segment: Segment, prompt: Prompt | None = None
@@ -329,46 +375,15 @@ class Model:
         new, values = self._inspect(self.params, memory, segment, self._prompt(prompt, 1))
         return SegmentView(new, np.asarray(values), *self.memory_cell.view_labels)
 
-    def state_change(self, old: Memory, new: Memory) -> np.ndarray:
-        """How far each row of one text's memory moved, relative to its size: f32[R]."""
-        return self.memory_cell.state_change(old.state, new.state)
-
-    @property
-    def state_row_label(self) -> str:
-        """What a row of `state_change` is, in words."""
-        return self.memory_cell.state_row_label
-
     @cached_property
     def memory_cell(self) -> models.MemoryCell:
         """The memory cell with its weights."""
         return models.merge(self.graph, self.params).memory
 
-    def _room(self, tail: int, new: int) -> None:
-        """The backbone's positions must reach to the last token that is decoded."""
-        m = self.config.model
-        most = BACKBONES[m.backbone].max_places(m)
-        if most is None:
-            return
-        front = m.memory_tokens if CELLS[m.cell].reads else 0
-        needed = front + self.prompt_tokens + tail + new - 1
-        if needed > most:
-            raise InputError(
-                f"{front} memory + {self.prompt_tokens} prompt + {tail:,} tokens + {new - 1} new "
-                f"= {needed:,} positions, but the backbone has {most:,}; lower max_new_tokens."
-            )
-
     def _prompt(self, prompt: Prompt | None, batch: int) -> Prompt | None:
         if prompt is None or self.config.prompt.source == "none":
             return None
-        prompt = Prompt(np.asarray(prompt.tokens), np.asarray(prompt.mask), np.asarray(prompt.task))
-        if len(prompt.tokens) != batch:
-            raise InputError(
-                f"The task prompt is for {len(prompt.tokens)} texts, but tokens hold {batch}."
-            )
-        if prompt.tokens.size:  # a learned prompt may have none
-            tokens, mask = check_tokens(self.vocab, prompt.tokens, prompt.mask)
-            prompt = prompt._replace(tokens=tokens, mask=mask)
-        return prompt
+        return checked_prompt(prompt, batch, self.vocab)
 
 
 def _inspect(

@@ -83,6 +83,7 @@ def import_weights(
     """
     from rmt_jax.models.io import hub as pretrained
     from rmt_jax.models.io import weights
+    from rmt_jax.models.io.folder import argument
 
     opened = pretrained.open_source(source, revision)
     pretrained.fit(opened.config, opened.params, str(source))
@@ -90,7 +91,7 @@ def import_weights(
     _free(out)
     weights.save(out, opened.params, dtype)
     _write_json(out / "config.json", to_dict(opened.config))
-    _write_json(out / "generation_config.json", _generation(opened.end))
+    _write_json(out / "generation_config.json", _generation(opened.ends))
     copied = _write_tokenizer(opened, out / "tokenizer")
     print(_sizes(opened.config, weights.flatten(opened.params)))
     for guess in opened.guessed:
@@ -99,7 +100,7 @@ def import_weights(
         _say_if_unusable(out / "tokenizer")
     else:
         print(f"no tokenizer in {opened.folder}: put its files into {out / 'tokenizer'}")
-    print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {pretrained.argument(out)}")
+    print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {argument(out)}")
 
 
 def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> None:
@@ -115,6 +116,7 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     from rmt_jax.models.cells import CELLS
     from rmt_jax.models.io import hub as pretrained
     from rmt_jax.models.io import names, weights
+    from rmt_jax.models.io.card import model_card
 
     opened = pretrained.open_source(workdir)
     pretrained.fit(opened.config, opened.params, str(workdir))
@@ -125,9 +127,9 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
     theirs = names.to_theirs(flat, BACKBONES[model.backbone], CELLS[model.cell])
     tensors = {n: np.ascontiguousarray(np.asarray(v).astype(kind)) for n, v in theirs.items()}
     weights.write(out / "model.safetensors", tensors, {"format": "pt"})  # so that PyTorch takes it
-    end = api.from_source(opened).end
-    _write_json(out / "config.json", _their_config(opened.config, flat, end))
-    _write_json(out / "generation_config.json", _generation(end))
+    ends = api.from_source(opened).ends
+    _write_json(out / "config.json", _their_config(opened.config, flat, ends))
+    _write_json(out / "generation_config.json", _generation(ends))
     _write_tokenizer(opened, out)
     if (out / SPECIAL).is_file() and not (out / "tokenizer_config.json").exists():
         special = json.loads((out / SPECIAL).read_text(encoding="utf-8"))
@@ -135,7 +137,7 @@ def export_weights(workdir: str | Path, out: Path, dtype: str = "float32") -> No
         hub["tokenizer_class"] = "PreTrainedTokenizerFast"  # so that transformers can load it
         _write_json(out / "tokenizer_config.json", hub)
     trained = (Path(workdir) / "metrics.jsonl").is_file()
-    card = _card(opened.config, sum(v.size for v in flat.values()), trained)
+    card = model_card(opened.config, sum(v.size for v in flat.values()), trained)
     (out / "README.md").write_text(card, encoding="utf-8")
     print(f"{_sizes(opened.config, flat)}\nwritten: {out}")
 
@@ -197,6 +199,7 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
 
     from rmt_jax.models.io import hub as pretrained
     from rmt_jax.models.io import weights
+    from rmt_jax.models.io.folder import argument
 
     first, total = None, {}
     for name, share in of.items():
@@ -216,7 +219,7 @@ def mean_weights(of: dict[str, float], out: Path, dtype: str = "float32") -> Non
     _write_json(out / "config.json", to_dict(config))
     _write_tokenizer(first[1], out / "tokenizer")
     said = " + ".join(f"{share:g} {name}" for name, share in of.items())
-    folder = pretrained.argument(out)
+    folder = argument(out)
     print(f"{said}\nwritten: {out}\nnext:    python -m rmt_jax.evaluate --workdir {folder}")
 
 
@@ -243,7 +246,7 @@ def _differs(one: Config, other: Config) -> str:
     return ""
 
 
-def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict[str, Any]:
+def _their_config(config: Config, flat: dict[str, Any], ends: tuple[int, ...]) -> dict[str, Any]:
     """HF's fields of the backbone, the authors' of the memory, and our whole tree for an exact way
     back."""
     from rmt_jax.models.backbones import BACKBONES
@@ -254,8 +257,8 @@ def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict
     cell = CELLS[m.cell]
     backbone = BACKBONES[m.backbone].to_hf_config(m, hub.part_of(flat, "backbone"))
     return backbone | {
-        "bos_token_id": end,
-        "eos_token_id": end,
+        "bos_token_id": next(iter(ends), None),
+        "eos_token_id": _one_or_all(ends),
         "kind": m.cell,
         "num_mem_tokens": m.memory_tokens if cell.token_copies() else 0,
         "segment_size": m.segment_tokens,
@@ -265,53 +268,13 @@ def _their_config(config: Config, flat: dict[str, Any], end: int | None) -> dict
     }
 
 
-def _generation(end: int | None) -> dict[str, Any]:
-    return {"do_sample": False, "eos_token_id": end, "max_new_tokens": 8}
+def _generation(ends: tuple[int, ...]) -> dict[str, Any]:
+    return {"do_sample": False, "eos_token_id": _one_or_all(ends), "max_new_tokens": 8}
 
 
-def _card(config: Config, count: int, trained: bool) -> str:
-    from rmt_jax.models.backbones import BACKBONES
-    from rmt_jax.models.cells import CELLS
-
-    m, p, cell = config.model, config.prompt, CELLS[config.model.cell]
-    tasks = f" Trained on {', '.join(config.data.tasks)}." if trained else ""
-    differs = BACKBONES[m.backbone].differs_from_hf(m)
-    differs = f"\n{differs}\n" if differs else ""
-    prompt = "" if p.source == "none" else (
-        f"\nEvery text begins with a task prompt (source `{p.source}`, place `{p.place}`, "
-        f"{p.tokens} tokens), between read memory and text.\n"
-    )  # fmt: skip
-    steps = (
-        "model = AutoModelForCausalLM.from_pretrained(FOLDER)\n"
-        if not cell.wrapped
-        else "state = load_file(FOLDER + '/model.safetensors')\n"
-        "memory = state['memory_cell.memory']  # [M, D]\n"
-        "prefix = 'memory_cell.model.'\n"
-        "state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}\n"
-        "model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER))\n"
-        "model.load_state_dict(state)  # RMT's backbone; the authors' wrapper takes all of it\n"
-    )
-    loading = f"\nThe memory `{m.cell}` is rmt_jax's own; PyTorch code of others lacks it.\n"
-    if cell.in_pytorch:
-        loading = (
-            "\nIn PyTorch (`from transformers import AutoConfig, AutoModelForCausalLM`,\n"
-            f"`from safetensors.torch import load_file`):\n\n```python\n{steps}```\n"
-        )
-    return f"""---
-library_name: rmt_jax
-pipeline_tag: text-generation
-tags: [recurrent-memory-transformer, long-context, babilong]
----
-# Recurrent memory transformer ({m.cell})
-
-{count:,} weights: backbone {m.backbone}, {m.layers} layers of width {m.width}; {cell.describe(m)},
-segments of {m.segment_tokens} tokens.{tasks}
-{differs}{prompt}
-```python
-import rmt_jax
-model = rmt_jax.load("FOLDER")
-```
-{loading}"""
+def _one_or_all(ends: tuple[int, ...]) -> int | list[int] | None:
+    """As Hugging Face writes them."""
+    return list(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
 def _sizes(config: Config, flat: dict[str, Any]) -> str:
@@ -333,7 +296,7 @@ def _sizes(config: Config, flat: dict[str, Any]) -> str:
 
 def _tokenizer(folder: Path) -> Path:
     """Where a checkpoint's tokenizer lies: inside it, or, of those that ship, beside it."""
-    from rmt_jax.models.io.hub import ASSETS
+    from rmt_jax.models.io.folder import ASSETS
 
     inside = (ASSETS if folder.parent == ASSETS else folder) / "tokenizer"
     return inside if inside.is_dir() else folder

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         raise cli.Usage(f"--out {args.out} is no empty folder: choose another name.")
     # JAX loads only now: --help and wrong arguments answer at once.
     from rmt_jax import api
-    from rmt_jax.models.io import hub
+    from rmt_jax.models.io.folder import argument
     from rmt_jax.training.gates import teach
 
     model = api.load(args.workdir)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         seed=gates.seed,
     )
     teach(model, data, gates, args.out, dtype=args.dtype, threshold=args.threshold)
-    command = f"python -m rmt_jax.evaluate --workdir {hub.argument(args.out)} --lengths 1k,32k"
+    command = f"python -m rmt_jax.evaluate --workdir {argument(args.out)} --lengths 1k,32k"
     print(f"written: {args.out}\nnext:    {command}")
     return 0
 

@@ -113,7 +113,7 @@ def reading(config, texts: int):
 
     def answer(params, memory, tail):
         model = models.merge(graph, params)
-        return generate.greedy(model, memory, tail, prompt, max_new_tokens=4, end=1)
+        return generate.continue_text(model, memory, tail, prompt, max_new_tokens=4, ends=(1,))
 
     tail = Segment(tokens[:, 0], tokens[:, 0] == 0)
     return (

@@ -10,6 +10,7 @@ import tiny
 
 from rmt_jax import api
 from rmt_jax.config import Config, Prompt
+from rmt_jax.models.sampling import Sampling, SamplingError
 
 pytestmark = pytest.mark.portable
 
@@ -131,3 +132,62 @@ def test_importing_the_package_does_not_import_jax():
     code = "import rmt_jax, sys; assert 'jax' not in sys.modules; rmt_jax.load; rmt_jax.nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "has no attribute 'nothing'" in done.stderr
+
+
+def test_several_tokens_may_end_a_row():
+    reader = model({"cell": "rmt"})
+    ids = np.random.default_rng(0).integers(0, tiny.VOCAB, (3, 5))
+    free = reader.generate(ids, 6, end=())
+    ends = (int(free[0, 1]), int(free[1, 3]))
+    stopped = reader.generate(ids, 6, end=ends)
+    for row, full in zip(stopped, free, strict=True):
+        place = next((i for i, token in enumerate(full) if token in ends), 6)
+        assert np.array_equal(row[: place + 1], full[: place + 1])
+        assert (row[place:] == full[min(place, 5)]).all()
+
+
+@pytest.mark.parametrize("sampling", (None, Sampling(2.0, 20, 0.95, 3)))
+def test_streamed_tokens_are_those_made_at_once(sampling):
+    reader, told = model(FORMS[1], Prompt("question", "every", tiny.WORDS)), tiny.prompt()
+    ids = np.random.default_rng(4).integers(0, tiny.VOCAB, (2, 5))
+    memory = reader.initial_memory(2)
+    free = reader.generate_from(memory, ids, None, told, 6, (), sampling)
+    ends = (int(free[0, 2]), int(free[1, 4]))
+    made = reader.generate_from(memory, ids, None, told, 6, ends, sampling)
+    found = list(reader.stream(memory, ids, None, told, 6, ends, sampling))
+    for row, (full, streamed) in enumerate(zip(made, np.stack(found, axis=1), strict=True)):
+        place = next(i for i, token in enumerate(full) if token in ends)
+        assert np.array_equal(full[: place + 1], streamed[: place + 1]), row
+    stops = [next(i for i, token in enumerate(row) if token in ends) for row in made]
+    assert len(found) == max(stops) + 1
+
+
+def test_a_seed_gives_the_same_draws_and_another_others():
+    reader = model({"cell": "rmt"})
+    ids = np.random.default_rng(0).integers(0, tiny.VOCAB, (2, 5))
+
+    def drawn(**settings):
+        return reader.generate(ids, 8, end=(), sampling=Sampling(**settings))
+
+    assert np.array_equal(drawn(seed=5), drawn(seed=5))
+    assert not np.array_equal(drawn(seed=5), drawn(seed=6))
+    assert not np.array_equal(*drawn(seed=5))  # rows draw by themselves
+    greedy = reader.generate(ids, 8, end=())
+    assert np.array_equal(drawn(top_k=1, seed=9), greedy)
+    assert np.array_equal(drawn(top_p=1e-6, seed=9), greedy)
+    assert np.array_equal(drawn(temperature=1e-6, seed=9), greedy)
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    (
+        ({"temperature": 0.0}, "temperature is 0: give a number above 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"seed": -1}, "seed is -1"),
+    ),
+)
+def test_settings_of_draws_are_checked(settings, sentence):
+    with pytest.raises(SamplingError, match=sentence):
+        Sampling(**settings)

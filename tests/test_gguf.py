@@ -131,7 +131,7 @@ def test_a_file_is_the_model_that_it_was_made_of(tmp_path, architecture, options
     assert found.keys() == flat.keys()
     assert all(np.array_equal(found[name], flat[name]) for name in flat)
     ours, theirs = (models.BACKBONES["llama"].options(m) for m in (config, opened.config.model))
-    assert ours == theirs and opened.end == 5
+    assert ours == theirs and opened.ends == (5,)
     assert opened.config.model.tied_head and opened.config.model.segment_tokens == 32
 
 

@@ -312,7 +312,7 @@ def test_the_window_bounds_the_segment(tmp_path):
 def test_a_long_context_is_read_in_segments(tmp_path):
     path, _ = folder(tmp_path / "model", {"max_position_embeddings": 8192, "eos_token_id": [5, 7]})
     opened = hub.open_source(path)
-    assert opened.config.model.segment_tokens == hub.SEGMENT and opened.end == 5
+    assert opened.config.model.segment_tokens == hub.SEGMENT and opened.ends == (5,)
     assert opened.guessed == ("segment_tokens 1,024 (of a context of 8,192)",)
 
 
@@ -325,9 +325,9 @@ def test_what_a_config_leaves_out_is_its_class_default(tmp_path):
     opened = hub.open_source(path)
     options = opened.config.model.backbone_options
     assert (options["window"], options["norm_epsilon"]) == (4096, 1e-6)
-    assert opened.config.model.max_positions == 4096 * 32 and opened.end is None
+    assert opened.config.model.max_positions == 4096 * 32 and opened.ends == ()
     (path / "generation_config.json").write_text('{"eos_token_id": 3}')
-    assert hub.open_source(path).end == 3
+    assert hub.open_source(path).ends[0] == 3
 
 
 def test_a_training_starts_from_its_weights(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from rmt_jax.data import published, tokenizer
 from rmt_jax.data.babi import files
 from rmt_jax.evaluation import sources
-from rmt_jax.models.io import hub
+from rmt_jax.models.io import folder as folders
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,9 +110,9 @@ def test_hub_names_can_be_pinned(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", file)
-    hub.resolve("us/model@v1")
-    hub.resolve("us/model", "0abc")
-    hub.resolve("us/model")
+    folders.resolve("us/model@v1")
+    folders.resolve("us/model", "0abc")
+    folders.resolve("us/model")
     assert set(asked) == {("us/model", "v1"), ("us/model", "0abc"), ("us/model", None)}
     asked.clear()
     for name in ("us/words@v2", "us/words"):

@@ -54,7 +54,7 @@ def use(run, folder):
     again.load(folder / "memory.npz")
     said = [one.answer("Where is Mary?") for one in (held, again)]
     logits, memory = model.forward([[5, 6, 7] * 40])
-    moved = model.state_change(model.initial_memory(), memory)
+    moved = model.memory_cell.state_change(model.initial_memory().state, memory.state)
     result = evaluation.evaluate(model, samples=1, lengths=("1s",), progress=False)[0]
     leaves = [np.asarray(leaf) for leaf in (logits, moved, *jax.tree.leaves(memory))]
     return said, [leaf.dtype for leaf in leaves], leaves, result.accuracy("exact")

@@ -17,6 +17,7 @@ from rmt_jax.config import Config, Prompt
 from rmt_jax.data.tokenizer import load
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, names, torch_pickle, weights
+from rmt_jax.models.io.folder import ASSETS, argument
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.runtime.workdir import read_config
 from rmt_jax.training import run as training
@@ -68,7 +69,7 @@ def test_export_and_import_give_the_same_bits(tmp_path, changes):
         (run / "config.json").read_text()
     )
     assert (tmp_path / "back" / "tokenizer" / "tokenizer.json").is_file()
-    assert hub.open_source(tmp_path / "back").end == 5
+    assert hub.open_source(tmp_path / "back").ends == (5,)
 
 
 @pytest.mark.parametrize("kind", ("rmt", "armt"))
@@ -313,12 +314,12 @@ def test_a_folder_with_the_name_of_what_ships(tmp_path, monkeypatch):
         with pytest.raises(WeightsError) as told:
             convert.main(argv)
         assert f"is a folder here ({tmp_path / 'multitask'})" in str(told.value)
-        assert f"write ./multitask for the folder, or {hub.ASSETS / 'multitask'}" in str(told.value)
+        assert f"write ./multitask for the folder, or {ASSETS / 'multitask'}" in str(told.value)
     for folder in ("./multitask", Path("multitask"), tmp_path / "multitask"):
         assert hub.open_source(folder).config == own
-    assert hub.open_source(hub.ASSETS / "multitask").config != own
-    assert [hub.argument(Path(n)) for n in ("multitask", "runs/a")] == ["./multitask", "runs/a"]
-    monkeypatch.chdir(hub.ASSETS)  # there the name and the folder are the same
+    assert hub.open_source(ASSETS / "multitask").config != own
+    assert [argument(Path(n)) for n in ("multitask", "runs/a")] == ["./multitask", "runs/a"]
+    monkeypatch.chdir(ASSETS)  # there the name and the folder are the same
     assert hub.open_source("multitask").config != own
 
 

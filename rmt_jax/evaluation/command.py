@@ -10,7 +10,7 @@ from rmt_jax import report
 from rmt_jax.api import Model, load
 from rmt_jax.cli import Usage, split_names
 from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
-from rmt_jax.models.io import hub
+from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.report import language
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
@@ -132,5 +132,5 @@ def evaluate_and_report(
 def default_out(workdir: str) -> Path:
     """WORKDIR/evaluation, or a folder here for a checkpoint from the hub or of the package."""
     folder = Path(workdir)
-    own = folder.is_dir() and folder.parent != hub.ASSETS
+    own = folder.is_dir() and folder.parent != ASSETS
     return (folder if own else Path("evaluation") / folder.name) / "evaluation"

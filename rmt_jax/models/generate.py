@@ -1,4 +1,4 @@
-"""Greedy decoding of an answer: the last, ragged segment is read once, then one token a step.
+"""Decoding of an answer: the last, ragged segment is read once, then one token a step.
 
 Keys and values of what was seen are kept (a KV cache). While decoding, the read memory is seen and
 nothing that lasts is written: no write tokens (RMT), no write to the associations (ARMT); what a
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from rmt_jax.models.cells import Memory
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.models.recurrent import RecurrentModel
+from rmt_jax.models.sampling import Draw, next_token
 from rmt_jax.types import Prompt, Segment
 
 
@@ -27,24 +28,27 @@ class DecodingCache(NamedTuple):
     state: Any  # memory of layer-wise cells; delta's grows with every token of the answer
 
 
-def greedy(
+def continue_text(
     model: RecurrentModel,
     memory: Memory,
     tail: Segment,
     prompt: Prompt | None,
+    draw: Draw | None = None,
     *,
     max_new_tokens: int,
-    end: int | None = None,
+    ends: tuple[int, ...] = (),
 ) -> jax.Array:
-    """The most likely continuation of `tail`, i32[B, max_new_tokens].
+    """A continuation of `tail`, i32[B, max_new_tokens]: the likeliest tokens, or drawn ones.
 
     tail: tokens i32[B, L] and mask bool[B, L], at least one token a row, padded at either side.
-    Behind the token `end` a row holds `end` only; the loop stops when all rows have ended.
+    ends: tokens that end a row, which then repeats the one that ended it; the loop stops when all
+    rows have ended.
     """
-    hidden, cache = prefill(model, memory, tail, prompt, room=max_new_tokens - 1)
-    first = jnp.argmax(model.backbone.logits(hidden), axis=-1).astype(jnp.int32)
-    filler = -1 if end is None else end
-    out = jnp.full((first.shape[0], max_new_tokens), filler, jnp.int32).at[:, 0].set(first)
+    first, cache = first_token(model, memory, tail, prompt, draw, room=max_new_tokens - 1)
+    out = jnp.zeros((first.shape[0], max_new_tokens), jnp.int32).at[:, 0].set(first)
+
+    def is_end(token):
+        return sum((token == end for end in ends), jnp.zeros(token.shape, bool))
 
     def going(carry):
         step, token, ended, _, _ = carry
@@ -52,14 +56,42 @@ def greedy(
 
     def body(carry):
         step, token, ended, out, cache = carry
-        slot = cache.mask.shape[1] - max_new_tokens + step
-        hidden, cache = decode(model, memory, token, cache, slot)
-        best = jnp.argmax(model.backbone.logits(hidden), axis=-1).astype(jnp.int32)
-        token = jnp.where(ended, filler, best)
-        return step + 1, token, ended | (token == filler), out.at[:, step].set(token), cache
+        made, cache = following_token(model, memory, token, cache, draw, step, max_new_tokens)
+        token = jnp.where(ended, token, made)
+        return step + 1, token, ended | is_end(token), out.at[:, step].set(token), cache
 
-    carry = (jnp.int32(1), first, first == filler, out, cache)
-    return jax.lax.while_loop(going, body, carry)[3]
+    carry = (jnp.int32(1), first, is_end(first), out, cache)
+    step, last, _, out, _ = jax.lax.while_loop(going, body, carry)
+    return jnp.where(jnp.arange(max_new_tokens) < step, out, last[:, None])
+
+
+def first_token(
+    model: RecurrentModel,
+    memory: Memory,
+    tail: Segment,
+    prompt: Prompt | None,
+    draw: Draw | None,
+    *,
+    room: int,
+) -> tuple[jax.Array, DecodingCache]:
+    """The token i32[B] after the tail, and the cache with room for `room` more."""
+    hidden, cache = prefill(model, memory, tail, prompt, room)
+    return next_token(model.backbone.logits(hidden), draw, 0), cache
+
+
+def following_token(
+    model: RecurrentModel,
+    memory: Memory,
+    token: jax.Array,
+    cache: DecodingCache,
+    draw: Draw | None,
+    step: jax.Array,
+    max_new_tokens: int,
+) -> tuple[jax.Array, DecodingCache]:
+    """Token number `step` of a continuation, i32[B], after `token`; and the next cache."""
+    slot = cache.mask.shape[1] - max_new_tokens + step
+    hidden, cache = decode(model, memory, token, cache, slot)
+    return next_token(model.backbone.logits(hidden), draw, step), cache
 
 
 def prefill(

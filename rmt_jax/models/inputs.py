@@ -1,19 +1,19 @@
-"""Arrays that a user hands to a model, checked: what is wrong is a sentence."""
+"""Tokens, masks and prompts that people hand in, checked on the host."""
 
 import numpy as np
 
-from rmt_jax.errors import ConfigError
-from rmt_jax.models.cells import Memory
-from rmt_jax.types import Array
+from rmt_jax.config import Config, ConfigError
+from rmt_jax.models.backbones import BACKBONES
+from rmt_jax.models.cells import CELLS, Memory
+from rmt_jax.types import Array, Prompt, Segment
 
 
 class InputError(ConfigError):
-    """Tokens, masks or a memory that this model can't take; the message is a sentence."""
+    """Tokens, masks or a memory that a model can't take; the message is a sentence."""
 
 
-def check_tokens(vocab: int, tokens: Array, mask: Array | None) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids i32[B, n] and their mask bool[B, n], on the host, of what a user gives. Raises
-    InputError."""
+def checked_tokens(tokens: Array, mask: Array | None, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    """i32[B, n] and bool[B, n] of tokens [B, n] or [B, S, L]. Raises InputError."""
     ids = np.asarray(tokens)
     if ids.ndim not in (2, 3) or ids.dtype.kind not in "iu":
         raise InputError(
@@ -35,9 +35,60 @@ def check_tokens(vocab: int, tokens: Array, mask: Array | None) -> tuple[np.ndar
     return ids.astype(np.int32), known
 
 
-def check_batch(memory: Memory, batch: int) -> None:
-    """Raises InputError where a memory is of another number of texts."""
+def checked_prompt(prompt: Prompt, batch: int, vocab: int) -> Prompt:
+    """The task prompt of `batch` texts. Raises InputError."""
+    prompt = Prompt(np.asarray(prompt.tokens), np.asarray(prompt.mask), np.asarray(prompt.task))
+    if len(prompt.tokens) != batch:
+        raise InputError(
+            f"The task prompt is for {len(prompt.tokens)} texts, but tokens hold {batch}."
+        )
+    if not prompt.tokens.size:  # a learned prompt may have none
+        return prompt
+    tokens, mask = checked_tokens(prompt.tokens, prompt.mask, vocab)
+    return prompt._replace(tokens=tokens, mask=mask)
+
+
+def check_memory(memory: Memory, batch: int) -> None:
+    """Raises InputError for a memory of another number of texts."""
     if memory.started.shape != (batch,):
         raise InputError(
             f"The memory is for {memory.started.shape[0]} texts, but tokens hold {batch}."
         )
+
+
+def checked_tail(
+    config: Config, tokens: Array, mask: Array | None, vocab: int, max_new_tokens: int
+) -> Segment:
+    """What `max_new_tokens` are to follow, of at most a segment. Raises InputError."""
+    ids, known = checked_tokens(tokens, mask, vocab)
+    if ids.shape[1] > config.model.segment_tokens:
+        raise InputError(
+            f"The last segment holds {ids.shape[1]:,} tokens, but a segment is "
+            f"{config.model.segment_tokens:,}; read whole segments first, or use generate."
+        )
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
+    if not known.any(axis=1).all():
+        raise InputError("Every text needs at least one token in its last segment.")
+    most = BACKBONES[config.model.backbone].max_places(config.model)
+    if most is not None:  # positions must reach to the last token that is decoded
+        tail, new = int(known.sum(axis=1).max()), max_new_tokens - 1
+        front = config.model.memory_tokens if CELLS[config.model.cell].reads else 0
+        prompt = 0 if config.prompt.source == "none" else config.prompt.tokens
+        needed = front + prompt + tail + new
+        if needed > most:
+            raise InputError(
+                f"{front} memory + {prompt} prompt + {tail:,} tokens + {new} new = {needed:,}"
+                f" positions, but the backbone has {most:,}; lower max_new_tokens."
+            )
+    return Segment(ids, known)
+
+
+def prompt_room(config: Config) -> int:
+    """The longest task prompt that a model can hold, in tokens."""
+    m, room = config.model, config.prompt.tokens
+    most = BACKBONES[m.backbone].max_places(m)
+    if most is None:
+        return max(m.segment_tokens, room)
+    memory = CELLS[m.cell].token_copies() * m.memory_tokens
+    return max(min(m.segment_tokens, most - memory - m.segment_tokens), room)

@@ -15,6 +15,7 @@ from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
 from rmt_jax.evaluation import perplexity
 from rmt_jax.models.io import hub
+from rmt_jax.models.io.folder import argument
 from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
@@ -143,7 +144,7 @@ def finish(path: Path) -> None:
     # Reloaded from the run's folder: what is measured is what a user will load.
     model = api.load(path)
     asked, folder = tasks.question_tasks(model.config.data), path / "results"
-    run = hub.argument(path)
+    run = argument(path)
     own = set(asked) <= set(model.config.data.questions)
     question = "YOUR QUESTION" if own else "Where is Mary?"
     told = [name for name in model.config.data.tasks if name in model.config.data.texts]

@@ -96,7 +96,8 @@ def _config(
     own = f"{architecture}."
     said = {theirs: metadata.get(own + key) for key, theirs in SIZES.items()}
     said = {key: _short(value) for key, value in said.items() if value is not None}
-    said["eos_token_id"] = metadata.get("tokenizer.ggml.eos_token_id")
+    ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
+    said["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
     said["use_sliding_window"] = "sliding_window" in said
     width, heads = metadata.get(f"{own}embedding_length", 0), said.get("num_attention_heads") or 1
     head = metadata.get(f"{own}attention.key_length", width // heads)

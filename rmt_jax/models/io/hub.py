@@ -6,8 +6,6 @@ beside the weights (ours, HF's, or the form with `num_mem_tokens` and `segment_s
 file's metadata, else from the tensors.
 """
 
-import json
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,20 +17,20 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax import models
-from rmt_jax.files import refuse_pointer
 from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import adapters, gguf, names, weights
-from rmt_jax.models.io.tensors import SINGLE, read_tensors
+from rmt_jax.models.io.folder import (
+    end_ids,
+    read_config,
+    read_tensors,
+    resolve,
+    with_defaults,
+)
 from rmt_jax.models.io.weights import WeightsError
 
-PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt"]
-OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are there
 SEGMENT = 1024  # tokens at most, where a checkpoint without memory says nothing of segments
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-# Checkpoints that come with the package.
-SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class Source:
     folder: Path
     config: settings.Config
     params: dict[str, Any]  # nested, numpy, in the dtypes of the file
-    end: int | None  # id that ends a text, where a config.json names one
+    # Ids that end a text or a turn, where a config.json names some; the first ends a text.
+    ends: tuple[int, ...]
     guessed: tuple[str, ...]  # sizes that nothing in the folder says outright
     # What a GGUF file says of its tokenizer; empty where the folder may hold one.
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +58,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
         return _open_run(folder, local)
     if (folder / adapters.CONFIG).is_file():
         return _open_adapter(folder, local)
-    theirs, said = read_tensors(folder), _with_defaults(_read_config(folder), folder)
+    theirs, said = read_tensors(folder), with_defaults(read_config(folder), folder)
     ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
     if ours is None:
         backbone = names.backbone_of(theirs, said.get("model_type"), str(folder))
@@ -69,27 +68,27 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     flat = names.to_ours(theirs, BACKBONES[backbone], str(folder))
     config, guessed = (ours, ()) if ours else infer(backbone, flat, said, str(folder))
     if ours is None:
-        names.check_sizes(_read_config(folder), held_sizes(config.model, flat), str(folder))
+        names.check_sizes(read_config(folder), held_sizes(config.model, flat), str(folder))
         names.check_head(said, theirs, flat, BACKBONES[backbone], str(folder))
     if not config.model.tied_head:  # a head that happens to equal the embedding
         flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[backbone].embedding}"])
-    return Source(folder, config, weights.unflatten(flat), _end(folder, said), guessed)
+    return Source(folder, config, weights.unflatten(flat), end_ids(folder, said), guessed)
 
 
 def _open_run(folder: Path, local: bool) -> Source:
     """A run's workdir: its config, and the weights that training chose."""
-    said = _read_config(folder)
+    said = read_config(folder)
     if not said:
         raise WeightsError(
             f"{folder} holds {weights.FILE} but no config.json of the run beside it."
         )
     said.pop("segment_size")
-    end = _end(folder, {})
+    ends = end_ids(folder, {})
     config = settings.from_dict(said)
     _import_extensions(config, folder, local)
     flat = weights.flatten(weights.load(folder))
     flat = lora.merged(flat, config.lora)
-    return Source(folder, config, weights.unflatten(flat), end, ())
+    return Source(folder, config, weights.unflatten(flat), ends, ())
 
 
 def _open_adapter(folder: Path, local: bool) -> Source:
@@ -110,8 +109,8 @@ def _open_adapter(folder: Path, local: bool) -> Source:
         flat.pop("backbone/head", None)
     params = weights.unflatten(flat)
     if (folder / "tokenizer.json").is_file():
-        return Source(folder, config, params, base.end, base.guessed)
-    return Source(base.folder, config, params, base.end, base.guessed, base.tokenizer)
+        return Source(folder, config, params, base.ends, base.guessed)
+    return Source(base.folder, config, params, base.ends, base.guessed, base.tokenizer)
 
 
 def _open_gguf(file: Path) -> Source:
@@ -129,7 +128,7 @@ def _open_gguf(file: Path) -> Source:
     names.check_sizes(found.said, held_sizes(config.model, flat), str(file))
     own = backbone.from_gguf(part_of(flat, "backbone"), config.model, found.architecture)
     params = weights.unflatten({f"backbone/{name}": value for name, value in own.items()})
-    rest = (found.said.get("eos_token_id"), guessed, found.tokenizer)
+    rest = (end_ids(file.parent, found.said), guessed, found.tokenizer)
     return Source(file.parent, config, params, *rest)
 
 
@@ -145,14 +144,6 @@ def _import_extensions(config: settings.Config, folder: Path, local: bool) -> No
             " imported for a checkpoint from the hub: import them first, or name a folder of your"
             " own that holds the checkpoint."
         )
-
-
-def _end(folder: Path, said: Mapping[str, Any]) -> int | None:
-    for found in (said, _read_config(folder, "generation_config.json")):
-        end = found.get("eos_token_id")
-        if end is not None:  # of several ids the first ends a text, the others a turn
-            return int(end[0] if isinstance(end, list) else end)
-    return None
 
 
 def fit(
@@ -233,50 +224,6 @@ def _list(names: list[str]) -> str:
     return ", ".join(names) or "nothing"
 
 
-def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
-    the hub (weights and json only). NAME@REVISION pins a branch, tag or commit wherever a hub name
-    is taken. A `Path` is a folder before it is a name; a text that is both is refused."""
-    folder = Path(name).expanduser()
-    if str(name) in SHIPPED and not (folder.is_dir() and isinstance(name, Path)):
-        shipped = ASSETS / str(name)
-        if folder.is_dir() and folder.resolve() != shipped:
-            raise WeightsError(
-                f"{name} is a folder here ({folder.resolve()}) and a checkpoint that comes with the"
-                f" package: write ./{name} for the folder, or {shipped} for the other."
-            )
-        return shipped
-    if folder.is_dir():
-        return folder
-    if folder.is_file() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
-        found = "a file" if folder.is_file() else "not there"
-        raise WeightsError(
-            f"{name} is {found}; give the folder that holds {' or '.join(SINGLE)}, a file"
-            f" *{gguf.SUFFIX}, or a name on the hub such as gpt2 or booydar/rmt-gpt2-babilong-qa1."
-        )
-    from huggingface_hub import snapshot_download
-
-    repository, _, pinned = str(name).partition("@")
-    revision = revision or pinned or None
-    try:
-        found = Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
-        if not any(found.glob("model*.safetensors*")):
-            snapshot_download(repository, revision=revision, allow_patterns=OLDER)
-        return found
-    except Exception as error:  # the hub's errors have no common parent below Exception
-        raise WeightsError(
-            f"There is no folder {name} here, and the hub gave nothing under that name "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Check "
-            "the spelling and the network, or download it elsewhere and give the folder; with the "
-            f"package come {', '.join(SHIPPED)}."
-        ) from error
-
-
-def argument(folder: Path) -> str:
-    """How a command line names a folder, so that no name of `SHIPPED` is meant."""
-    return shlex.quote(f"./{folder}" if str(folder) in SHIPPED else str(folder))
-
-
 def infer(
     backbone: str, flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
 ) -> tuple[settings.Config, tuple[str, ...]]:
@@ -334,38 +281,3 @@ def _layout(rows: int, grown: int, said: Mapping[str, Any]) -> tuple[str, int]:
 
 def _power_of_two(n: int) -> bool:
     return n > 0 and n & (n - 1) == 0
-
-
-def _read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    file = folder / name
-    if not file.is_file():
-        return {}
-    refuse_pointer(file)
-    try:
-        said = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON: {error}.") from error
-    if not isinstance(said, dict):
-        raise WeightsError(f"{file} should hold an object with sizes, not a {type(said).__name__}.")
-    # The two names that the field has for the same thing.
-    said.setdefault("segment_size", said.get("segment_tokens"))
-    return said
-
-
-def _with_defaults(said: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A Hugging Face config.json leaves out what its class has as default; those are added here.
-    Raises WeightsError for values that the class refuses."""
-    if not said.get("model_type") or "rmt_jax" in said:
-        return said
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    if said["model_type"] not in CONFIG_MAPPING:
-        return said
-    try:
-        whole = AutoConfig.for_model(**said).to_dict()
-    except Exception as error:  # a class checks as it likes
-        raise WeightsError(
-            f"{folder}/config.json can't be a {said['model_type']}: {error}"
-        ) from error
-    whole.pop("eos_token_id", None)  # generation_config.json may say it, and knows better
-    return whole | said
