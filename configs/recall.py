@@ -72,7 +72,7 @@ def segment() -> Config:
             warmup=0.05,
             decay="linear",
         ),
-        stages=(stage(1, 500, 0.02, (1.0,)),),
+        stages=(stage(1, 600, 0.02, (1.0, 0.3)),),
         evaluation=Evaluation(lengths=("1s", "2s"), samples=200, batch=100),
         checkpoint=Checkpoint(every=500),
         log_every=20,
@@ -86,9 +86,9 @@ def cell(name: str) -> Config:
         init="runs/segment",
         model=dataclasses.replace(MODEL, cell=name),
         stages=(
-            stage(2, 300, 0.02, (1.0, 0.5)),
-            stage(4, 300, 0.015, (0.5, 0.2)),
-            stage(8, 300, 0.01, (0.2, 0.0)),
+            stage(2, 400, 0.02, (1.0, 0.5)),
+            stage(4, 400, 0.015, (0.5, 0.2)),
+            stage(8, 400, 0.01, (0.2, 0.0)),
         ),
         evaluation=Evaluation(
             lengths=("1s", "2s", "4s", "8s", "16s", "32s", "64s", "128s"), samples=400, batch=100
@@ -102,7 +102,7 @@ def stage(
     return Stage(
         segments=segments,
         steps=steps,
-        batch=64,
+        batch=32,
         learning_rate=learning_rate,
         question_rates=question_rates,
     )

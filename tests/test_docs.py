@@ -20,6 +20,7 @@ PAGES = (
     "docs/scale.md",
     "docs/weights.md",
     "docs/backbones.md",
+    "docs/suites.md",
 )
 
 # Commands that need what a test has not, and what that is.
@@ -27,6 +28,8 @@ LEFT_OUT = {
     "ask --file t.txt": "nothing; test_ask.py runs it and knows the answer",
     "doctor$": "minutes: it measures the machine; test_doctor.py runs it in parts",
     "gating ": "minutes of training; test_gating.py trains a small one",
+    "evaluate .*niah": "segments that hold RULER's questions; test_suites.py has some",
+    "report .*--capacity": "runs of recall; test_report.py draws some",
     "lmeval ": "the harness, whose test is in test_lmeval.py",
     "prepare --download": "the network",
     "prepare --pg19": "the network",

@@ -170,8 +170,9 @@ def _set(
         return tuple(items)
     if isinstance(node, Mapping) and key and get_origin(kind) is Mapping:
         item = get_args(kind)[1]
-        new = item() if dataclasses.is_dataclass(item) else None  # a name adds an entry
-        new = FrozenDict() if get_origin(item) is Mapping else new
+        new: Any = FrozenDict() if get_origin(item) is Mapping else None
+        if dataclasses.is_dataclass(item):
+            new = item()  # type: ignore[operator]  (a name adds an entry)
         return FrozenDict({**node, key: below(node.get(key, new), item)})
     raise _unknown(name, fields(config))
 
