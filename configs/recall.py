@@ -11,6 +11,8 @@ its memory. The model is tiny and starts from random weights: few pairs first, a
 them, then more segments.
 """
 
+import dataclasses
+
 from rmt_jax.config import (
     Checkpoint,
     Config,
@@ -23,32 +25,42 @@ from rmt_jax.config import (
     Stage,
 )
 
-CELLS = ("delta", "armt", "prmt", "rmt", "none")
+CELLS = ("delta", "armt", "prmt", "rmt")
+MODEL = Model(
+    cell="none",
+    layers=2,
+    width=64,
+    heads=4,
+    positions="alibi",
+    conv_width=4,
+    segment_tokens=32,
+    memory_tokens=8,
+    d_mem=32,
+    scan_layers=False,
+    remat=False,
+    dtype="float32",
+)
 
 
 def get_config(preset: str = "delta") -> Config:
+    if preset == "segment":
+        return segment()
     if preset not in CELLS:
-        raise ConfigError(f"configs/recall.py has no preset '{preset}': choose {', '.join(CELLS)}.")
+        raise ConfigError(
+            f"configs/recall.py has no preset '{preset}': choose segment, {', '.join(CELLS)}."
+        )
+    return cell(preset)
+
+
+def segment() -> Config:
+    """First, without a memory: keys and values of one segment."""
     return Config(
-        model=Model(
-            cell=preset,
-            layers=2,
-            width=64,
-            heads=1,
-            positions="alibi",
-            conv_width=4,
-            segment_tokens=32,
-            memory_tokens=8,
-            d_mem=32,
-            scan_layers=False,
-            remat=False,
-            dtype="float32",
-        ),
+        model=MODEL,
         prompt=Prompt(source="none"),
         data=Data(
             tasks=("recall",),
             background="none",
-            # A pair is four tokens, and a segment holds eight.
+            # A pair takes four tokens.
             task_options={"recall": {"key_size": 1, "key_symbols": 1024, "value_symbols": 16}},
         ),
         optimizer=Optimizer(
@@ -60,25 +72,37 @@ def get_config(preset: str = "delta") -> Config:
             warmup=0.05,
             decay="linear",
         ),
-        stages=(
-            stage(1, 300, (1.0,)),
-            stage(2, 250, (1.0, 0.5)),
-            stage(4, 250, (0.5, 0.2)),
-            stage(8, 200, (0.2, 0.0)),
-        ),
-        evaluation=Evaluation(
-            lengths=("1s", "2s", "4s", "8s", "16s", "32s", "64s", "128s"), samples=400, batch=100
-        ),
+        stages=(stage(1, 600, 0.02, (1.0, 0.3)),),
+        evaluation=Evaluation(lengths=("1s", "2s"), samples=200, batch=100),
         checkpoint=Checkpoint(every=500),
         log_every=20,
     )
 
 
-def stage(segments: int, steps: int, question_rates: tuple[float, ...]) -> Stage:
+def cell(name: str) -> Config:
+    """Then with a memory, over more and more segments."""
+    config = segment()
+    return config.replace(
+        init="runs/segment",
+        model=dataclasses.replace(MODEL, cell=name),
+        stages=(
+            stage(2, 400, 0.02, (1.0, 0.5)),
+            stage(4, 400, 0.015, (0.5, 0.2)),
+            stage(8, 400, 0.01, (0.2, 0.0)),
+        ),
+        evaluation=Evaluation(
+            lengths=("1s", "2s", "4s", "8s", "16s", "32s", "64s", "128s"), samples=400, batch=100
+        ),
+    )
+
+
+def stage(
+    segments: int, steps: int, learning_rate: float, question_rates: tuple[float, ...]
+) -> Stage:
     return Stage(
         segments=segments,
         steps=steps,
-        batch=64,
-        learning_rate=0.02,
+        batch=32,
+        learning_rate=learning_rate,
         question_rates=question_rates,
     )

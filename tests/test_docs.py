@@ -22,6 +22,7 @@ PAGES = (
     "docs/weights.md",
     "docs/backbones.md",
     "docs/language.md",
+    "docs/suites.md",
 )
 
 # Commands that need what a test has not, and what that is.
@@ -30,6 +31,8 @@ LEFT_OUT = {
     "doctor$": "minutes: it measures the machine; test_doctor.py runs it in parts",
     "gating ": "minutes of training; test_gating.py trains a small one",
     "evaluate .*SmolLM2": "weights of 98 MB; test_gguf.py reads a small file of that kind",
+    "evaluate .*niah": "segments that hold RULER's questions; test_suites.py has some",
+    "report .*--capacity": "runs of recall; test_report.py draws some",
     "lmeval ": "the harness, whose test is in test_lmeval.py",
     "prepare --download": "the network",
     "prepare --pg19": "the network",
