@@ -20,7 +20,7 @@ PIECE = 1 << 16  # characters
 LONGEST = 16 * PIECE  # a piece without a gap between words ends here, within a word
 
 # A byte-level tokenizer always starts a token at a single space between two words.
-_GAP = re.compile(r"(?<=\w) (?=[^\W\d_])")
+GAP = re.compile(r"(?<=\w) (?=[^\W\d_])")
 
 
 class TextError(RmtError):
@@ -56,7 +56,7 @@ def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
         if not more:
             break
         while len(buffer) >= 2 * size:
-            gap = _GAP.search(buffer, searched)
+            gap = GAP.search(buffer, searched)
             if gap is None and len(buffer) < LONGEST:  # no gap between words yet: go on reading
                 searched = len(buffer) - 1
                 break
@@ -101,7 +101,7 @@ def encode(tokenizer: Any, text: str) -> np.ndarray:
     token) never covers more than one."""
     ids, start = [], 0
     while start < len(text):
-        gap = _GAP.search(text, start + PIECE, start + LONGEST)
+        gap = GAP.search(text, start + PIECE, start + LONGEST)
         stop = gap.start() if gap else min(start + LONGEST, len(text))
         ids.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
         start = stop
