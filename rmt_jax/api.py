@@ -37,7 +37,7 @@ from rmt_jax.models.inputs import (
 )
 from rmt_jax.models.io import hub, weights
 from rmt_jax.models.io.folder import ASSETS
-from rmt_jax.models.sampling import Sampling
+from rmt_jax.models.sampling import Draw, Sampling
 from rmt_jax.runtime import switches
 from rmt_jax.types import Array, Prompt, Segment
 
@@ -110,7 +110,7 @@ class Model:
         """`params` as from `models.split`, or numpy; checked against what `config` makes.
         gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`."""
         self.config, self.folder = config, folder
-        self._gguf_tokenizer = gguf_tokenizer
+        self.gguf_tokenizer = gguf_tokenizer
         with switches.neutral():
             self.graph, params = hub.fit(config, params, str(folder or "These params"))
             self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
@@ -146,8 +146,8 @@ class Model:
         DataError for one that cannot be read."""
         from rmt_jax.data import gguf_tokenizer, tokenizer
 
-        if self._gguf_tokenizer:
-            return gguf_tokenizer.build(self._gguf_tokenizer, str(self.folder), self.vocab)
+        if self.gguf_tokenizer:
+            return gguf_tokenizer.build(self.gguf_tokenizer, str(self.folder), self.vocab)
         for folder in (self.folder and self.folder / "tokenizer", self.folder):
             if folder and any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json")):
                 return tokenizer.load(str(folder))
@@ -302,7 +302,7 @@ class Model:
             memory,
             tail,
             self._prompt(prompt, len(tail.tokens)),
-            sampling and sampling.arrays(),
+            _draw(sampling),
             max_new_tokens=max_new_tokens,
             ends=self._end_ids(end),
         )
@@ -322,7 +322,7 @@ class Model:
         """The tokens of `generate_from` as they are made, i32[B] each, until every row has ended
         once; behind its end a row goes on."""
         tail = self._tail(memory, tail_tokens, tail_mask, max_new_tokens)
-        prompt, draw = self._prompt(prompt, len(tail.tokens)), sampling and sampling.arrays()
+        prompt, draw = self._prompt(prompt, len(tail.tokens)), _draw(sampling)
         ends, ended = self._end_ids(end), np.zeros(len(tail.tokens), bool)
         token, cache = self._first(self.params, memory, tail, prompt, draw, room=max_new_tokens - 1)
         for step in range(1, max_new_tokens + 1):
@@ -391,3 +391,8 @@ def _inspect(
 ) -> tuple[Memory, jax.Array]:
     seen = model.memory.inspect_segment(model, memory, segment, prompt)
     return model.step(memory, segment, prompt)[1], seen
+
+
+@switches.neutral()
+def _draw(sampling: Sampling | None) -> Draw | None:
+    return None if sampling is None else sampling.arrays()

@@ -8,6 +8,10 @@
 The memory is all that is kept of the text: the same kilobytes, whatever its size. A model that was
 trained with a task prompt reads the text once for each task asked about: the task is taken from
 `--task` (a task's name, or a description in your words), else guessed from the question.
+
+An instruct model (a hub name, a folder, a GGUF file) is asked in its tokenizer's chat template: one
+message with the text, an empty line and the question. Answers are greedy, or drawn with
+`--temperature`; on a terminal they appear word by word.
 """
 
 import argparse
@@ -48,6 +52,18 @@ def arguments() -> argparse.ArgumentParser:
     add("--save_memory", type=Path, help="keep what was read in this .npz file")
     add("--load_memory", type=Path, help="start from what an earlier --save_memory kept")
     add("--tokens", type=int, help="longest answer, in tokens (default: as in training)")
+    add("--temperature", type=float, default=0.0, help="draw tokens with it (default: greedy)")
+    add("--top_k", type=int, help="draw from the k likeliest tokens only")
+    add("--top_p", type=float, help="draw from the likeliest tokens of this probability only")
+    add("--seed", type=int, help="of the draws (default: 0)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends an answer; repeatable")
+    add("--stream", action="store_true", help="answers word by word, also into a pipe")
+    add(
+        "--chat",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="ask in the tokenizer's chat template (auto: where no task was trained here)",
+    )
     add("--quiet", action="store_true", help="answers only")
     return parser
 
@@ -62,8 +78,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rmt_jax import api
         from rmt_jax.evaluation import session as recall
 
-        session = recall.Session(api.load(args.workdir), room=args.tokens or 0)
-        return talk(args, session, stream, source)
+        sampling, model = sampling_of(args), api.load(args.workdir)
+        session = recall.Session(model, args.tokens or 0, chat_for(args, model))
+        return talk(args, session, stream, source, sampling)
+
+
+def sampling_of(args: argparse.Namespace) -> Any:
+    """How tokens are drawn; None: greedy. Raises AskError, SamplingError."""
+    from rmt_jax.models.sampling import Sampling
+
+    names = ("top_k", "top_p", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.temperature:
+        return Sampling(args.temperature, **given)
+    if given:
+        raise AskError(
+            f"--{' and --'.join(given)} change nothing in greedy answers: give --temperature, such"
+            " as 0.7, to draw them."
+        )
+    return None
+
+
+def chat_for(args: argparse.Namespace, model: Any) -> Any:
+    """The chat template's parts, where the model is asked in it; else None. Raises ChatError."""
+    from rmt_jax.evaluation import chat
+
+    config = model.config
+    untrained = config.prompt.source == "none" and not config.data.tasks
+    if args.chat == "no" or args.chat == "auto" and not (untrained and chat.template_of(model)[0]):
+        return None
+    return chat.chat_of(model)
 
 
 def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
@@ -72,6 +116,8 @@ def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
         raise AskError("Give --file or --load_memory, not both: a memory is of one text.")
     if args.tokens is not None and args.tokens < 1:
         raise AskError(f"--tokens is {args.tokens}: an answer needs at least 1.")
+    if not all(args.stop):
+        raise AskError("An empty --stop would end every answer at once: leave it out.")
     if any(not q.strip() for q in args.question):
         raise AskError("An empty --question cannot be answered.")
     for q in args.question:
@@ -98,7 +144,9 @@ def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
     return sys.stdin, "standard input"
 
 
-def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source: str) -> int:
+def talk(
+    args: argparse.Namespace, session: Any, stream: IO[str] | None, source: str, sampling: Any
+) -> int:
     if stream is None:
         session.load(args.load_memory)
         say(args, f"memory of {session.tokens:,} tokens from {source}")
@@ -112,20 +160,32 @@ def talk(args: argparse.Namespace, session: Any, stream: IO[str] | None, source:
             stream.seek(0)
         session.read(shown(pieces(stream), size, args.quiet), prompts, head)
         seconds = time.monotonic() - start
-        if session.tokens == 0:
+        if session.empty:
             raise AskError(f"{source} holds no text: there is nothing to read.")
         say(
             args,
             f"read {session.tokens:,} tokens ({session.characters:,} characters) in {seconds:.1f} s"
             f" ({session.tokens / seconds:,.0f} tokens/s, compiling included)",
         )
+        if session.forgets:
+            say(
+                args,
+                "this model has no memory: of a text longer than a segment it sees the last"
+                f" {len(session.rest):,} tokens",
+            )
     if args.save_memory:
         written = session.save(args.save_memory)
         say(args, f"kept the memory in {args.save_memory} ({written / 1024:.1f} kB)")
     questions = args.question or (() if args.save_memory else typed())
     for question in questions:
         try:
-            print(session.answer(question, args.task), flush=True)
+            asked = (question, args.task, sampling, args.stop)
+            if args.stream or sys.stdout.isatty():
+                for piece in session.stream(*asked):
+                    print(piece, end="", flush=True)
+                print(flush=True)
+            else:
+                print(session.answer(*asked), flush=True)
         except RmtError as error:
             if args.question:
                 raise

@@ -32,6 +32,7 @@ SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
     "added_tokens.json",

@@ -34,6 +34,7 @@ OPTIONAL = (
     ("wandb", "Weights & Biases while training", "pip install wandb"),
     ("torch", "parity tests and benchmarks against PyTorch", "pip install -e '.[test]'"),
     ("lm_eval", "lm-evaluation-harness on our checkpoints", "pip install lm-eval"),
+    ("jinja2", "chat templates of instruct models", "pip install 'rmt_jax[chat]'"),
     ("pytest", "the tests", "pip install -e '.[test]'"),
 )
 GPT2_VOCAB = 50_257

@@ -38,6 +38,7 @@ LEFT_OUT = {
     "prepare --pg19": "the network",
     "prepare .*--tokenizer gpt2": "the network",
     r"prepare .*\$SLURM": "a cluster",
+    "ask --workdir HuggingFaceTB": "the network; test_chat.py asks in a template",
     "convert adapter": "a run with adapters; test_lora.py trains one",
     "convert import --from booydar": "the network",
     "data.tokenizer_recipe": "a folder of books; the tokenizer's test has its result",

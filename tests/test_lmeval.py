@@ -3,11 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 import tiny_run
 
-from rmt_jax import lmeval
+from rmt_jax import api, lmeval
 from rmt_jax.config import Data
+from rmt_jax.evaluation import likelihood
 
 # Where the harness looks for the hub's data set first: a folder of its name.
 CARD = """---
@@ -46,6 +49,131 @@ def test_answers_come_back_in_order(tmp_path):
     requests = [request(row, task_name="babilong_qa1") for row in (long, *ROWS)]
     together = lmeval.answers(model, requests, batch=2, whole=False)
     assert together == [lmeval.answers(model, [r], batch=2, whole=False)[0] for r in requests]
+
+
+PAIRS = (
+    ("Mary went to the", " garden."),
+    ("Mary went to the ", "garden."),  # the space belongs to the continuation
+    ("", "It rained."),
+    ("The sun shone on the old house. " * 30, "Mary went to the garden, and so on."),
+    ("A", "b c d e"),
+)
+
+
+def plain(folder, cell="rmt", align="left", **prompt):
+    """A model that was trained on no task."""
+    config = tiny_run.config(cell, **(prompt or {"source": "none"}))
+    data = Data(tasks=config.data.tasks if prompt else (), align=align)
+    return api.load(tiny_run.save(folder, config.replace(data=data)))
+
+
+def ranking(pairs):
+    return [SimpleNamespace(doc={}, args=pair, task_name="other") for pair in pairs]
+
+
+@pytest.mark.torch
+def test_given_texts_are_as_likely_as_torch_says(tmp_path):
+    """Context and continuation, whole texts, and what greedy decoding says, of one segment."""
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]' brings torch")
+    from test_llama_torch import build
+
+    words = tiny_run.words()
+    module = build("llama", vocab_size=words.vocab_size, eos_token_id=words.end)
+    module.save_pretrained(tmp_path)
+    words.save(tmp_path)
+    model = api.load(tmp_path)
+
+    def scores(ids):
+        with torch.no_grad():
+            logits = module(torch.tensor(ids)[None]).logits[0].double()
+        return torch.log_softmax(logits, dim=-1)[:-1].numpy()
+
+    pairs = PAIRS[:3] + PAIRS[4:]
+    best = words.decode(scores([*words.encode("Mary went"), 0]).argmax(-1)[-1:])
+    pairs += (("Mary went", best),)
+    found = lmeval.rank(model, ranking(pairs), batch=2)
+    for (context, continuation), (logprob, greedy) in zip(pairs, found, strict=True):
+        before = words.encode(context.rstrip()) or [words.end]
+        own = words.encode(context[len(context.rstrip()) :] + continuation)
+        rows = scores([*before, *own])[-len(own) :]
+        assert logprob == pytest.approx(
+            sum(row[i] for row, i in zip(rows, own, strict=True)), abs=2e-4
+        )
+        assert greedy == all(row.argmax() == i for row, i in zip(rows, own, strict=True))
+    assert found[-1][1]
+    texts = ["It rained all day.", "Mary went to the garden."]
+    rolled = lmeval.roll(model, ranking([(text,) for text in texts]), batch=4)
+    for text, value in zip(texts, rolled, strict=True):
+        ids = [words.end, *words.encode(text)]
+        wanted = sum(row[i] for row, i in zip(scores(ids), ids[1:], strict=True))
+        assert value == pytest.approx(wanted, abs=2e-4)
+
+
+@pytest.mark.parametrize("cell", ("rmt", "delta"))
+def test_long_contexts_are_read_through_memory(tmp_path, cell, monkeypatch):
+    """As logits of the whole text say, in whatever blocks, beside whatever other texts."""
+    model = plain(tmp_path, cell)
+    found = lmeval.rank(model, ranking(PAIRS), batch=3)
+    monkeypatch.setattr(likelihood, "BLOCK", 2)
+    likelihood._programs.cache_clear()
+    alone = [lmeval.rank(model, [request], batch=1)[0] for request in ranking(PAIRS)]
+    words = model.tokenizer
+    context, continuation = PAIRS[3]
+    before, whole = (words.encode(t) for t in (context.rstrip(), context + continuation))
+    assert len(whole) > 4 * model.segment_tokens
+    logits, _ = model.forward(np.array([whole]))
+    scores = np.asarray(jax.nn.log_softmax(logits[0]))
+    wanted = sum(scores[i - 1, whole[i]] for i in range(len(before), len(whole)))
+    for logprob, greedy in (found[3], alone[3]):
+        assert logprob == pytest.approx(wanted, abs=1e-3) and not greedy
+    for one, other in zip(found, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+    text = context + continuation
+    (value,) = lmeval.roll(model, ranking([(text,)]), batch=1)
+    ids = np.array([[words.end, *words.encode(text)]])
+    rows = np.asarray(jax.nn.log_softmax(model.forward(ids)[0][0]))
+    wanted = sum(rows[i - 1, ids[0, i]] for i in range(1, ids.shape[1]))
+    assert value == pytest.approx(wanted, abs=1e-2)
+
+
+def test_segments_end_and_prompts_stand_as_in_training(tmp_path):
+    """Texts are cut at sentences where training cut them so, and read with the task's prompt."""
+    model = plain(tmp_path, align="sentence", source="description")
+    words, text = model.tokenizer, "Mary went home. " * 12
+    ids = np.array(words.encode(text), np.int32)
+    (request,) = ranking([(text,)])
+    request.task_name = "babilong_qa1"
+    asked = lmeval._asked(model, request, False)
+    (score,) = likelihood.score_texts(model, [ids], batch=1, prompts=[asked])
+    bounds = likelihood._bounds(model, ids)
+    assert all(words.stops[ids[end - 1]] for end in bounds[1:-1]) and len(bounds) > 2
+    tokens = np.zeros((1, len(bounds) - 1, model.segment_tokens), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for k, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        tokens[0, k, : end - begin], mask[0, k, : end - begin] = ids[begin:end], True
+    from rmt_jax.evaluation import answering
+
+    logits, _ = model.forward(
+        tokens.reshape(1, -1), mask.reshape(1, -1), answering.prompts(model, [asked])
+    )
+    real = np.asarray(jax.nn.log_softmax(logits[0]))[mask.reshape(-1)]
+    wanted = [real[i - 1, ids[i]] for i in range(1, len(ids))]
+    np.testing.assert_allclose(score.logprob[1:], wanted, atol=1e-4)
+    assert score.logprob[0] == 0 and score.likeliest[0]
+
+
+def test_a_model_of_no_task_continues_the_prompt(tmp_path):
+    model = plain(tmp_path)
+    long = "The sun shone on the old house. " * 20 + "Mary"
+    requests = [
+        SimpleNamespace(doc={}, args=(text, {"until": [], "max_gen_toks": 6}))
+        for text in ("Mary went", long, "")
+    ]
+    found = lmeval.answers(model, requests, batch=2, whole=False)
+    ids = np.array([model.tokenizer.encode("Mary went")])
+    made = model.generate(ids, 6)[0]
+    assert found[0] == model.tokenizer.decode(made[made != model.end]).strip()
+    assert len(found) == 3
 
 
 @pytest.mark.slow  # two minutes: the harness imports much

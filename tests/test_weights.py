@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from rmt_jax import api, cli, convert, files
-from rmt_jax.config import Config, Prompt
+from rmt_jax.config import Config, Data, Prompt
 from rmt_jax.data.tokenizer import load
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, names, torch_pickle, weights
@@ -29,7 +29,8 @@ builtin = load("builtin")
 def workdir(folder: Path, prompt=None, **changes) -> tuple[Path, dict]:
     """A run's folder as training leaves it."""
     prompt = prompt or Prompt("none", "every", tiny.WORDS)
-    config = Config(model=tiny.settings(**changes), prompt=prompt)
+    data = Data(tasks=("qa1", "qa2"))
+    config = Config(model=tiny.settings(**changes), prompt=prompt, data=data)
     _, params = tiny.model(prompt, **changes)
     weights.save(folder, params)
     (folder / "config.json").write_text(json.dumps(convert.to_dict(config)))

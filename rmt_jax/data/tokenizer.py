@@ -26,7 +26,7 @@ class Tokenizer:
     """`encode` and `decode` over a `tokenizers.Tokenizer`, and the ids that training needs."""
 
     def __init__(self, inner, name: str, *, pad: str, answer: str, end: str):
-        self._inner = inner
+        self.inner = inner
         self.name = name
         self._special = {"pad": pad, "answer": answer, "end": end}
         ids = {role: inner.token_to_id(token) for role, token in self._special.items()}
@@ -38,11 +38,11 @@ class Tokenizer:
         self._memo: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str) -> list[int]:
-        return self._inner.encode(text, add_special_tokens=False).ids
+        return self.inner.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, in parallel and in Rust."""
-        found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        found = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in found]
 
     def sentence(self, text: str) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._inner.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
     @cached_property
     def stops(self) -> np.ndarray:
@@ -82,13 +82,13 @@ class Tokenizer:
         """A short hash of everything that decides the ids; caches are keyed by it."""
         import hashlib
 
-        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.inner.to_str().encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> Path:
         """Writes tokenizer.json and the names of the special tokens; `load(folder)` reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._inner.save(str(folder / "tokenizer.json"))
+        self.inner.save(str(folder / "tokenizer.json"))
         side = {"name": self.name, **self._special}
         (folder / SIDE_FILE).write_text(json.dumps(side, indent=1), encoding="utf-8")
         return folder
@@ -98,7 +98,7 @@ class Tokenizer:
 
     # Worker processes get a copy of the tokenizer: by its text.
     def __getstate__(self):
-        return {"text": self._inner.to_str(), "name": self.name, "special": self._special}
+        return {"text": self.inner.to_str(), "name": self.name, "special": self._special}
 
     def __setstate__(self, state):
         from tokenizers import Tokenizer as Inner

@@ -184,21 +184,24 @@ def generate_answers(
     mask: np.ndarray,
     prompt: Prompt,
     max_new_tokens: int,
+    sampling: Any = None,
 ) -> list[str]:
-    """Greedy, free-running answers, END included in `max_new_tokens`; the texts before END, without
-    spaces around."""
-    ids = np.asarray(
-        model.generate_from(
-            memory, tokens, mask, prompt, max_new_tokens=max_new_tokens, end=model.tokenizer.end
-        )
-    )
-    return [decode_answer(model.tokenizer, answer) for answer in ids]
+    """Free-running answers, greedy or drawn, END included in `max_new_tokens`; the texts before
+    END, without spaces around."""
+    ends = answer_ends(model)
+    ids = model.generate_from(memory, tokens, mask, prompt, max_new_tokens, ends, sampling)
+    return [decode_answer(model.tokenizer, answer, ends) for answer in np.asarray(ids)]
 
 
-def decode_answer(tokenizer: Any, ids: np.ndarray) -> str:
-    """The text of i32[T] before the first END token."""
-    ends = np.flatnonzero(ids == tokenizer.end)
-    before = ids[: ends[0]] if len(ends) else ids
+def answer_ends(model: Any) -> tuple[int, ...]:
+    """Tokens that end an answer: END, and what the checkpoint says."""
+    return tuple(dict.fromkeys((model.tokenizer.end, *model.ends)))
+
+
+def decode_answer(tokenizer: Any, ids: np.ndarray, ends: Sequence[int] = ()) -> str:
+    """The text of i32[T] before the first END token, or the first of `ends`."""
+    found = np.flatnonzero(np.isin(ids, [tokenizer.end, *ends]))
+    before = ids[: found[0]] if len(found) else ids
     return tokenizer.decode([int(i) for i in before]).strip()
 
 

@@ -4,7 +4,7 @@ import difflib
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from rmt_jax import models
 from rmt_jax.data import segmentation, tasks
 from rmt_jax.data.text_stream import encode_pieces, pieces
 from rmt_jax.errors import RmtError
-from rmt_jax.evaluation import answering, sources
+from rmt_jax.evaluation import answering, sources, streaming
 from rmt_jax.evaluation.answering import EncodedQuestion
+from rmt_jax.evaluation.chat import ROOM, Chat
 from rmt_jax.files import atomic_open
 from rmt_jax.runtime import switches
 
@@ -41,12 +42,14 @@ class Session:
     """A text's memory, once for each task prompt that it was read with.
 
     tokens, characters: read so far. rest: the tokens of the last, unfinished segment: they are read
-    together with a question, as in training.
+    together with a question, as in training. last_words: in a chat, what is not a token yet.
     """
 
-    def __init__(self, model: Any, room: int = 0):
-        """`room`: tokens for an answer; 0: as in training."""
-        self.model, self.room = model, room or sources.answer_room(model)
+    def __init__(self, model: Any, room: int = 0, chat: Chat | None = None):
+        """room: tokens for an answer; 0: as in training, in a chat `chat.ROOM`. chat: what stands
+        around text and question; None: they are read as in training."""
+        usual = sources.answer_room(model) if chat is None else min(ROOM, model.segment_tokens // 4)
+        self.model, self.room, self.chat, self.last_words = model, room or usual, chat, ""
         self.tokens = self.characters = 0
         self.rest = np.zeros(0, np.int32)
         self.prompts: list[TaskPrompt] = []
@@ -102,6 +105,16 @@ class Session:
         return list(dict.fromkeys(found))
 
     @property
+    def empty(self) -> bool:
+        """Was there no word in the text?"""
+        return self.tokens == 0 and not self.last_words
+
+    @property
+    def forgets(self) -> bool:
+        """Was the text longer than a segment, of a model without memory?"""
+        return self.tokens > len(self.rest) and not jax.tree.leaves(self.memory.state)
+
+    @property
     def ends_aligned(self) -> bool:
         """Was the model trained on texts that end where their last segment ends (`align=right`)?
         Then where the first segment ends depends on the length of the text: `head` needs it."""
@@ -111,7 +124,7 @@ class Session:
         """Tokens of the first, ragged segment of a text that is read through to its end for this.
         Exact for the longest of the questions `asked`, or one of TYPICAL tokens."""
         total = sum(len(some) for some in self._encoded(pieces))
-        tails = [len(sources.question_ids(self.model.tokenizer, q)) for q in asked] or [TYPICAL]
+        tails = [len(self._question_ids(q)) for q in asked] or [TYPICAL]
         size = self.model.segment_tokens
         place = answering.layout(total, max(tails), self.room, size, "right")
         return int(place.bounds[1]) % size if place.segments else 0
@@ -147,9 +160,30 @@ class Session:
             )
             self.rest = held[bounds[-1] :].copy()
 
-    @switches.neutral()
-    def answer(self, question: str, task: str = "") -> str:
-        """Raises RecallError for a question whose prompt the text was not read with."""
+    def answer(
+        self, question: str, task: str = "", sampling: Any = None, stops: Sequence[str] = ()
+    ) -> str:
+        """The answer, greedy or drawn, up to the first of the texts `stops`. Raises RecallError for
+        a question whose prompt the text was not read with."""
+        if stops:
+            return "".join(self.stream(question, task, sampling, stops))
+        with switches.neutral():
+            inputs = self._last_inputs(question, task)
+            return answering.generate_answers(self.model, *inputs, self.room, sampling)[0]
+
+    def stream(
+        self, question: str, task: str = "", sampling: Any = None, stops: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """`answer` in pieces, as they are made."""
+        with switches.neutral():
+            inputs = self._last_inputs(question, task)
+        ends = answering.answer_ends(self.model)
+        tokens = self.model.stream(*inputs, self.room, ends, sampling)
+        each = (int(made[0]) for made in tokens)
+        return streaming.text_pieces(self.model.tokenizer, each, ends, stops)
+
+    def _last_inputs(self, question: str, task: str) -> tuple[Any, np.ndarray, np.ndarray, Any]:
+        """Memory, the last segment's tokens and mask, and the task prompt, to answer from."""
         if not question.strip():
             raise RecallError("An empty question cannot be answered.")
         wanted = self.task_prompt(question, task)
@@ -160,14 +194,20 @@ class Session:
                 f"'{wanted.name}': read the text again with it (--file … --question or --task)."
             )
         k, model = self.prompts.index(wanted), self.model
-        asked = self._asked(self.rest, wanted, sources.question_ids(model.tokenizer, question))
+        asked = self._asked(self.rest, wanted, self._question_ids(question))
         size = model.segment_tokens  # of the whole text only the last, ragged segment is left
         place = answering.layout(len(self.rest), len(asked.question), self.room, size)
         prompt = answering.prompts(model, [asked])
         memory = self._row(k)
         memory = answering.read_contexts(model, [asked], [place], prompt, memory)
-        tail = answering.last_segments(model, [asked], [place])
-        return answering.generate_answers(model, memory, *tail, prompt, self.room)[0]
+        return memory, *answering.last_segments(model, [asked], [place]), prompt
+
+    def _question_ids(self, question: str) -> np.ndarray:
+        """i32[m] of what follows the text."""
+        if self.chat is None:
+            return sources.question_ids(self.model.tokenizer, question)
+        text = self.last_words + self.chat.question(question)
+        return np.asarray(self.model.tokenizer.encode(text), np.int32)
 
     def _whole(self, held: np.ndarray) -> np.ndarray:
         """Bounds of the segments that are sure to end here, whatever text follows."""
@@ -177,8 +217,18 @@ class Session:
 
     def _encoded(self, pieces: Iterable[str]) -> Iterable[np.ndarray]:
         """i32[n] of each piece. Later pieces begin with a space anyway."""
+        if self.chat is not None:
+            return encode_pieces(self.model.tokenizer, self._all_but_last_words(pieces))
         spaced = (sources.context_text(piece) for piece in pieces if not piece.isspace())
         return encode_pieces(self.model.tokenizer, spaced)
+
+    def _all_but_last_words(self, pieces: Iterable[str]) -> Iterator[str]:
+        assert self.chat is not None
+        self.last_words = ""
+        for part in self.chat.split(iter(pieces)):
+            if self.last_words:
+                yield self.last_words
+            self.last_words = part
 
     def _asked(self, context: np.ndarray, prompt: TaskPrompt, tail: Any = ()) -> EncodedQuestion:
         ids = np.asarray(prompt.ids, np.int32)
@@ -201,6 +251,7 @@ class Session:
             "tokens": self.tokens,
             "characters": self.characters,
             "prompts": [[p.name, p.learned, list(p.ids)] for p in self.prompts],
+            "chat": self.chat and self.last_words,
         }
         arrays = {f"memory{i}": np.asarray(x) for i, x in enumerate(leaves)}
         arrays |= {"about": np.array(json.dumps(about)), "rest": self.rest}
@@ -227,7 +278,13 @@ class Session:
                 f"{path} was read by another model: a memory means something only to the weights "
                 "that made it. Read the text again with this one."
             )
+        if (about.get("chat") is None) != (self.chat is None):
+            ways = ("with --chat=no", "with --chat=yes")
+            raise RecallError(
+                f"{path} was read {ways[about.get('chat') is not None]}: ask it so as well."
+            )
         self.tokens, self.characters = about["tokens"], about["characters"]
+        self.last_words = about.get("chat") or ""
         self.prompts = [TaskPrompt(name, n, tuple(ids)) for name, n, ids in about["prompts"]]
         self.rest = rest.astype(np.int32)
         empty = self.model.initial_memory(len(self.prompts))

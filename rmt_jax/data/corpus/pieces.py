@@ -17,7 +17,7 @@ PIECE = 1 << 16  # characters
 LONGEST = 16 * PIECE  # a piece without a gap between words ends here, within a word
 
 # A byte-level tokenizer always starts a token at a single space between two words.
-_GAP = re.compile(r"(?<=\w) (?=[^\W\d_])")
+GAP = re.compile(r"(?<=\w) (?=[^\W\d_])")
 
 
 def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
@@ -37,7 +37,7 @@ def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
         if not more:
             break
         while len(buffer) >= 2 * size:
-            gap = _GAP.search(buffer, searched)
+            gap = GAP.search(buffer, searched)
             if gap is None and len(buffer) < LONGEST:  # no gap between words yet: go on reading
                 searched = len(buffer) - 1
                 break
@@ -52,7 +52,7 @@ def split(text: str) -> Iterator[str]:
     """The pieces of a whole text."""
     start = 0
     while start < len(text):
-        gap = _GAP.search(text, start + PIECE, start + LONGEST)
+        gap = GAP.search(text, start + PIECE, start + LONGEST)
         stop = gap.start() if gap else min(start + LONGEST, len(text))
         yield text[start:stop]
         start = stop

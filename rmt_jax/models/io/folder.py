@@ -16,7 +16,7 @@ from rmt_jax.models.io import torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt"]
+PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt", "*.jinja"]
 OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are there
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 # Checkpoints that come with the package.
