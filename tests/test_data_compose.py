@@ -195,7 +195,7 @@ def test_every_change_keeps_the_budget_and_the_support(change):
             assert s.answer == "unknown" and asked not in " ".join(s.story.facts)
         else:
             assert asked in told and s.answer in told
-        assert len(s.answer_ids) < composer.answer_room
+            assert len(s.answer_ids) < composer.answer_room
 
 
 def test_changes_change():
