@@ -38,7 +38,7 @@ from rmt_jax.models.inputs import (
 from rmt_jax.models.io import hub, weights
 from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.models.sampling import Draw, Sampling
-from rmt_jax.runtime import switches
+from rmt_jax.runtime import startup, switches
 from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
@@ -54,7 +54,8 @@ def load(
     segment_tokens: int = 0,
 ) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
-    backbone (GPT-2, the Llama family), a GGUF file or an authors' checkpoint.
+    backbone (GPT-2, the Llama family), a GGUF file or an authors' checkpoint. What is compiled for
+    it is kept on disk (`runtime.startup.cache`), where the process has no such cache already.
 
     Args:
       name: a local folder or GGUF file, or a name on the hub.
@@ -65,6 +66,7 @@ def load(
     Raises:
       WeightsError: with what was found, what was expected and what to do.
     """
+    startup.cache()
     source = hub.open_source(name, revision)
     if source.guessed:
         log.warning("%s: not said there, so taken as %s", name, "; ".join(source.guessed))

@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # JAX loads only now: --help and wrong arguments answer at once.
         from rmt_jax import api
         from rmt_jax.evaluation import session as recall
+        from rmt_jax.runtime import switches
 
+        switches.make_neutral()
         sampling, model = sampling_of(args), api.load(args.workdir)
         session = recall.Session(model, args.tokens or 0, chat_for(args, model))
         return talk(args, session, stream, source, sampling)

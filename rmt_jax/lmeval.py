@@ -29,6 +29,7 @@ from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, likelihood, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
 from rmt_jax.evaluation.chat import template_of
+from rmt_jax.runtime import switches
 
 NEW_TOKENS = 256  # of a continuation, where the harness does not say how many
 
@@ -197,6 +198,7 @@ def register() -> Any:
 
 
 def main(argv: list[str]) -> int:
+    switches.make_neutral()
     register()
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore
 

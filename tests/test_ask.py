@@ -10,15 +10,17 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
 from commands import exit_code
+from jax.experimental.compilation_cache import compilation_cache
 
 from rmt_jax import ask
 from rmt_jax.config import Data
 from rmt_jax.data import tasks, text_stream
-from rmt_jax.evaluation import answering, sources
+from rmt_jax.evaluation import answering, evaluate, sources
 from rmt_jax.evaluation import session as recall
 
 TEXT = "It rained. Mary went to the garden. " + "The sun shone on the old house again. " * 60
@@ -312,6 +314,34 @@ def test_a_pipe_as_a_file_is_read_once(tmp_path):
     with text_stream.open_text(pipe) as stream:
         assert "".join(text_stream.pieces(stream)) == TEXT
     writer.join()
+
+
+def test_what_was_compiled_once_is_not_again(run, book, tmp_path, monkeypatch):
+    """A second `ask`, and a second evaluation of the same shapes, compile nothing."""
+    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir",
+             "jax_persistent_cache_min_compile_time_secs")  # fmt: skip
+    before = [jax.config.values[name] for name in names]
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    try:
+        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_compilation_cache_dir", None)
+        tiny_run.api.load(run)
+        folder = tmp_path / "cache" / "xla"
+        assert jax.config.values["jax_compilation_cache_dir"] == str(folder)
+        # The programs of tests are compiled faster than what is worth keeping.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        kept = []
+        for _ in range(2):
+            words = ["--workdir", str(run), "--file", str(book), "--question", "Where is Mary?"]
+            assert exit_code(ask.main, [*words, "--quiet"]) == 0
+            evaluate(tiny_run.api.load(run), lengths=["3s"], samples=1, progress=False)
+            kept.append({p.name for p in folder.iterdir()})
+        assert kept[0] == kept[1] and len(kept[0]) >= 3
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_no_checkpoint(book, capsys):

@@ -208,6 +208,9 @@ def test_compiled_programs_that_cannot_be_kept(tmp_path, monkeypatch, capfd):
     seconds = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "kept"))
     try:
+        startup.cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == before  # the tests have it off
+        jax.config.update("jax_enable_compilation_cache", True)
         jax.config.update("jax_compilation_cache_dir", None)
         startup.cache()
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "kept" / "xla")
@@ -216,6 +219,7 @@ def test_compiled_programs_that_cannot_be_kept(tmp_path, monkeypatch, capfd):
         startup.cache()
         assert jax.config.values["jax_compilation_cache_dir"] is None
     finally:
+        jax.config.update("jax_enable_compilation_cache", False)
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     told = capfd.readouterr().err

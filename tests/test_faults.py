@@ -48,7 +48,8 @@ FAULTY_RUN = Path(__file__).with_name("faulty_run.py")
 def cache(tmp_path_factory):
     """Compiled programs shared by the runs of this file and their subprocesses."""
     folder = str(tmp_path_factory.mktemp("xla"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir",
+             "jax_persistent_cache_min_compile_time_secs")  # fmt: skip
     before = [jax.config.values[name] for name in names]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_CACHE", folder)

@@ -12,6 +12,7 @@ from rmt_jax.cli import Usage, split_names
 from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
 from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.report import language
+from rmt_jax.runtime import switches
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """The exit code: 0; 75 where SIGTERM came between, as schedulers send it: then the same command
     continues. Raises RmtError."""
+    switches.make_neutral()
     kept = "answers are kept: the same command continues"
     try:
         with Signals() as signals:

@@ -26,6 +26,7 @@ from rmt_jax.evaluation.answer_log import AnswerLog
 from rmt_jax.evaluation.answering import BLOCK, EncodedQuestion
 from rmt_jax.models import language
 from rmt_jax.results import PerplexityResult, TextBin, TextSums, ratio_error
+from rmt_jax.runtime import switches
 
 SINGLE = 16  # segments that have a bin each, and positions that share one; further ones double
 
@@ -92,6 +93,7 @@ def open_texts(model: Any, data: str, split: str = "") -> Reading:
     return Reading(shown, found, section.description, index)
 
 
+@switches.neutral()
 def measure(
     model: Any,
     reading: Reading,

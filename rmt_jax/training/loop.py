@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmt_jax.cli import progress_bar
 from rmt_jax.config import Config
 from rmt_jax.data import tasks as registry
 from rmt_jax.data.loader import Loader
@@ -82,6 +83,7 @@ class Loop:
         self.rate = optimizer.schedule(config.stages, config.optimizer, scale)
         self.trackers: list[Tracker] = []
         self.profiled: tuple[int, int] = (0, 0)
+        self.ahead = 0.0  # seconds that `compile` took
 
     def compile(self, state: steps.TrainState, loader: Loader, validation: Loader) -> None:
         """Compiles the steps and validations still to come, side by side, and refuses to start what
@@ -103,11 +105,26 @@ class Loop:
                 wanted.setdefault((1, shapes(batch)), check)
         # Hosts tune kernels together: all must compile in one order.
         tasks = list(wanted.values())[: None if hosts == 1 else 1]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
-            programs = list(pool.map(lambda task: task(), tasks))
+        start, cores = time.monotonic(), os.cpu_count() or 1
+        # The compiler holds no lock of Python's. Of a CPU it takes a core and a half a program, and
+        # the next one is traced meanwhile.
+        workers = cores if jax.devices()[0].platform != "cpu" else max(2, cores // 2)
+        bar = progress_bar(
+            len(tasks),
+            "program",
+            shown=startup.owner(),
+            leave=False,
+            desc="compiling",
+            bar_format="{desc} {n_fmt} of {total_fmt} programs [{elapsed}]",
+        )
+        with bar, ThreadPoolExecutor(workers) as pool:
+            programs = []
+            for program in pool.map(lambda task: task(), tasks):
+                programs.append(program)
+                bar.update()
         if programs:  # the largest step first
             hardware.fits(programs[0], jax.local_devices()[0], self.config)
-        self.train.seconds = 0.0
+        self.train.seconds, self.ahead = 0.0, time.monotonic() - start
 
     def run(self, state: steps.TrainState, loader: Loader, validation: Loader) -> steps.TrainState:
         step, total = int(state.step), len(self.stages)
@@ -156,6 +173,8 @@ class Loop:
                         "learning_rate": float(np.asarray(self.rate(step - 1))),
                     }
                     means = window.close()
+                    means["compile_seconds"] += round(self.ahead, 2)
+                    self.ahead = 0.0
                     progress.log(record | means)
                     watch.see(step, stage, means["loss"])  # before anything is saved
                 scores = None

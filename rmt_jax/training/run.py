@@ -110,8 +110,7 @@ def _run(
                 log.info("continuing from step %s", f"{int(start.step):,}")
             loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
             loop.trackers, loop.profiled = trackers, looks.profiled()
-            if jax.devices()[0].platform != "cpu":
-                loop.compile(start, loader, validation)
+            loop.compile(start, loader, validation)
             state = loop.run(start, loader, validation)
         except Diverged as trouble:
             log.warning("%s", rescues.add(trouble))
