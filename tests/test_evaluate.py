@@ -305,6 +305,19 @@ def test_progress_counts_what_texts_really_hold(capsys):
     assert "100% |" in capsys.readouterr().err
 
 
+def test_the_time_left_knows_nothing_of_compiling(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with TokenProgress(Counter({"1k": 4000}), shown=True) as progress:
+        for seconds in (60, 1):  # the first batch compiles
+            clock[0] += seconds
+            progress.add_tokens(1000)
+            progress.batch_done("qa1_1k", "1k", [], nominal=1000)
+        said = str(progress.bar)
+    assert "00:01<00:02, 1.00ktok/s" in said
+
+
 def test_command_line(run, tmp_path, capsys):
     words = ["--workdir", str(run), "--tasks", "qa1", "--lengths", "1s", "--samples", "2"]
     assert (

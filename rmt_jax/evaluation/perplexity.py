@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from rmt_jax import models
-from rmt_jax.cli import progress_bar
+from rmt_jax.cli import progress_bar, restart_clock
 from rmt_jax.config import Texts
 from rmt_jax.data import segmentation, tasks
 from rmt_jax.data.corpus import documents, texts
@@ -135,8 +135,12 @@ def measure(
     asked = EncodedQuestion(empty, empty, ids, reading.task_index)
     prompt = answering.prompts(model, [asked] * size)
     done = {record.number: record for record in log.records}
-    with progress_bar(int(lengths.sum()), "tok", shown=progress, unit_scale=True) as bar:
+    with progress_bar(
+        int(lengths.sum()), "tok", shown=progress, unit_scale=True, smoothing=0
+    ) as bar:
         for first in range(0, count, size):
+            if first == size:
+                restart_clock(bar)
             group = [int(number) for number in order[first : first + size]]
             if not done.keys() >= set(group):  # of a group all are read again: the same program
                 found = [reading.texts.text(number)[:most] for number in group]
