@@ -17,7 +17,7 @@ import tiny_run
 from commands import exit_code
 from jax.experimental.compilation_cache import compilation_cache
 
-from rmt_jax import ask
+from rmt_jax import ask, cli
 from rmt_jax.config import Data
 from rmt_jax.data import tasks, text_stream
 from rmt_jax.evaluation import answering, evaluate, sources
@@ -140,8 +140,8 @@ def test_other_writings_stream_too(monkeypatch):
 
 
 def test_a_writing_without_spaces_is_not_held_whole(monkeypatch):
-    monkeypatch.setattr(text_stream, "LONGEST", 400)
-    monkeypatch.setattr(text_stream, "PIECE", 100)
+    monkeypatch.setattr("rmt_jax.data.corpus.pieces.LONGEST", 400)
+    monkeypatch.setattr("rmt_jax.data.corpus.pieces.PIECE", 100)
     text = "玛丽走进花园拿起牛奶" * 300
     parts = list(text_stream.pieces(io.StringIO(text), 100))
     assert "".join(parts) == text and max(map(len, parts)) <= 500
@@ -219,6 +219,27 @@ def test_guess():
     assert tasks.guess("What did Fred give to Bill?", both) == "qa5"
     assert tasks.guess("Is the box bigger than the chest?", both) == "qa18"
     assert tasks.guess("Why?", both) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "task", "told"),
+    [
+        ("Where is Mary?", "", ""),
+        ("What did Fred give to Bill?", "", ""),
+        ("Is the box bigger than the chest?", "", "is of qa18, and this model was trained on qa1"),
+        ("Is the box bigger than the chest?", "qa1", "is of qa18, and"),
+        ("How odd is it?", "qa7", "is of qa7, and this model was trained on qa1, qa5: its answer"),
+        ("Why is it dark?", "Say why.", "is of no form that it knows, and this model was trained"),
+    ],
+)
+def test_a_question_of_a_kind_that_was_not_trained(model, capfd, question, task, told):
+    cli.log_to_stderr()
+    held = recall.Session(model)
+    held.read(text_stream.pieces(io.StringIO("Mary went.")), held.prompts_for([question], task))
+    capfd.readouterr()
+    assert held.answer(question, task) is not None
+    said = capfd.readouterr().err
+    assert told in said if told else said == ""
 
 
 def test_command_line(run, book, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import difflib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rmt_jax.evaluation.chat import ROOM, Chat
 from rmt_jax.files import atomic_open
 from rmt_jax.runtime import switches
 
+log = logging.getLogger(__name__)
 TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
 
 
@@ -90,6 +92,22 @@ class Session:
         ids = sources.prompt_ids(config.prompt, self.model.tokenizer, description, question)
         shown = name if source == "description" else f"{name} {question}".strip()
         return TaskPrompt(shown, 0, tuple(ids.tolist()))
+
+    def doubt(self, question: str, task: str = "") -> str:
+        """Why an answer may mean nothing, in a sentence: no task that the model was trained on asks
+        such questions. '' where one does, or may (a task whose questions have no set form)."""
+        data = self.model.config.data
+        trained = [tasks.create(name, data) for name in tasks.question_tasks(data)]
+        asked = [one.matches(question) or not one.question_forms for one in trained]
+        if self.chat is not None or not trained or any(asked):
+            return ""
+        named = task if tasks.exists(task, data) and task not in data.tasks else ""
+        other = tasks.guess(question, data) or named
+        kind = f"of {other}" if other else "of no form that it knows"
+        return (
+            f"'{question}' is {kind}, and this model was trained on"
+            f" {', '.join(one.name for one in trained)}: its answer may mean nothing"
+        )
 
     def prompts_for(self, asked: Sequence[str], task: str = "") -> list[TaskPrompt]:
         """The distinct prompts that these questions need; for no question yet, those of `task` or
@@ -187,6 +205,8 @@ class Session:
         if not question.strip():
             raise RecallError("An empty question cannot be answered.")
         wanted = self.task_prompt(question, task)
+        if doubt := self.doubt(question, task):
+            log.warning("%s", doubt)
         if wanted not in self.prompts:
             known = ", ".join(repr(t.name) for t in self.prompts)
             raise RecallError(
