@@ -43,6 +43,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--babi", default="", help="folder of bAbI files for --data official")
     add("--lengths_by", default="", help="tokenizer that counts the lengths, e.g. GPT-2's folder")
     add("--background", default="", help="builtin | none | a folder of books (default: config's)")
+    add(
+        "--background_split",
+        default="",
+        choices=("", "train", "validation", "test", "all"),
+        help="of the background alone; all: of texts that training never saw (default: --split's)",
+    )
     add("--split", default="", choices=("train", "validation", "test"))
     add("--perturb", default="", help="new_people,new_places,paraphrase,…: see data/perturb.py")
     add("--perplexity", action="store_true", help="how well texts are predicted, asking nothing")

@@ -25,6 +25,7 @@ from pathlib import Path
 from rmt_jax import cli
 from rmt_jax.config import Data, import_extensions
 from rmt_jax.data import tasks
+from rmt_jax.data.corpus import documents
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.records import (
     TASKS,
@@ -87,6 +88,8 @@ def _write_ruler(args: argparse.Namespace) -> int:
     """RULER's files (`data.ruler_files`): every `num_shards`-th task where machines share them."""
     from rmt_jax.data import ruler_files
 
+    if args.background_split:
+        raise cli.Usage("--background_split is not for --format ruler, whose texts have a split.")
     names = (
         ruler_files.TASKS if args.tasks == ",".join(TASKS) else tuple(cli.split_names(args.tasks))
     )
@@ -115,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
         background=args.background,
         tokenizer=args.tokenizer,
         split=args.split,
+        background_split=args.background_split,
     )
     lengths = cli.split_names(args.lengths)
     for length in lengths:
@@ -170,10 +174,18 @@ def _check_beam() -> None:
 
 
 def _recipe_of(recipe: Recipe, name: str) -> dict:
-    found = asdict(recipe)
+    found = _said(recipe)
     if not name.startswith("babilong/"):
         del found["tasks"]  # a JSON file holds one task
     return json.loads(json.dumps(found))
+
+
+def _said(recipe: Recipe) -> dict:
+    """Without what an earlier version did not have, where that says nothing."""
+    found = asdict(recipe)
+    if not recipe.background_split:
+        del found["background_split"]
+    return found
 
 
 def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
@@ -206,7 +218,7 @@ def _note(out: Path, name: str, recipe: Recipe) -> None:
 
 def _folder(recipe: Recipe, out: Path) -> Path:
     """Parts of one recipe: another seed, tokenizer or number of samples is another folder."""
-    text = json.dumps({**asdict(recipe), "length": "", "tasks": ""}, sort_keys=True)
+    text = json.dumps({**_said(recipe), "length": "", "tasks": ""}, sort_keys=True)
     return out / ".parts" / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -277,6 +289,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=cli.seed, default=0)
     add("--split", choices=("train", "validation", "test"), default="test",
         help="of the background and of simulated stories; default test")  # fmt: skip
+    add("--background_split", default="", choices=("", *documents.SPLITS, "all"),
+        help="of the background alone; all: of texts that nothing was trained on")  # fmt: skip
     add("--babi_dir", default="", help="official facts from here, in file order (BABILong's rows)")
     add("--part", choices=("train", "validation", "test"), default="test",
         help="which official files; default test")  # fmt: skip

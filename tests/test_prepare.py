@@ -170,6 +170,19 @@ def test_bad_requests_are_sentences(tmp_path, capsys, arguments, what, monkeypat
     assert left == []
 
 
+def test_background_that_has_no_splits(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "books").mkdir()
+    text = "It was a dark night, and the wind howled around the old stones of the tower. " * 40
+    (tmp_path / "books" / "a.txt").write_text(text)
+    words = ["--out", str(tmp_path / "out"), "--format", "json", "--tasks", "qa1", "--samples", "2"]
+    words += ["--lengths", "1k", "--background", str(tmp_path / "books"), "--background_split"]
+    assert exit_code(prepare.main, [*words, "all"]) == 0
+    rows = json.loads((tmp_path / "out" / "qa1" / "1k.json").read_text())
+    assert len(rows) == 2 and all("dark night" in row["input"] for row in rows)
+    assert exit_code(prepare.main, [*words, "train"]) == 2  # made with something else
+
+
 def test_beam_that_is_not_there_is_named_with_its_extra(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
     assert run(tmp_path / "out", "--beam") == 2

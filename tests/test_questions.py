@@ -152,6 +152,22 @@ def test_official_questions_that_come_again_are_said(model, tmp_path, capfd):
     assert capfd.readouterr().err == told  # once
 
 
+def test_a_folder_that_training_never_saw_is_taken_whole(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "books").mkdir()
+    text = "It was a dark night, and the wind howled around the old stones of the tower. " * 40
+    (tmp_path / "books" / "a.txt").write_text(text)  # one book has one split
+    books = str(tmp_path / "books")
+    with pytest.raises(sources.QuestionError, match="--background_split all"):
+        for split in ("validation", "test"):
+            sources.open_source("generated", model, split=split, background=books)
+    source = sources.open_source("generated", model, background=books, background_split="all")
+    assert source.ask("qa1", "2s", range(1))[0].facts
+    (tmp_path / "qa1").mkdir()
+    with pytest.raises(sources.QuestionError, match="which --background_split cannot change"):
+        sources.open_source(str(tmp_path), model, background_split="all")
+
+
 def test_what_files_cannot_be_told(model, tmp_path):
     with pytest.raises(sources.QuestionError, match="which --split and --lengths_by cannot"):
         sources.open_source(str(tmp_path), model, split="test", lengths_by="nobody/has-it")

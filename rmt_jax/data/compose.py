@@ -70,6 +70,7 @@ class Composer:
     Args:
       tasks: instead of those of `data.tasks`.
       window: the part of the background in which facts may stand.
+      background_split: of the background alone, or 'all' of it; '': `split`.
       change: a perturbation of `data.perturb` (those of the description concern the prompt, not
         the sample).
     """
@@ -84,6 +85,7 @@ class Composer:
         tasks: Mapping[str, Task] | None = None,
         window: tuple[float, float] = NO_WINDOW,
         change: str = "",
+        background_split: str = "",
     ):
         self.tokenizer, self.split, self.segment_tokens = tokenizer, split, segment_tokens
         self.align = data.align
@@ -99,7 +101,7 @@ class Composer:
             source = perturb.other_background(source)
         self.background = None
         if source != "none":
-            self.background = background.load(source, tokenizer, split)
+            self.background = background.load(source, tokenizer, background_split or split)
         self._data, self._others = data, dict[str, Task]()
         self.finite = FiniteTasks(
             self.task, tokenizer, split, segment_tokens, data.align, self.answer_room
@@ -328,7 +330,9 @@ class Composer:
         if kind not in HARD_NEGATIVES:
             raise DataError(f"There are no hard negatives {kind!r}: they are 'found' or 'made'.")
         if kind == "made":
-            return hard_negatives.background(self.background.name, self.tokenizer, self.split)
+            return hard_negatives.background(
+                self.background.name, self.tokenizer, self.background.split
+            )
         words = {word for task in self.tasks.values() for word in task.fact_words}
         if not words:
             raise DataError(

@@ -49,6 +49,7 @@ def _run(args: argparse.Namespace) -> int:
         seed=args.seed,
         babi=args.babi,
         background=args.background,
+        background_split=args.background_split,
         lengths_by=args.lengths_by,
     )
     tasks, lengths = split_names(args.tasks), split_names(args.lengths)
@@ -84,7 +85,16 @@ def _run(args: argparse.Namespace) -> int:
 
 def measure_and_report(args: argparse.Namespace, model: Model, out: Path) -> int:
     """How well texts are predicted, into OUT and as a table for the terminal. Raises RmtError."""
-    given = ("tasks", "lengths", "babi", "lengths_by", "background", "perturb", "suite")
+    given = (
+        "tasks",
+        "lengths",
+        "babi",
+        "lengths_by",
+        "background",
+        "background_split",
+        "perturb",
+        "suite",
+    )
     unused = [f"--{name}" for name in (*given, "inspect", "teacher_forced") if getattr(args, name)]
     if unused:
         raise Usage(f"--perplexity asks no questions, so leave out {', '.join(unused)}.")

@@ -5,6 +5,7 @@ under ten tokens are left out when the arrays are made (the authors skip them wh
 haystack is one slice, however long. Nothing is held in memory.
 """
 
+import shutil
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +17,11 @@ from rmt_jax.data.corpus import documents
 from rmt_jax.data.corpus.cache import build, map_array, token_type
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.tokenizer import Tokenizer
-from rmt_jax.files import cache_folder
+from rmt_jax.files import atomic_open, cache_errors, cache_folder
 
 MIN_TOKENS = 10  # shorter sentences are skipped (BABILong)
 VERSION = 3  # of the arrays and of the sentence splitter
+ALL = "all"  # in place of a split
 _BLOCK = 2000  # sentences tokenised at a time
 
 
@@ -38,7 +40,9 @@ class Background:
         if len(starts) < 2:
             raise DataError(
                 f"Background {name!r} has no sentence of {MIN_TOKENS} tokens or more in its "
-                f"{split} split: give more text (documents go 8:1:1 to train, validation, test)."
+                f"{split} split: give more text (documents go 8:1:1 to train, validation, test), or"
+                " take all of texts that training never saw: --background_split all, of"
+                " rmt_jax.evaluate and rmt_jax.prepare."
             )
 
     @property
@@ -91,13 +95,14 @@ def of_sentences(sentences: tuple[str, ...], tokenizer: Tokenizer) -> Background
 
 
 def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
-    """The background of a split ('train', 'validation', 'test'), made on first use.
+    """The background of a split ('train', 'validation', 'test', or 'all': one after another), made
+    on first use.
 
     `source` is 'builtin' or a folder of .txt files. Raises DataError for a missing or empty
     folder and for files that are not text.
     """
-    if split not in documents.SPLITS:
-        raise DataError(f"Unknown split {split!r}: one of {', '.join(documents.SPLITS)}.")
+    if split not in (*documents.SPLITS, ALL):
+        raise DataError(f"Unknown split {split!r}: one of {', '.join(documents.SPLITS)}, {ALL}.")
     folder = cache_folder() / "background" / key(source, tokenizer)
     return _open(str(folder), source, tokenizer, split)
 
@@ -120,6 +125,9 @@ def key(source: str, tokenizer: Tokenizer) -> str:
 def _open(folder_name: str, source: str, tokenizer: Tokenizer, split: str) -> Background:
     folder = Path(folder_name)
     build(folder, lambda made: _make(made, source, tokenizer))
+    if split == ALL and not (folder / f"{ALL}.starts").is_file():
+        with cache_errors(folder):
+            _join(folder)
     tokens = map_array(folder / f"{split}.tokens", token_type(tokenizer))
     starts = map_array(folder / f"{split}.starts", np.dtype(np.int64))
     return Background(tokens, starts, source, split)
@@ -141,6 +149,20 @@ def _make(made: Path, source: str, tokenizer: Tokenizer) -> None:
         for tokens, starts in files.values():
             tokens.close()
             starts.close()
+
+
+def _join(folder: Path) -> None:
+    """Writes the arrays of all splits, one after another."""
+    at, starts = 0, []
+    with atomic_open(folder / f"{ALL}.tokens", binary=True) as joined:
+        for split in documents.SPLITS:
+            with open(folder / f"{split}.tokens", "rb") as part:
+                shutil.copyfileobj(part, joined)
+            found = np.fromfile(folder / f"{split}.starts", np.int64)
+            starts.append(found[:-1] + at)
+            at += int(found[-1])
+    with atomic_open(folder / f"{ALL}.starts", binary=True) as joined:
+        joined.write(np.concatenate([*starts, [at]]).astype(np.int64).tobytes())
 
 
 def _append(files, at: int, text: str, tokenizer: Tokenizer) -> int:

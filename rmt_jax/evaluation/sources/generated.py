@@ -25,7 +25,8 @@ class Generated:
     """Stories hidden in background, and documents, of the tasks that `data` settings give.
 
     lengths_by: a tokenizer (GPT-2's, to stand beside published figures) that counts lengths; the
-    model then reads the same text in its own tokens. Raises QuestionError.
+    model then reads the same text in its own tokens. background_split: of the background alone, or
+    'all' of it. Raises QuestionError.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Generated:
         seed: int | None = None,
         data: Any = None,
         lengths_by: Any = None,
+        background_split: str = "",
     ):
         self.model, self.split = model, split
+        self.background_split = background_split or split
         self.seed = model.config.evaluation.seed if seed is None else seed
         self.data = data or model.config.data
         self.counter = lengths_by or model.tokenizer
@@ -58,6 +61,7 @@ class Generated:
                     self.split,
                     segment_tokens=self.model.segment_tokens,
                     change=key[0],
+                    background_split=self.background_split,
                 )
         return self.composers[key]
 
@@ -65,7 +69,7 @@ class Generated:
         source, read = self.data.background, []
         with question_errors():
             if source != "none":
-                text = background.load(source, self.counter, self.split)
+                text = background.load(source, self.counter, self.background_split)
                 read += [text.tokens, text.starts]
             found = tasks.create_all(self.data).values()
             files = dict.fromkeys(path for task in found for path in task.files())
