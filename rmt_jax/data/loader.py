@@ -13,15 +13,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rmt_jax.config import Config, ConfigError, Facts, Stage
-from rmt_jax.data import tasks
+from rmt_jax.data import prompts, tasks
 from rmt_jax.data.collate import collate
 from rmt_jax.data.compose import Composer, Sample
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.story import OFFICIAL, Passage, StoryOptions
 from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.errors import RmtError
 from rmt_jax.types import Batch
 
+TRIED = 50  # samples of a task whose prompts are looked at
 NEW_NAMES = ("people", "places", "objects")
 SHORT = 7  # facts
 PROBE = 18  # tokens of the longest question and of ANSWER
@@ -42,6 +44,7 @@ class Loader:
             config.data, tokenizer, split, segment_tokens=config.model.segment_tokens
         )
         self.composer.open()
+        self._check_prompts()
         self.stages = config.stages
         self._shares: list[np.ndarray | None] = [None] * len(self.stages)
         if split == "train":
@@ -50,6 +53,21 @@ class Loader:
         self._ends = np.cumsum(steps)
         rows = np.array([stage.batch for stage in self.stages]) * steps
         self._first = np.concatenate([[0], np.cumsum(rows)])  # number of a stage's first sample
+
+    def _check_prompts(self) -> None:
+        """Raises DataError for a task prompt that is too long, before anything is trained: of every
+        task, and with a question in it of the longest row, or of the first samples."""
+        prompt, options = self.config.prompt, StoryOptions(tokenizer=self.tokenizer)
+        for task in self.composer.tasks.values():
+            questions = [""]
+            if prompt.source in ("question", "both") and not task.models_language:
+                sizes = task.sizes(self.split, self.tokenizer)
+                longest = range(TRIED) if sizes is None else sizes[:, 1].argsort()[-1:].tolist()
+                with contextlib.suppress(RmtError):  # of a task without enough samples
+                    made = (task.sample(self.split, 0, row, options) for row in longest)
+                    questions += [getattr(sample, "question", "") for sample in made]
+            for question in questions:
+                prompts.ids(prompt, self.tokenizer, task.description, question)
 
     @property
     def steps(self) -> int:
