@@ -72,8 +72,8 @@ class Tokenizer:
         character of such a token is a byte."""
         found = np.zeros(self.vocab_size, np.int64)
         for i in range(self.vocab_size):
-            found[i] = len(self._inner.id_to_token(i) or "")
-        for i, token in self._inner.get_added_tokens_decoder().items():
+            found[i] = len(self.inner.id_to_token(i) or "")
+        for i, token in self.inner.get_added_tokens_decoder().items():
             if i < len(found):
                 found[i] = len(token.content.encode())
         return found
