@@ -45,7 +45,7 @@ class TokenProgress:
     ) -> None:
         """After a batch of texts of `length`, nominally `nominal` tokens in all; `records` are all
         answers so far of the task and length that are called `name`."""
-        if not self.nominal:
+        if not self.nominal and nominal < self.unread.total():
             restart_clock(self.bar)
         self.unread[length] -= nominal
         self.nominal[length] += nominal

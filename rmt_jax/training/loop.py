@@ -90,7 +90,10 @@ class Loop:
         will not fit later (ConfigError)."""
         hosts, size = jax.process_count(), self.config.evaluation.batch
         firsts: dict[tuple[int, int], int] = {}
+        every = sum(len(stage.buckets) for stage in self.config.stages if stage.steps)
         for step in range(int(state.step), len(self.stages)):
+            if len(firsts) == every:
+                break
             firsts.setdefault((self.stages[step], loader.segments_at(step)), step)
         wanted: dict[tuple, Callable[[], jax.stages.Compiled]] = {}
         for step in sorted(firsts.values(), key=loader.tokens_at, reverse=True):
@@ -125,6 +128,8 @@ class Loop:
         if programs:  # the largest step first
             hardware.fits(programs[0], jax.local_devices()[0], self.config)
         self.train.seconds, self.ahead = 0.0, time.monotonic() - start
+        if startup.owner():
+            log.info("%s programs compiled in %.0f s", len(programs), self.ahead)
 
     def run(self, state: steps.TrainState, loader: Loader, validation: Loader) -> steps.TrainState:
         step, total = int(state.step), len(self.stages)
