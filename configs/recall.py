@@ -1,14 +1,16 @@
 """Associative recall: how many pairs does a memory hold? (ARMT, arXiv 2407.04841; docs/suites.md)
 
+    python -m rmt_jax.train --config configs/recall.py:segment --workdir runs/segment
     python -m rmt_jax.train --config configs/recall.py:delta --workdir runs/delta
     python -m rmt_jax.train --config configs/recall.py:armt --workdir runs/armt
     python -m rmt_jax.train --config configs/recall.py:prmt --workdir runs/prmt
     python -m rmt_jax.train --config configs/recall.py:rmt --workdir runs/rmt
     python -m rmt_jax.report runs/delta runs/armt runs/prmt runs/rmt --capacity --out runs/capacity
 
-A preset is a memory cell; --config.model.memory_tokens and --config.model.d_mem are the sizes of
-its memory. The model is tiny and starts from random weights: few pairs first, asked after most of
-them, then more segments.
+Three minutes each on two cores. `segment` teaches a tiny model without a memory, from random
+weights, to find a value behind its key within one segment. The other presets are memory cells, which
+start from it: as in the paper a segment holds a pair or two. --config.model.memory_tokens (rmt,
+prmt) and --config.model.d_mem (armt, delta) are the sizes of a memory.
 """
 
 import dataclasses
@@ -25,7 +27,9 @@ from rmt_jax.config import (
     Stage,
 )
 
-CELLS = ("delta", "armt", "prmt", "rmt")
+# Memory tokens by cell: two of ARMT write the two pairs of a segment, those of RMT and PRMT are all
+# that the memory is.
+CELLS = {"delta": 0, "armt": 2, "prmt": 16, "rmt": 16}
 MODEL = Model(
     cell="none",
     layers=2,
@@ -34,8 +38,8 @@ MODEL = Model(
     positions="alibi",
     conv_width=4,
     segment_tokens=32,
-    memory_tokens=8,
-    d_mem=32,
+    d_mem=64,
+    nu=1,
     scan_layers=False,
     remat=False,
     dtype="float32",
@@ -53,14 +57,14 @@ def get_config(preset: str = "delta") -> Config:
 
 
 def segment() -> Config:
-    """First, without a memory: keys and values of one segment."""
+    """First, without a memory: eight pairs and questions about them in one segment."""
     return Config(
         model=MODEL,
         prompt=Prompt(source="none"),
         data=Data(
             tasks=("recall",),
             background="none",
-            # A pair takes four tokens.
+            # A pair takes four tokens, and so does a question with its answer.
             task_options={"recall": {"key_size": 1, "key_symbols": 1024, "value_symbols": 16}},
         ),
         optimizer=Optimizer(
@@ -80,18 +84,16 @@ def segment() -> Config:
 
 
 def cell(name: str) -> Config:
-    """Then with a memory, over more and more segments."""
+    """Then with a memory, over segments of two pairs, or of one and a question."""
     config = segment()
     return config.replace(
         init="runs/segment",
-        model=dataclasses.replace(MODEL, cell=name),
-        stages=(
-            stage(2, 400, 0.02, (1.0, 0.5)),
-            stage(4, 400, 0.015, (0.5, 0.2)),
-            stage(8, 400, 0.01, (0.2, 0.0)),
-        ),
+        model=dataclasses.replace(MODEL, cell=name, segment_tokens=8, memory_tokens=CELLS[name]),
+        optimizer=dataclasses.replace(config.optimizer, adam_learning_rate=3e-3),
+        stages=(stage(4, 700, 0.01, (1.0, 0.3)), stage(16, 400, 0.01, (1.0, 0.3, 0.0))),
+        # 1, 3, 7, 15, 31, 63, 127, 255 pairs
         evaluation=Evaluation(
-            lengths=("1s", "2s", "4s", "8s", "16s", "32s", "64s", "128s"), samples=400, batch=100
+            lengths=("1s", "2s", "4s", "8s", "16s", "32s", "64s", "128s"), samples=300, batch=100
         ),
     )
 

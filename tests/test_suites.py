@@ -164,9 +164,11 @@ def test_a_recall_text_is_full_to_the_last_pair():
         len(composer("recall", task_options={"recall": every}).sample("recall", "39", 0, 0)[1])
         == 36
     )
+    cut = composer("recall", segment=8, task_options=made.tasks["recall"].data.task_options)
     for segments in (1, 2, 7):  # and a question with its answer as many as a pair
-        sample = composer("recall", segment=8, task_options=made.tasks["recall"].data.task_options)
-        assert len(sample.sample("recall", f"{segments}s", 0, 0).facts) == 2 * segments - 1
+        assert len(cut.sample("recall", f"{segments}s", 0, 0).facts) == 2 * segments - 1
+        asked = cut.sample("recall", f"{segments}s", 0, 0, StoryOptions(question_rate=1.0))
+        assert len(asked.facts) == segments and len(asked.context_questions) == segments - 1
     long = made.sample("recall", "6000", 0, 0)
     assert len(long.story.facts) == 1500 and len(long.facts) == 1500
 

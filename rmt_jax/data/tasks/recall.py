@@ -152,9 +152,10 @@ class Recall(Task):
             asked = options.question_rate > 0 and rng.uniform() < options.question_rate
             pair = Pair(key, value, asked)
             if room is not None and tokenizer:
-                total += self._tokens(pair, tokenizer)
+                total += len(tokenizer.sentence(self._sentence(pair)))
                 if total > room:
                     return
+                total += self._question_tokens(pair, tokenizer)  # where another pair follows
             yield pair
 
     def _new_key(self, rng: AddressedRng, held: dict[int, int]) -> int:
@@ -169,13 +170,13 @@ class Recall(Task):
             pass
         return key
 
-    def _tokens(self, pair: Pair, tokenizer: Tokenizer) -> int:
-        """Of a pair, and of a question on the way behind it: all keys and values take as many."""
-        tokens = len(tokenizer.sentence(self._sentence(pair)))
-        if pair.asked:  # question, ANSWER, answer, END
-            tokens += len(tokenizer.sentence(self._key(pair.key))) + 2
-            tokens += len(tokenizer.sentence(self._value(pair.value)))
-        return tokens
+    def _question_tokens(self, pair: Pair, tokenizer: Tokenizer) -> int:
+        """Of the question on the way that may follow a pair: the key, ANSWER, the answer, END. All
+        keys and values take about as many."""
+        if not pair.asked:
+            return 0
+        found = len(tokenizer.sentence(self._key(pair.key)))
+        return found + len(tokenizer.sentence(self._value(pair.value))) + 2
 
     def _least(self, tokenizer: Tokenizer) -> int:
         """Tokens of the shortest pair."""
