@@ -121,7 +121,7 @@ def test_auto_is_what_was_measured(monkeypatch):
     one = jax.tree.map(lambda x: x[:1], batch)
     way = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for name in ("recurrence.answers", "diagonal.answer_logits"):
+    for name in ("recurrence.answers", "diagonal.answers"):
         module, function = name.split(".")
         made = getattr(getattr(schedule, module), function)
         monkeypatch.setattr(
