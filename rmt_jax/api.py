@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 def load(name: str | Path, *, revision: str | None = None, dtype: str | None = None) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
-    backbone (GPT-2, the Llama family), a GGUF file or an authors' checkpoint.
+    backbone (GPT-2, the Llama family, Gemma 3, GPT-NeoX), a GGUF file or an authors' checkpoint.
 
     Args:
       name: a local folder or GGUF file, or a name on the hub.

@@ -280,7 +280,7 @@ def folder(path, said, flat=None):
         ({"num_attention_heads": 3}, "config.json can't be a llama: "),
         (UNTYPED | {"num_attention_heads": 3}, "num_attention_heads = 3: put the model's own"),
         (UNTYPED | {"num_attention_heads": None}, "= None: put the model's own"),
-        ({"model_type": "gemma3_text"}, "model_type = 'gemma3_text', but only"),
+        ({"model_type": "gemma2"}, "model_type = 'gemma2', but only"),
     ],
 )
 def test_variants_that_it_does_not_compute(tmp_path, said, sentence):
@@ -312,7 +312,7 @@ def test_the_window_bounds_the_segment(tmp_path):
 def test_a_long_context_is_read_in_segments(tmp_path):
     path, _ = folder(tmp_path / "model", {"max_position_embeddings": 8192, "eos_token_id": [5, 7]})
     opened = hub.open_source(path)
-    assert opened.config.model.segment_tokens == hub.SEGMENT and opened.ends == (5,)
+    assert opened.config.model.segment_tokens == hub.SEGMENT and opened.ends == (5, 7)
     assert opened.guessed == ("segment_tokens 1,024 (of a context of 8,192)",)
 
 
