@@ -54,8 +54,8 @@ def load(
     segment_tokens: int = 0,
 ) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
-    backbone (GPT-2, the Llama family), a GGUF file or an authors' checkpoint. What is compiled for
-    it is kept on disk (`runtime.startup.cache`), where the process has no such cache already.
+    backbone (GPT-2, the Llama family, Gemma 3, GPT-NeoX), a GGUF file or an authors' checkpoint. What
+    is compiled for it is kept on disk (`runtime.startup.cache`), unless the process keeps it already.
 
     Args:
       name: a local folder or GGUF file, or a name on the hub.
@@ -355,12 +355,9 @@ class Model:
         return self.answers(text, [question], task)[0]
 
     def answers(self, text: str, questions: Sequence[str], task: str = "") -> list[str]:
-        """The answers to questions about a text, which is read once for all of them.
-
-        task: name of the task that all are of, or its description in your words; empty: the model's
-        only task, or the one whose questions have this form. Raises `session.RecallError` where it
-        is needed and not known, and for an empty text.
-        """
+        """The answers to questions about a text, which is read once for all of them. `task`: its
+        name, or a description in your words; empty: the model's only task, or the one whose
+        questions have this form. Raises `session.RecallError` where it is needed and not known."""
         from rmt_jax.evaluation.session import answers
 
         return answers(self, text, questions, task)

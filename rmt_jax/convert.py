@@ -6,7 +6,7 @@ and the mean of several.
   python -m rmt_jax.convert adapter --workdir WORKDIR --out FOLDER
   python -m rmt_jax.convert mean --of RUN:0.7 RUN:0.3 --out WORKDIR
 
-`import` takes GPT-2, a model of the Llama family, or an RMT or ARMT checkpoint around one
+`import` takes GPT-2, a model of the Llama family, Gemma 3 or GPT-NeoX, or RMT or ARMT around one
 (model.safetensors or pytorch_model.bin), without torch; of the Llama family also a GGUF file, with
 its tokenizer (extra `gguf`); adapters in PEFT's layout with the model that they belong to. `export`
 writes model.safetensors under the authors' names with config.json, generation_config.json,

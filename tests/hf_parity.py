@@ -40,7 +40,9 @@ def check_logits_and_gradients(module: Any, folder: Path) -> None:
     (_, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
     np.testing.assert_allclose(logits, output.logits.detach().numpy(), rtol=0, atol=2e-5)
     flat = {name: np.asarray(g) for name, g in weights.flatten(grads).items()}
-    found = names.to_theirs(flat, BACKBONES[model.config.model.backbone], CELLS["none"])
+    backbone = BACKBONES[model.config.model.backbone]
+    found = names.to_theirs(flat, backbone, CELLS["none"])
+    found[backbone.hf.head_too] = found[backbone.hf.head]
     for name, parameter in module.named_parameters():
         wanted = parameter.grad.numpy()
         assert np.abs(found[name] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name

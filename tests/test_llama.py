@@ -280,7 +280,7 @@ def folder(path, said, flat=None):
         ({"num_attention_heads": 3}, "config.json can't be a llama: "),
         (UNTYPED | {"num_attention_heads": 3}, "num_attention_heads = 3: put the model's own"),
         (UNTYPED | {"num_attention_heads": None}, "= None: put the model's own"),
-        ({"model_type": "gemma3_text"}, "model_type = 'gemma3_text', but only"),
+        ({"model_type": "gemma2"}, "model_type = 'gemma2', but only"),
     ],
 )
 def test_variants_that_it_does_not_compute(tmp_path, said, sentence):

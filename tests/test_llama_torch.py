@@ -1,5 +1,5 @@
-"""The Llama family against Hugging Face's models in PyTorch: logits, gradients, greedy ids, weights
-both ways, and RMT around them."""
+"""The Llama family, Gemma 3 and GPT-NeoX against Hugging Face's models in PyTorch: logits,
+gradients, greedy ids, weights both ways; RMT and ARMT around Llama."""
 
 import json
 import warnings
@@ -26,7 +26,23 @@ FAMILY = {
     "mistral": ("mistral", {"sliding_window": 64, "head_dim": 6}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 8}),
-}
+    "gemma3": ("gemma3_text", {
+        "head_dim": 8, "query_pre_attn_scalar": 11, "sliding_window": 64, "num_hidden_layers": 3,
+        "pad_token_id": None,  # torch gives the padding's row no gradient
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    }),
+    "pythia": ("gpt_neox", {"hidden_size": 32}),
+    "neox in a row": ("gpt_neox", {
+        "use_parallel_residual": False, "hidden_act": "gelu_fast", "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0
+        },
+    }),
+}  # fmt: skip
 VOCAB = hf_parity.VOCAB
 
 

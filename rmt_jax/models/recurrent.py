@@ -236,7 +236,8 @@ class RecurrentModel(nnx.Module):
             params["memory"] = nnx.split(self.memory.layers)[1]  # pyright: ignore
         if hasattr(self, "adapters"):
             params["adapters"] = nnx.split(self.adapters)[1]
-        return params | {"constants": self.memory.layer_constants()}
+        constants = {"block": self.backbone.layer_constants()}
+        return params | {"constants": constants | {"memory": self.memory.layer_constants()}}
 
     def per_layer_params(self) -> list[Any]:
         """`stacked_params` of each layer by itself; empty where layers run as a compiled loop.
@@ -318,12 +319,13 @@ class RecurrentModel(nnx.Module):
 
     def _layer_modules(self, params: dict[str, Any]) -> tuple[Block, CellLayer]:
         block = nnx.merge(nnx.split(self.backbone.blocks)[0], params["block"])
+        block.constants = nnx.data(params["constants"]["block"])
         if "adapters" in params:
             nnx.merge(nnx.split(self.adapters)[0], params["adapters"]).attach(block)
         own = None
         if "memory" in params:
             own = nnx.merge(nnx.split(self.memory.layers)[0], params["memory"])  # pyright: ignore
-        return block, CellLayer(own, params["constants"])
+        return block, CellLayer(own, params["constants"]["memory"])
 
     def _write_rows(self) -> jax.Array | None:
         if not self.own_rows:

@@ -30,6 +30,15 @@ BACKBONES: "Registry[type[Backbone]]" = Registry(
 )
 
 
+# `Backbone.required` of one whose positions are rotary (`learned` is what a config says that says
+# nothing), without the short convolution.
+ROTARY = {
+    "position_layout": ("plain",),
+    "conv_width": (0,),
+    "positions": ("rotary", "learned"),
+}
+
+
 class HFNames(NamedTuple):
     """How Hugging Face names the weights of a backbone, and ours.
 
@@ -42,13 +51,22 @@ class HFNames(NamedTuple):
     layer: Mapping[str, str] = {}  # HF name inside a layer -> ours
     transposed: frozenset[str] = frozenset()  # ours whose matrices HF holds as (out, in)
     head: str = ""  # HF's name of the output embedding, which is stored even where it is tied
+    head_too: str = ""  # another name of it, which is read and never written
+    # Names inside a layer by which a family is known that has all others of another one too
+    marks: tuple[str, ...] = ()
     # What some saves leave out: 'transformer.' in 'wte.weight'
     bare_prefix: str = ""
     dropped: str = ""  # regular expression of tensors that hold no weights, such as mask buffers
 
 
 class Block(nnx.Module):
-    """All layers of a backbone, stacked; called on one layer's slice of them."""
+    """All layers of a backbone, stacked; called on one layer's slice of them.
+
+    Attributes:
+      constants: what this layer has of `Backbone.layer_constants`; the runner puts it here.
+    """
+
+    constants: dict[str, jax.Array]
 
     def normed_input(
         self, x: jax.Array, context: AttentionContext, cache: KVCache | None = None
@@ -119,6 +137,10 @@ class Backbone(nnx.Module):
         rotary angles. distant bool[N, K]: False between places that have no distance, since one
         of them is a memory token. It must be a tree of arrays whose first axis is B."""
         return None
+
+    def layer_constants(self) -> dict[str, jax.Array]:
+        """Arrays that are no weights, layer first: a block has its layer's as `constants`."""
+        return {}
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]: what logits are made of, and memory tokens become."""

@@ -18,11 +18,11 @@ from rmt_jax.models.backbones import BACKBONES, Backbone, Block, HFNames, refuse
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
-from rmt_jax.models.ops.block import layer_norm
 from rmt_jax.models.ops.convolution import causal_convolution
 from rmt_jax.models.ops.kernels import block_ops
+from rmt_jax.models.ops.layer_norm import LayerNorm
 from rmt_jax.models.ops.linear import Linear
-from rmt_jax.models.ops.positions import embedding_lookup, gather_positions
+from rmt_jax.models.ops.positions import embedding_lookup, gather_tree
 from rmt_jax.models.ops.rotary import RotaryAngles, frequencies, rotary_angles, rotate
 from rmt_jax.types import WeightInfo
 
@@ -54,17 +54,6 @@ LAYER_NAMES = {
 }
 
 
-class LayerNorm(nnx.Module):
-    """Statistics in float32; the result has the dtype of the input."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.scale = nnx.Param(jnp.ones(shape))
-        self.bias = nnx.Param(jnp.zeros(shape))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x, self.scale[...], self.bias[...])
-
-
 class GPT2Block(Block):
     """All blocks, stacked; called on one layer's slice of them."""
 
@@ -94,20 +83,11 @@ class GPT2Block(Block):
             x, normed_input = self.normed_input(x, context, cache)
         queries, keys, values = self._heads(normed_input.normed, context)
         kept = KVCache(keys, values, normed_input.last_inputs)
-        if cache is not None:
-            keys = jnp.concatenate([cache.keys, keys], axis=1)
-            values = jnp.concatenate([cache.values, values], axis=1)
-        visible, bias = context.visible, None if self.rotary else context.position_data
-        if query_positions is not None:
-            x, queries, visible = (
-                gather_positions(a, query_positions) for a in (x, queries, visible)
-            )
-            if bias is not None:
-                bias = gather_positions(bias.swapaxes(1, 2), query_positions).swapaxes(1, 2)
-        # With a cache, or at some places only, what is visible is not the causal triangle.
-        whole = self.fused and cache is None and query_positions is None
-        known = context.mask if whole else None
-        y = attention.attend(queries, keys, values, visible, bias, known, context.packed)
+        bias = None if self.rotary else context.position_data
+        x, queries = gather_tree((x, queries), query_positions)
+        y = attention.attend_segment(
+            queries, kept, context, cache, query_positions, self.fused, bias
+        )
         change = self.out.linear(y.reshape(*x.shape))
         ops, norm = block_ops(x), (self.ln_2.scale[...], self.ln_2.bias[...])
         x, normed = ops.add_layer_norm(x, change, self.out.bias[...], *norm)

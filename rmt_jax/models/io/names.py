@@ -34,10 +34,11 @@ def backbone_of(theirs: Mapping[str, np.ndarray], model_type: str | None, what: 
                 f" {', '.join(map(repr, known))} can be loaded."
             )
         return known[model_type]
-    for name in known.values():
+    for name in sorted(known.values(), key=lambda name: -len(BACKBONES[name].hf.marks)):
         backbone = BACKBONES[name]
         tops = {theirs for theirs, ours in backbone.hf.top.items() if ours == backbone.embedding}
-        if any(_short(tensor, backbone) in tops for tensor in theirs):
+        marked = all(any(t.endswith(f".{mark}") for t in theirs) for mark in backbone.hf.marks)
+        if marked and any(_short(tensor, backbone) in tops for tensor in theirs):
             return name
     raise WeightsError(_strange(theirs, list(theirs), what))
 
@@ -74,7 +75,7 @@ def to_ours(
             flat[around[name]] = value
         elif short in hf.top:
             flat[f"backbone/{hf.top[short]}"] = value
-        elif hf.head and short == hf.head:
+        elif short in filter(None, (hf.head, hf.head_too)):
             flat["backbone/head"] = value
         elif name.startswith(OWN):
             flat[name.removeprefix(OWN).replace(".", "/")] = value
@@ -163,7 +164,8 @@ def check_head(
     """Raises WeightsError where a config.json says that the output embedding is tied and the
     tensors, `flat` under our names, hold another one; or that it is not, and they hold none."""
     head, tied = backbone.hf.head, said.get("tie_word_embeddings")
-    held = any(_short(name, backbone) == head for name in theirs)
+    heads = (head, backbone.hf.head_too)
+    held = any(_short(name, backbone) in heads for name in theirs)
     if head and (tied is False and not held or tied is True and "backbone/head" in flat):
         raise WeightsError(
             f"The config of {what} says tie_word_embeddings = {tied}, but its tensors have"

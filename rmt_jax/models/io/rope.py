@@ -14,16 +14,24 @@ LLAMA3 = {  # HF's key -> (ours, its type)
 }
 
 
+def parameters(said: Mapping[str, Any], what: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """`rope_parameters` (transformers 5) or `rope_scaling` (4), with its kind as `rope_type`.
+    Raises WeightsError for kinds of scaling that are not `known`, by name."""
+    about = said.get("rope_parameters") or said.get("rope_scaling") or {}
+    kind = about.get("rope_type", about.get("type", "default"))
+    if kind not in known:
+        raise WeightsError(
+            f"The config of {what} says rope_type = {kind!r}, but only"
+            f" {' and '.join(map(repr, known))} can be loaded: this backbone computes nothing else."
+        )
+    return dict(about) | {"rope_type": kind}
+
+
 def from_hf(said: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Fields of `RopeOptions`, of `rope_parameters` (transformers 5) or of `rope_theta` and
     `rope_scaling` (4). Raises WeightsError for other kinds of scaling, by name."""
-    about = said.get("rope_parameters") or said.get("rope_scaling") or {}
-    kind = about.get("rope_type", about.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise WeightsError(
-            f"The config of {what} says rope_type = {kind!r}, but only 'default' and 'llama3'"
-            " can be loaded: this backbone computes nothing else."
-        )
+    about = parameters(said, what, ("default", "llama3"))
+    kind = about["rope_type"]
     share = about.get("partial_rotary_factor", said.get("partial_rotary_factor"))
     if share not in (None, 1):
         raise WeightsError(

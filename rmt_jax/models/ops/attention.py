@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from rmt_jax.models import platform
+from rmt_jax.models.context import AttentionContext, KVCache
+from rmt_jax.models.ops.positions import gather_positions
 
 # Finite, so that a query that may see nothing (padding) gives numbers and not NaN.
 HIDDEN = -1e30
@@ -85,6 +87,34 @@ def attend(
     if known is not None and platform.current() == "cpu":
         return in_blocks(queries, keys, values, visible, bias)
     return plain(queries, keys, values, visible, bias)
+
+
+def attend_segment(
+    queries: jax.Array,
+    here: KVCache,
+    context: AttentionContext,
+    cache: KVCache | None = None,
+    query_positions: jax.Array | None = None,
+    fused: bool = True,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """`attend` of a layer: queries [B, n, H, d] at `query_positions` i32[B, n], or at all places,
+    look at the keys of these places, `here`, and at those of earlier ones in `cache`.
+
+    bias f32[B, H, N, K]: of all places. fused: a fused kernel may serve.
+    """
+    keys, values, visible = here.keys, here.values, context.visible
+    if cache is not None:
+        keys = jnp.concatenate([cache.keys, keys], axis=1)
+        values = jnp.concatenate([cache.values, values], axis=1)
+    if query_positions is not None:
+        visible = gather_positions(visible, query_positions)
+        if bias is not None:
+            bias = gather_positions(bias.swapaxes(1, 2), query_positions).swapaxes(1, 2)
+    # With a cache, or at some places only, what is visible is not the causal triangle.
+    whole = fused and cache is None and query_positions is None
+    known = context.mask if whole else None
+    return attend(queries, keys, values, visible, bias, known, context.packed)
 
 
 def in_blocks(

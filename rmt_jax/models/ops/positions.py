@@ -1,5 +1,7 @@
 """Picking and reordering places of a segment, with gradients that go straight back."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,13 @@ from rmt_jax.models import platform
 def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     """x [B, N, ...] at positions i32[B, n] -> [B, n, ...]."""
     return jax.vmap(lambda row, index: row[index])(x, positions)
+
+
+def gather_tree(tree: Any, positions: jax.Array | None) -> Any:
+    """`gather_positions` of every array of a tree; None: all places, as they stand."""
+    if positions is None:
+        return tree
+    return jax.tree.map(lambda x: gather_positions(x, positions), tree)
 
 
 @jax.custom_vjp

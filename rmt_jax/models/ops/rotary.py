@@ -63,11 +63,15 @@ def rotary_angles(positions: jax.Array, frequency: jax.Array) -> RotaryAngles:
 
 
 def rotate(x: jax.Array, angles: RotaryAngles) -> jax.Array:
-    """x [B, N, H, d] turned by the angles of its N places; computed in float32."""
+    """x [B, N, H, d] turned by the angles of its N places; computed in float32. Of fewer angles
+    than d / 2 the first columns of a head are turned, and the rest stays."""
     sine, cosine = angles.sine[:, :, None], angles.cosine[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    turned = 2 * sine.shape[-1]
+    rest = x[..., turned:]
+    first, second = jnp.split(x[..., :turned].astype(jnp.float32), 2, axis=-1)
+    parts = [first * cosine - second * sine, second * cosine + first * sine]
+    both = jnp.concatenate(parts, axis=-1).astype(x.dtype)
+    return both if not rest.shape[-1] else jnp.concatenate([both, rest], axis=-1)
 
 
 def halves_from_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
