@@ -54,8 +54,8 @@ def load(
     segment_tokens: int = 0,
 ) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
-    backbone (GPT-2, the Llama family, Gemma 3, GPT-NeoX), a GGUF file or an authors' checkpoint. What
-    is compiled for it is kept on disk (`runtime.startup.cache`), unless the process keeps it already.
+    backbone (GPT-2, the Llama family, Gemma 3, GPT-NeoX), a GGUF file or an authors' checkpoint.
+    What is compiled for it is kept on disk (`runtime.startup.cache`), unless the process does so.
 
     Args:
       name: a local folder or GGUF file, or a name on the hub.
