@@ -27,7 +27,7 @@ FLOORS = (
     ),
     ("models", "data", "runtime"),
     ("report",),
-    ("api", "evaluation"),
+    ("api", "evaluation", "conversion"),
     ("training",),
     ("train", "evaluate", "ask", "prepare", "convert", "gating", "doctor", "lmeval"),
 )

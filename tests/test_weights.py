@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from rmt_jax import api, cli, convert, files
-from rmt_jax.config import Config, Data, Prompt
+from rmt_jax.config import Config, Data, Prompt, to_dict
 from rmt_jax.data.tokenizer import load
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, names, torch_pickle, weights
@@ -33,7 +33,7 @@ def workdir(folder: Path, prompt=None, **changes) -> tuple[Path, dict]:
     config = Config(model=tiny.settings(**changes), prompt=prompt, data=data)
     _, params = tiny.model(prompt, **changes)
     weights.save(folder, params)
-    (folder / "config.json").write_text(json.dumps(convert.to_dict(config)))
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
     return folder, weights.flatten(params)
 
 
@@ -354,7 +354,7 @@ def test_segments_that_do_not_fit_the_positions(tmp_path):
 def test_a_run_with_another_config_is_refused(tmp_path):
     run, _ = workdir(tmp_path / "run")
     other = Config(model=tiny.settings(cell="armt"), prompt=Prompt("none"))
-    (run / "config.json").write_text(json.dumps(convert.to_dict(other)))
+    (run / "config.json").write_text(json.dumps(to_dict(other)))
     opened = hub.open_source(run)
     with pytest.raises(WeightsError, match="Missing: memory/layers/beta"):
         hub.fit(opened.config, opened.params, str(run))
@@ -368,7 +368,7 @@ def test_a_mean_of_runs(tmp_path, capsys):
     other = {name: np.float32(2) * value + 1 for name, value in before.items()}
     config = Config(model=tiny.settings(remat=False), prompt=Prompt("none", "every", tiny.WORDS))
     weights.save(two, weights.unflatten(other))
-    (two / "config.json").write_text(json.dumps(convert.to_dict(config)))
+    (two / "config.json").write_text(json.dumps(to_dict(config)))
     out = tmp_path / "mean"
     assert convert.main(["mean", "--of", f"{one}:0.75", f"{two}:0.25", "--out", str(out)]) == 0
     found = weights.flatten(weights.load(out))

@@ -1,0 +1,11 @@
+"""Checkpoints in and out: what `python -m rmt_jax.convert` does.
+
+`importing` makes a workdir of others' weights, `exporting` a folder in their layout of a run, with
+a model card (`card`), `publishing` puts it on the hub, and `mean` adds up the weights of runs.
+"""
+
+from rmt_jax.conversion.exporting import export_adapter, export_weights
+from rmt_jax.conversion.importing import import_weights
+from rmt_jax.conversion.mean import mean_weights, shares
+
+__all__ = ["export_adapter", "export_weights", "import_weights", "mean_weights", "shares"]
