@@ -38,7 +38,7 @@ from rmt_jax.models.inputs import (
 from rmt_jax.models.io import hub, weights
 from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.models.sampling import Draw, Sampling
-from rmt_jax.runtime import switches
+from rmt_jax.runtime import startup, switches
 from rmt_jax.types import Array, Prompt, Segment
 
 GPT2_VOCAB = 50_257
@@ -46,29 +46,40 @@ BLOCK = 64  # segments that one call of the compiled reader takes at most
 log = logging.getLogger(__name__)
 
 
-def load(name: str | Path, *, revision: str | None = None, dtype: str | None = None) -> "Model":
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    segment_tokens: int = 0,
+) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
     backbone (GPT-2, the Llama family, Gemma 3, GPT-NeoX), a GGUF file or an authors' checkpoint.
+    What is compiled for it is kept on disk (`runtime.startup.cache`), unless the process does so.
 
     Args:
       name: a local folder or GGUF file, or a name on the hub.
       revision: of a hub name: a branch, tag or commit to pin.
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
+      segment_tokens: tokens of a segment, instead of the config's.
 
     Raises:
       WeightsError: with what was found, what was expected and what to do.
     """
+    startup.cache()
     source = hub.open_source(name, revision)
     if source.guessed:
         log.warning("%s: not said there, so taken as %s", name, "; ".join(source.guessed))
-    return from_source(source, dtype)
+    return from_source(source, dtype, segment_tokens)
 
 
-def from_source(source: hub.Source, dtype: str | None = None) -> "Model":
+def from_source(source: hub.Source, dtype: str | None = None, segment_tokens: int = 0) -> "Model":
     """The same from what `hub.open_source` found."""
     config = source.config
     if dtype:
         config = settings.update(config, {"model.dtype": dtype})
+    if segment_tokens:
+        config = settings.update(config, {"model.segment_tokens": segment_tokens})
     return Model(config, source.params, source.folder, source.ends, source.tokenizer)
 
 
@@ -344,12 +355,9 @@ class Model:
         return self.answers(text, [question], task)[0]
 
     def answers(self, text: str, questions: Sequence[str], task: str = "") -> list[str]:
-        """The answers to questions about a text, which is read once for all of them.
-
-        task: name of the task that all are of, or its description in your words; empty: the model's
-        only task, or the one whose questions have this form. Raises `session.RecallError` where it
-        is needed and not known, and for an empty text.
-        """
+        """The answers to questions about a text, which is read once for all of them. `task`: its
+        name, or a description in your words; empty: the model's only task, or the one whose
+        questions have this form. Raises `session.RecallError` where it is needed and not known."""
         from rmt_jax.evaluation.session import answers
 
         return answers(self, text, questions, task)
@@ -365,15 +373,6 @@ class Model:
         """Reads one segment of one text (B = 1), and shows what its memory cell does there."""
         new, values = self._inspect(self.params, memory, segment, self._prompt(prompt, 1))
         return SegmentView(new, np.asarray(values), *self.memory_cell.view_labels)
-
-    def state_change(self, old: Memory, new: Memory) -> np.ndarray:
-        """How far each row of one text's memory moved, relative to its size: f32[R]."""
-        return self.memory_cell.state_change(old.state, new.state)
-
-    @property
-    def state_row_label(self) -> str:
-        """What a row of `state_change` is, in words."""
-        return self.memory_cell.state_row_label
 
     @cached_property
     def memory_cell(self) -> models.MemoryCell:

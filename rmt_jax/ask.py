@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rmt_jax import cli
-from rmt_jax.data.text_stream import open_text, pieces, rewindable
+from rmt_jax.data.text_stream import HEAD, open_text, pieces, refuse_other_kinds, rewindable
 from rmt_jax.errors import RmtError
 
 log = logging.getLogger("rmt_jax.ask")  # not __name__, which may be __main__
@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # JAX loads only now: --help and wrong arguments answer at once.
         from rmt_jax import api
         from rmt_jax.evaluation import session as recall
+        from rmt_jax.runtime import switches
 
+        switches.make_neutral()
         sampling, model = sampling_of(args), api.load(args.workdir)
         session = recall.Session(model, args.tokens or 0, chat_for(args, model))
         return talk(args, session, stream, source, sampling)
@@ -138,7 +140,9 @@ def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:
             "A text on standard input leaves no way to type questions: give --question, or keep "
             "the memory with --save_memory and ask it later."
         )
-    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    if peek := getattr(sys.stdin.buffer, "peek", None):
+        refuse_other_kinds(peek(HEAD)[:HEAD], "standard input")
+    sys.stdin.reconfigure(encoding="utf-8-sig")  # type: ignore[union-attr]
     return sys.stdin, "standard input"
 
 

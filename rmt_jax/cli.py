@@ -7,7 +7,9 @@ sets any field. CONTRIBUTING.md says why this is no library's.
 import argparse
 import ast
 import dataclasses
+import errno
 import inspect
+import io
 import json
 import logging
 import os
@@ -16,6 +18,7 @@ import runpy
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -31,6 +34,7 @@ from rmt_jax.config import (
     to_dict,
     update,
 )
+from rmt_jax.config.schema import LARGEST_SEED
 from rmt_jax.errors import RmtError
 from rmt_jax.validation import validate
 
@@ -52,6 +56,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise Usage(f"{message[0].upper()}{message[1:]}. --help shows what there is.")
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas between, and blanks where anybody likes them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def seed(text: str) -> int:
+    """argparse's type of a seed."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"a seed is a whole number between 0 and {LARGEST_SEED}, but got '{text}'"
+        )
+    return int(text)
 
 
 def load_config(spec: str) -> Config:
@@ -167,15 +185,33 @@ def describe_fields(config: Any, columns: int, top: str = "the run:") -> str:
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs a command's `main(argv) -> exit code`. An expected error is one sentence, not a
     traceback, and exit code 2."""
+    open_streams()
     log_to_stderr()
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
     except (RmtError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(f"error: {error}{': make room there' if full else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def open_streams() -> None:
+    """Standard streams that a caller closed (`2>&-`, `<&-`) lead nowhere from here on: without them
+    the next file that is opened would take their number. What a stream's encoding lacks is
+    written as `\\u2026`."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def log_to_stderr() -> None:
@@ -199,6 +235,13 @@ def progress_bar(total: float | None, unit: str, shown: bool = True, **options: 
     defaults = {"dynamic_ncols": True, "mininterval": 1.0 if sys.stderr.isatty() else 30.0}
     shared = {"total": total, "unit": unit, "disable": not shown, "file": sys.stderr}
     return tqdm(**shared, **(defaults | options))
+
+
+def restart_clock(bar: Any) -> None:
+    """What a bar did up to here counts no more into its rate: its programs were compiled meanwhile.
+    (For bars with `smoothing=0`, whose rate is the mean since their start.)"""
+    bar.initial = bar.n
+    bar.start_t = bar.last_print_t = time.time()
 
 
 def summary(module: object) -> str:

@@ -56,6 +56,9 @@ def main(argv: list[str]) -> int:
     for one in (bring, send, mean):
         one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args(argv)
+    from rmt_jax.runtime import switches
+
+    switches.make_neutral()
     out = Path(args.out)
     if args.way == "import":
         import_weights(args.source, out, args.dtype, args.revision)

@@ -95,7 +95,7 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     from rmt_jax.training import plan
 
     tasks.check(config)
-    names = args.device.split(",") if args.device else list(hardware.CHIPS)
+    names = cli.split_names(args.device) or list(hardware.CHIPS)
     for name in names:
         if name not in hardware.CHIPS:
             raise ConfigError(f"There are no figures for '{name}': {', '.join(hardware.CHIPS)}.")
@@ -139,7 +139,8 @@ def devices(report: Report) -> bool:
     report.line("devices", startup.describe())
     compute = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
     report.line("precision", f"compute in {compute} (config.model.dtype=auto), weights in float32")
-    report.line("cache", f"compiled programs in {jax.config.values['jax_compilation_cache_dir']}")
+    kept = jax.config.values["jax_compilation_cache_dir"]
+    report.line("cache", f"compiled programs in {kept}" if kept else "compiled programs not kept")
     return True
 
 

@@ -12,6 +12,12 @@ from typing import IO, Any
 
 from rmt_jax.errors import RmtError
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class PointerError(RmtError):
+    """A file that only says where the real one is kept; the message is a sentence for the user."""
+
 
 class CacheError(RmtError):
     """The cache folder cannot be used; the message names it, and the variable that moves it."""
@@ -29,11 +35,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     hidden.touch()
     rights = hidden.stat().st_mode & 0o777
     try:
-        yield hidden
+        with naming(path):
+            yield hidden
         hidden.chmod(rights)  # a library may have narrowed them
         os.replace(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Names `path` in an OSError that names no file: of a write to a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -87,3 +105,16 @@ def cache_errors(folder: Path) -> Iterator[None]:
             f"Nothing can be kept in {folder} ({error.strerror or error}): make room there, or set"
             " the environment variable RMT_JAX_CACHE to a folder that can be written."
         ) from None
+
+
+def refuse_pointer(path: str | Path) -> None:
+    """Raises PointerError for what a clone holds in place of a file that git-lfs has not fetched. A
+    file that is not there, or cannot be read, is for others to say."""
+    if not Path(path).is_file():  # not a pipe either, which can be read once only
+        return
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise PointerError(
+                f"{path} is a pointer of git-lfs and not the file itself: run 'git lfs pull' in its"
+                " folder, or download the file."
+            )

@@ -43,8 +43,10 @@ def main(argv: list[str]) -> int:
     # JAX loads only now: --help and wrong arguments answer at once.
     from rmt_jax import api
     from rmt_jax.models.io.folder import argument
+    from rmt_jax.runtime import switches
     from rmt_jax.training.gates import teach
 
+    switches.make_neutral()
     model = api.load(args.workdir)
     background = args.background or model.config.data.background
     if background == "none":

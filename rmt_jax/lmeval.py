@@ -29,6 +29,7 @@ from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, likelihood, sources
 from rmt_jax.evaluation.answering import EncodedQuestion
 from rmt_jax.evaluation.chat import template_of
+from rmt_jax.runtime import switches
 
 NEW_TOKENS = 256  # of a continuation, where the harness does not say how many
 
@@ -51,7 +52,9 @@ def task_of(request: Any, question: str, data: Data) -> str:
     question's form says, else the first of `data.tasks`."""
     words = re.split(r"[^A-Za-z0-9]+", str(getattr(request, "task_name", "") or ""))
     named = [word for word in words if tasks.exists(word, data)]
-    return named[-1] if named else tasks.guess(question, data) or data.tasks[0]
+    if named:
+        return named[-1]
+    return tasks.guess(question, data) or (tasks.question_tasks(data) or data.tasks)[0]
 
 
 def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> list[str]:
@@ -195,6 +198,7 @@ def register() -> Any:
 
 
 def main(argv: list[str]) -> int:
+    switches.make_neutral()
     register()
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore
 

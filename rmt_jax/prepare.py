@@ -15,6 +15,7 @@ all of them.
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from pathlib import Path
 from rmt_jax import cli
 from rmt_jax.config import Data, import_extensions
 from rmt_jax.data import tasks
+from rmt_jax.data.corpus import documents
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.records import (
     TASKS,
@@ -86,11 +88,15 @@ def _write_ruler(args: argparse.Namespace) -> int:
     """RULER's files (`data.ruler_files`): every `num_shards`-th task where machines share them."""
     from rmt_jax.data import ruler_files
 
-    names = ruler_files.TASKS if args.tasks == ",".join(TASKS) else tuple(args.tasks.split(","))
+    if args.background_split:
+        raise cli.Usage("--background_split is not for --format ruler, whose texts have a split.")
+    names = (
+        ruler_files.TASKS if args.tasks == ",".join(TASKS) else tuple(cli.split_names(args.tasks))
+    )
     paths = ruler_files.write(
         Path(args.out),
         names[args.shard_index or 0 :: args.num_shards if args.shard_index is not None else 1],
-        args.lengths.split(",") if args.lengths != LENGTHS else ["4k"],
+        cli.split_names(args.lengths) if args.lengths != LENGTHS else ["4k"],
         args.samples,
         data=Data(background=args.background, tokenizer=args.tokenizer),
         split=args.split,
@@ -103,7 +109,7 @@ def _write_ruler(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> None:
     """Makes this machine's parts, or all that are missing and joins them. Raises RmtError."""
     recipe = Recipe(
-        tasks=tuple(args.tasks.split(",")),
+        tasks=tuple(cli.split_names(args.tasks)),
         samples=args.samples,
         seed=args.seed,
         facts="official" if args.babi_dir else "simulated",
@@ -112,14 +118,19 @@ def run(args: argparse.Namespace) -> None:
         background=args.background,
         tokenizer=args.tokenizer,
         split=args.split,
+        background_split=args.background_split,
     )
-    lengths = args.lengths.split(",")
+    lengths = cli.split_names(args.lengths)
     for length in lengths:
         Length.parse(length, 512)
     for task in recipe.tasks:
         tasks.REGISTRY[task]  # an unknown name is an error
+    if not recipe.tasks or not lengths:
+        raise cli.Usage(f"--{'lengths' if recipe.tasks else 'tasks'} names nothing to make.")
     if args.samples < 1:
         raise cli.Usage(f"--samples is {args.samples}: a set needs at least 1 question.")
+    if args.num_shards < 1:
+        raise cli.Usage(f"--num_shards is {args.num_shards}: the work is cut into 1 part or more.")
     if not 0 <= (args.shard_index or 0) < args.num_shards:
         raise cli.Usage(f"--shard_index {args.shard_index} is not below {args.num_shards}.")
     out = Path(args.out)
@@ -138,6 +149,7 @@ def run(args: argparse.Namespace) -> None:
         said = ", ".join(fewer)
         log.warning("fewer questions than the %s asked for: %s", f"{args.samples:,}", said)
     if args.beam:
+        _check_beam()
         from rmt_jax.data import tfds_builder
 
         for one in dict.fromkeys(r for r, _ in cells):
@@ -153,11 +165,27 @@ def run(args: argparse.Namespace) -> None:
             _join(cells, out, args)
 
 
+def _check_beam() -> None:
+    if importlib.util.find_spec("apache_beam") is None:
+        raise cli.Usage(
+            "--beam needs Apache Beam: pip install 'rmt_jax[beam]'. Without --beam the parts are"
+            " made here, or on many machines with --num_shards."
+        )
+
+
 def _recipe_of(recipe: Recipe, name: str) -> dict:
-    found = asdict(recipe)
+    found = _said(recipe)
     if not name.startswith("babilong/"):
         del found["tasks"]  # a JSON file holds one task
     return json.loads(json.dumps(found))
+
+
+def _said(recipe: Recipe) -> dict:
+    """Without what an earlier version did not have, where that says nothing."""
+    found = asdict(recipe)
+    if not recipe.background_split:
+        del found["background_split"]
+    return found
 
 
 def _done(out: Path, wanted: list[tuple[Recipe, str]]) -> set[str]:
@@ -190,7 +218,7 @@ def _note(out: Path, name: str, recipe: Recipe) -> None:
 
 def _folder(recipe: Recipe, out: Path) -> Path:
     """Parts of one recipe: another seed, tokenizer or number of samples is another folder."""
-    text = json.dumps({**asdict(recipe), "length": "", "tasks": ""}, sort_keys=True)
+    text = json.dumps({**_said(recipe), "length": "", "tasks": ""}, sort_keys=True)
     return out / ".parts" / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -258,9 +286,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--tasks", default=",".join(TASKS), help=f"default {','.join(TASKS)}; of RULER all")
     add("--lengths", default=LENGTHS, help=f"default {LENGTHS}; to 10M; of RULER 4k, 4,096 tokens")
     add("--samples", type=int, default=1000, help="a task and length; default 1000")
-    add("--seed", type=int, default=0)
+    add("--seed", type=cli.seed, default=0)
     add("--split", choices=("train", "validation", "test"), default="test",
         help="of the background and of simulated stories; default test")  # fmt: skip
+    add("--background_split", default="", choices=("", *documents.SPLITS, "all"),
+        help="of the background alone; all: of texts that nothing was trained on")  # fmt: skip
     add("--babi_dir", default="", help="official facts from here, in file order (BABILong's rows)")
     add("--part", choices=("train", "validation", "test"), default="test",
         help="which official files; default test")  # fmt: skip

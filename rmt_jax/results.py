@@ -1,6 +1,8 @@
-"""What an evaluation finds: one record per task and length, which every table and picture shows."""
+"""What an evaluation finds, which every table and picture shows: one record per task and length,
+and one per set of texts that a language is modelled on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rmt_jax.scores import wilson
@@ -41,3 +43,86 @@ class EvalResult:
     def reset_accuracy(self, rule: str = "official") -> float | None:
         """None where the control was not measured."""
         return None if self.reset is None else self.reset[rule] / self.samples
+
+
+@dataclass(frozen=True)
+class TextSums:
+    """What a model made of tokens of one text: sums, so that they can be put together."""
+
+    tokens: int = 0  # that were predicted
+    bytes: int = 0  # of text in these tokens
+    nats: float = 0.0  # their cross-entropy
+    reset_nats: float | None = None  # with the memory reset before each segment; None: not measured
+
+
+@dataclass(frozen=True)
+class TextBin:
+    """Tokens of several texts: all, or those at certain places.
+
+    The errors are standard errors over texts, of bits per byte (`ratio_error`): None for one text.
+    """
+
+    view: str  # all | position | segment | context (`PerplexityResult`)
+    start: int  # the first place
+    stop: int  # the place behind the last; 0: there is no last
+    sums: TextSums
+    texts: int  # that have tokens there
+    error: float | None = None
+    reset_error: float | None = None
+    gain_error: float | None = None  # of `gain`, text by text
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.sums.nats / math.log(2) / self.sums.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return math.exp(min(self.sums.nats / self.sums.tokens, 700))
+
+    @property
+    def reset_bits_per_byte(self) -> float | None:
+        nats = self.sums.reset_nats
+        return None if nats is None else nats / math.log(2) / self.sums.bytes
+
+    @property
+    def reset_perplexity(self) -> float | None:
+        nats = self.sums.reset_nats
+        return None if nats is None else math.exp(min(nats / self.sums.tokens, 700))
+
+    @property
+    def gain(self) -> float | None:
+        """Bits per byte that the memory saves."""
+        reset = self.reset_bits_per_byte
+        return None if reset is None else reset - self.bits_per_byte
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """How well a model predicts the tokens of texts.
+
+    Views of the same tokens: `position`, their number in the text; `segment`, the number of the
+    segment whose place predicts them; `context`, how many tokens of that segment the place has
+    seen, itself included. The first token of a text is not predicted.
+    """
+
+    name: str  # of the texts
+    tokenizer: str
+    segment_tokens: int
+    total: TextBin
+    bins: tuple[TextBin, ...]
+    texts: tuple[tuple[str, TextSums], ...]  # name and sums of each
+
+    def view(self, name: str) -> list[TextBin]:
+        return [one for one in self.bins if one.view == name]
+
+
+def ratio_error(above: Sequence[float], below: Sequence[float]) -> float | None:
+    """Standard error of sum(above) / sum(below), pairs drawn independently: of a ratio estimator,
+    by linearisation (Cochran 1977, section 6.4). None for fewer than two pairs."""
+    count, whole = len(above), sum(below)
+    if count < 2:
+        return None
+    ratio = sum(above) / whole
+    squares = sum((a - ratio * b) ** 2 for a, b in zip(above, below, strict=True))
+    return math.sqrt(count / (count - 1) * squares) / whole

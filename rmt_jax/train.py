@@ -24,11 +24,10 @@ def main(argv: list[str]) -> int:
     from rmt_jax.data import tasks
 
     tasks.check(config)
-    from rmt_jax.runtime import workdir
     from rmt_jax.training import run as training
     from rmt_jax.training import trackers
 
-    path = Path(args.workdir) if args.workdir else workdir.default_path()
+    path = Path(args.workdir) if args.workdir else None
     return training.run(config, path, trackers.Looks(args.log_to, args.profile_steps))
 
 

@@ -48,6 +48,13 @@ class Batch(NamedTuple):
     With `probe`, the question is also asked of the memory after each answered segment, apart from
     the text (what it reads changes no memory): its answer is the last of the Q of that segment, and
     its `answer_start` is a place in `probe`.
+
+    Of a passage, which a language is modelled on, every token is predicted at the place of the one
+    before it, also over the end of a segment, whose last place predicts the first token of the next
+    segment: with L = 4 the passage 5 6 7 8 9 10 11 is
+
+        tokens     [[[5, 6, 7, 8], [ 9, 10,  0,  0]]]
+        next_token [[[6, 7, 8, 9], [10, 11, -1, -1]]]
     """
 
     tokens: Array  # i32[B, S, L]
@@ -63,6 +70,9 @@ class Batch(NamedTuple):
     # bool[B, R]  segments of background alone, after a segment with facts; None: not needed (there
     # is no penalty on memory drift)
     background_only: Array | None = None
+    # i32[B, S, L]  the token that is predicted at each place, -1 for none; None: no task of the run
+    # models a language
+    next_token: Array | None = None
 
 
 class Segment(NamedTuple):
@@ -84,12 +94,14 @@ class Prompt(NamedTuple):
 
 class Sums(NamedTuple):
     """Metric sums, one row a task and a last one for auxiliary questions. They add up across
-    microbatches, hosts and steps; means are made when printed."""
+    microbatches, hosts and steps; means are made when printed. A task that models a language has
+    its tokens' cross-entropy and their number, and no questions."""
 
     loss: Array  # f32[rows]  sum of weight * cross-entropy (nats)
     weight: Array  # f32[rows]  sum of weights
     right: Array  # f32[rows]  questions with every answer token right (argmax, teacher-forced)
     count: Array  # f32[rows]  questions
+    texts: Array | None = None  # f32[rows]  texts; None: no task of the run models a language
 
 
 class WeightInfo(NamedTuple):

@@ -112,6 +112,16 @@ def _validate_tasks(config: Config) -> None:
         raise ConfigError("data.tasks is empty: name at least one task, e.g. qa1.")
     if len(set(tasks)) < len(tasks):
         raise ConfigError(f"data.tasks names a task twice: {','.join(tasks)}.")
+    for name, texts in config.data.texts.items():
+        if not re.fullmatch(r"\w[\w-]*", name):
+            raise ConfigError(
+                f"data.texts has an entry '{name}': give it a name of letters, digits, - and _."
+            )
+        if name in tasks and not texts.train:
+            raise ConfigError(
+                f"data.texts.{name}.train is empty: give a folder of .txt or .jsonl files, one such"
+                " file, or builtin."
+            )
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

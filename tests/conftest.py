@@ -17,4 +17,6 @@ os.environ["TRITON_INTERPRET"] = "1"
 import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
+# What an earlier run of the tests compiled shall decide nothing.
+jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", "1")))

@@ -60,6 +60,7 @@ def quick(patch) -> None:
     programs shared in the folder TINY_CACHE."""
     cache = os.environ.get("TINY_CACHE")
     if cache:
+        jax.config.update("jax_enable_compilation_cache", True)
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     make = sharding.make_mesh

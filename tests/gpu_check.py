@@ -47,7 +47,7 @@ def gradients(cell: str, fused: bool = True, **changes):
     graph, params = tiny.model(told, cell=cell, memory_tokens=4, **changes)
 
     def loss(params, texts):
-        logits = answers(models.merge(graph, params), texts, bptt=0, remat=False)[0]
+        logits = answers(models.merge(graph, params), texts, bptt=0, remat=False).logits
         return -jax.nn.log_softmax(logits)[..., 0].mean()
 
     program = jax.jit(jax.value_and_grad(loss))

@@ -1,21 +1,26 @@
 """One text, read once, asked often; memory kept in a small file; errors are sentences."""
 
 import dataclasses
+import gzip
 import io
+import os
 import re
 import shlex
 import sys
+import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
 from commands import exit_code
+from jax.experimental.compilation_cache import compilation_cache
 
-from rmt_jax import ask
+from rmt_jax import ask, cli
 from rmt_jax.config import Data
 from rmt_jax.data import tasks, text_stream
-from rmt_jax.evaluation import answering, sources
+from rmt_jax.evaluation import answering, evaluate, sources
 from rmt_jax.evaluation import session as recall
 
 TEXT = "It rained. Mary went to the garden. " + "The sun shone on the old house again. " * 60
@@ -135,8 +140,8 @@ def test_other_writings_stream_too(monkeypatch):
 
 
 def test_a_writing_without_spaces_is_not_held_whole(monkeypatch):
-    monkeypatch.setattr(text_stream, "LONGEST", 400)
-    monkeypatch.setattr(text_stream, "PIECE", 100)
+    monkeypatch.setattr("rmt_jax.data.corpus.pieces.LONGEST", 400)
+    monkeypatch.setattr("rmt_jax.data.corpus.pieces.PIECE", 100)
     text = "玛丽走进花园拿起牛奶" * 300
     parts = list(text_stream.pieces(io.StringIO(text), 100))
     assert "".join(parts) == text and max(map(len, parts)) <= 500
@@ -207,12 +212,34 @@ def test_guess():
     both = Data(tasks=("qa1", "qa5"))
     assert tasks.guess("Where is Mary?", both) == "qa1"
     assert tasks.guess("Where is Mary? ", Data(tasks=("qa12",))) == "qa12"
+    assert tasks.guess("Where  is\u00a0the milk?", both) == "qa2"
     assert tasks.guess("Where is the milk?", both) == "qa2"
     assert tasks.guess("Where was the milk before the office?", both) == "qa3"
     assert tasks.guess("What is north of the garden?", both) == "qa4"
     assert tasks.guess("What did Fred give to Bill?", both) == "qa5"
     assert tasks.guess("Is the box bigger than the chest?", both) == "qa18"
     assert tasks.guess("Why?", both) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "task", "told"),
+    [
+        ("Where is Mary?", "", ""),
+        ("What did Fred give to Bill?", "", ""),
+        ("Is the box bigger than the chest?", "", "is of qa18, and this model was trained on qa1"),
+        ("Is the box bigger than the chest?", "qa1", "is of qa18, and"),
+        ("How odd is it?", "qa7", "is of qa7, and this model was trained on qa1, qa5: its answer"),
+        ("Why is it dark?", "Say why.", "is of no form that it knows, and this model was trained"),
+    ],
+)
+def test_a_question_of_a_kind_that_was_not_trained(model, capfd, question, task, told):
+    cli.log_to_stderr()
+    held = recall.Session(model)
+    held.read(text_stream.pieces(io.StringIO("Mary went.")), held.prompts_for([question], task))
+    capfd.readouterr()
+    assert held.answer(question, task) is not None
+    said = capfd.readouterr().err
+    assert told in said if told else said == ""
 
 
 def test_command_line(run, book, tmp_path, capsys):
@@ -270,6 +297,72 @@ def test_errors_are_sentences(run, book, capsys, monkeypatch, words, message):
         words = [*words, "--question", "Where is Mary?"]
     assert exit_code(ask.main, ["--workdir", str(run), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(TEXT.encode()), "is compressed with gzip: gunzip it first"),
+        (b"%PDF-1.7\n%\xe2\xe3", "is a PDF: take the text out first"),
+        (b"PK\x03\x04\x14\0\x06", "is a zip, as e-books and office documents are"),
+        (TEXT.encode("utf-16"), "is UTF-16: convert it first, with iconv -f UTF-16"),
+        (b"\x7fELF\0\0", "is a binary file and no text"),
+    ],
+)
+def test_files_of_other_kinds_get_their_own_advice(tmp_path, content, message):
+    file = tmp_path / "book.txt"
+    file.write_bytes(content)
+    with pytest.raises(text_stream.TextError, match=message):
+        text_stream.open_text(file)
+    with pytest.raises(text_stream.TextError, match=message):
+        text_stream.refuse_other_kinds(content[: text_stream.HEAD], "standard input")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, model):
+    file = tmp_path / "book.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    with text_stream.open_text(file) as stream:
+        assert "".join(text_stream.pieces(stream)) == TEXT
+        stream.seek(0)  # as where a text is counted first
+        assert "".join(text_stream.pieces(stream)) == TEXT
+
+
+def test_a_pipe_as_a_file_is_read_once(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(TEXT,))
+    writer.start()
+    with text_stream.open_text(pipe) as stream:
+        assert "".join(text_stream.pieces(stream)) == TEXT
+    writer.join()
+
+
+def test_what_was_compiled_once_is_not_again(run, book, tmp_path, monkeypatch):
+    """A second `ask`, and a second evaluation of the same shapes, compile nothing."""
+    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir",
+             "jax_persistent_cache_min_compile_time_secs")  # fmt: skip
+    before = [jax.config.values[name] for name in names]
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    try:
+        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_compilation_cache_dir", None)
+        tiny_run.api.load(run)
+        folder = tmp_path / "cache" / "xla"
+        assert jax.config.values["jax_compilation_cache_dir"] == str(folder)
+        # The programs of tests are compiled faster than what is worth keeping.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        kept = []
+        for _ in range(2):
+            words = ["--workdir", str(run), "--file", str(book), "--question", "Where is Mary?"]
+            assert exit_code(ask.main, [*words, "--quiet"]) == 0
+            evaluate(tiny_run.api.load(run), lengths=["3s"], samples=1, progress=False)
+            kept.append({p.name for p in folder.iterdir()})
+        assert kept[0] == kept[1] and len(kept[0]) >= 3
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_no_checkpoint(book, capsys):

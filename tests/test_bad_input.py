@@ -140,7 +140,7 @@ COMMANDS = [
     (prepare.main, ["--out", "x", "--tasks", "qa99"], "'qa99', but there is no such task"),
     (prepare.main, ["--out", "x", "--samples", "-1"], "--samples is -1: a set needs at least 1"),
     (comparison.main, ["nowhere-at-all"], "nowhere-at-all holds no summary.json"),
-    (comparison.main, ["x", "--score", "f1"], "invalid choice: 'f1'"),
+    (comparison.main, ["x", "--score", "f9"], "invalid choice: 'f9'"),
     (comparison.main, [], "The following arguments are required: runs"),
 ]
 
@@ -167,6 +167,14 @@ def make(path: Path, content: str | bytes) -> Path:
 
 BABI = ["--config.data.facts=official", "--config.data.tasks=qa1", "--config.data.babi_dir=babi"]
 QA1 = "babi/qa1_single-supporting-fact_train.txt"
+
+OWN = ["--config.data.tasks=own", "--config.data.questions.own.train=rows.jsonl"]
+OWN += ["--config.prompt.source=question", "--config.stages.0.tasks=", "--config.stages.1.tasks="]
+ROWS = "".join(
+    json.dumps({"context": f"It is number {n}.", "question": "Which?", "answer": str(n)}) + "\n"
+    for n in range(60)
+) + json.dumps({"context": "Oh.", "question": "What has happened to the grey and rusty bicycle of "
+                "the neighbour in the green coat?", "answer": "1"})  # fmt: skip
 
 # Files by name, the arguments of a training, what it must say.
 FILES = [
@@ -217,6 +225,14 @@ FILES = [
         ["--config.init=w"],
         "can't be read as safetensors",
     ),
+    ({}, ["--config.prompt.tokens=3"], "config.prompt.tokens leaves room for 3: raise it to"),
+    (
+        {},
+        ["--config.prompt.tokens=14", "--config.prompt.source=both", "--config.data.tasks=qa1,qa3"]
+        + ["--config.stages.0.tasks=", "--config.stages.1.tasks="],
+        "before the",  # the question of a sample, not the description
+    ),
+    ({"rows.jsonl": ROWS}, [*OWN, "--config.prompt.tokens=9"], "'What has happened to the grey"),
     ({}, ["--config.mesh.fsdp=3"], "does not cover the 1 visible device"),
     ({}, ["--config.mesh.data=-1", "--config.mesh.fsdp=-1"], "one of them may be -1"),
     ({}, ["--config.mesh.tensor=0"], "each must be 1 or more"),

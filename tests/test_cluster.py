@@ -112,6 +112,22 @@ def test_half_a_cluster_gets_a_sentence(env, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[1-2]-ib", "node1-ib"),
+        ("node[1-2]-ib,login", "node1-ib"),
+        ("gpu[007-010,12],login", "gpu007"),
+        ("gpu[12]", "gpu12"),
+        ("rack[1,3]node[03-04]-ib.cluster", "rack1node03-ib.cluster"),
+        ("a-1,b[1-2]", "a-1"),
+        ("host", "host"),
+    ],
+)
+def test_the_first_of_slurms_nodes(nodes, first):
+    assert cluster.first_node(nodes) == first
+
+
 def test_gpus_are_dealt_to_the_processes_of_a_host():
     place = cluster.find(SLURM)
     assert place is not None
@@ -192,6 +208,9 @@ def test_compiled_programs_that_cannot_be_kept(tmp_path, monkeypatch, capfd):
     seconds = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "kept"))
     try:
+        startup.cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == before  # the tests have it off
+        jax.config.update("jax_enable_compilation_cache", True)
         jax.config.update("jax_compilation_cache_dir", None)
         startup.cache()
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "kept" / "xla")
@@ -200,6 +219,7 @@ def test_compiled_programs_that_cannot_be_kept(tmp_path, monkeypatch, capfd):
         startup.cache()
         assert jax.config.values["jax_compilation_cache_dir"] is None
     finally:
+        jax.config.update("jax_enable_compilation_cache", False)
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     told = capfd.readouterr().err

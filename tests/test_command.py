@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,30 @@ def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
     )
     assert done.returncode == 2
     assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", "0<&- 2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_lead_nowhere(tmp_path, closed):
+    """And no file that is opened later takes their place."""
+    program = (
+        "import os, sys; from rmt_jax import cli\n"
+        "def main(argv):\n"
+        "    file = open(argv[0], 'w'); number = file.fileno()\n"
+        "    print('out'); print('err', file=sys.stderr); os.write(2, b'C')\n"
+        "    file.write(f'{number > 2} {sys.stdin.read()!r}')\n"
+        "cli.run(main)"
+    )
+    words = shlex.join([sys.executable, "-c", program, str(tmp_path / "file")])
+    done = subprocess.run(f"{words} {closed}", shell=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == "True ''"
+
+
+def test_a_terminal_that_has_ascii_alone_shows_the_rest_by_numbers():
+    words = [sys.executable, "-m", "rmt_jax.train", "--help", "--config", MULTITASK]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0 and "\\u2026" in done.stdout and done.stdout.isascii()
 
 
 def test_help_loads_no_jax_and_lists_every_field():

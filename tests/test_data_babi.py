@@ -57,6 +57,11 @@ def test_every_question_with_the_facts_before_it(tmp_path):
         ("1 A fact.\n2 Where? \there\t7\n", "line 2: supporting fact '7'"),
         ("1 A fact.\n", "holds no question"),
         ("", "holds no question"),
+        (TEXT.replace("?\t", "?  "), "line 5: a tab is missing in 'Where is Daniel"),
+        (TEXT.expandtabs(), "line 3: 'Where is Mary?.*bathroom.*1' is a question without a tab"),
+        ("1 A fact.\n2 Where? here\t1\n", "line 2: a tab is missing in 'Where\\? here"),
+        ("1 A fact.\n2 Where?\there 1\n", "line 2: a tab is missing in 'Where\\?"),
+        ("1 A fact.\n2 Where?\n3 Who?\tMary\t1\n", "line 2: 'Where\\?' is a question without"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, text, what):
@@ -64,6 +69,12 @@ def test_a_bad_line_is_named(tmp_path, text, what):
     with pytest.raises(files.BabiError, match=what) as caught:
         files.read(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    plain, marked = written(tmp_path, TEXT, "a.txt"), tmp_path / "b.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert files.read(marked) == files.read(plain)
 
 
 def test_a_binary_file_is_refused(tmp_path):

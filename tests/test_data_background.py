@@ -165,6 +165,22 @@ def test_bad_background_is_named_and_leaves_nothing(tmp_path, monkeypatch, make,
         background.load(str(tmp_path / "nowhere"), TOKENS, "train")
 
 
+def test_all_of_a_folder_is_its_splits_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    folder = str(books(tmp_path / "books", 30))
+    parts = [background.load(folder, TOKENS, split) for split in ("train", "validation", "test")]
+    whole = background.load(folder, TOKENS, "all")
+    assert np.array_equal(whole.tokens, np.concatenate([part.tokens for part in parts]))
+    assert whole.sentences == sum(part.sentences for part in parts)
+    number = 0
+    for part in parts:  # every sentence stands where its start says
+        for i in (0, part.sentences - 1):
+            first, second = whole.starts[number + i : number + i + 2]
+            own = part.tokens[part.starts[i] : part.starts[i + 1]]
+            assert np.array_equal(whole.tokens[first:second], own)
+        number += part.sentences
+
+
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "file"))

@@ -286,7 +286,7 @@ def test_ranges_of_facts_are_drawn_a_sample():
     loader = Loader(
         config(facts=(Facts(4, 4), Facts(9, 11), OFFICIAL), background=0.0), TOKENS, "train"
     )
-    facts = [len(loader._sample(loader.stages[1], 8, i).facts) for i in range(120)]
+    facts = [len(loader._sample(1, 8, i).facts) for i in range(120)]
     short, long = facts.count(4) / 120, sum(9 <= n <= 11 for n in facts) / 120
     assert short > 0.2 and long > 0.2 and max(facts) > 11
 
@@ -296,7 +296,7 @@ def test_a_prompt_with_the_question_has_only_this_question_on_the_way(loader):
     for reader, known in ((loader, True), (Loader(apart, TOKENS, "train"), False)):
         others = 0
         for index in range(40):
-            story = reader._sample(reader.stages[0], 1, index).story
+            story = reader._sample(0, 1, index).story
             others += sum(ask.question != story.question for ask in story.intermediate_questions)
         assert (others == 0) == known
 

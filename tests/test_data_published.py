@@ -22,9 +22,10 @@ def put(folder, text, name="qa1/4k.json"):
     [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\n".join(map(json.dumps, ROWS)) + "\n"],
 )
 @pytest.mark.parametrize("block", [7, 1 << 20])
-def test_json(tmp_path, monkeypatch, base, text, block):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json(tmp_path, monkeypatch, base, text, block, mark):
     monkeypatch.setattr(published, "_BLOCK", block)
-    put(tmp_path, text, f"{base}qa1/4k.json")
+    put(tmp_path, mark + text, f"{base}qa1/4k.json")
     assert list(published.read(tmp_path, "qa1", "4k")) == ROWS
 
 
@@ -89,6 +90,8 @@ def test_parquet_in_parts_on_the_hub(tmp_path, monkeypatch):
         ("[]", "holds no record"),
         ('[{"input": "x"}]', "record 0: no question, target"),
         ("[3]", "record 0: no input"),
+        ('[{"input": "x", "question": "x", "target": null}]', "record 0: target is null, and no"),
+        ('[{"input": ["x"], "question": "x", "target": 3}]', r"input is ..x.., and no text"),
     ],
 )
 def test_broken_files(tmp_path, text, what):

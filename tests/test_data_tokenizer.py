@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel
 
 from rmt_jax.config import Prompt
 from rmt_jax.data import prompts, simulator, tokenizer, words
@@ -76,6 +77,49 @@ def test_no_tokenizer_there(tmp_path):
 
 
 @needs_files
+def bpe(folder, **files):
+    """A folder of GPT-2's older form: 256 bytes and <|endoftext|>, and other files."""
+    alphabet = sorted(ByteLevel.alphabet())
+    files |= {"vocab": {token: i for i, token in enumerate([*alphabet, "<|endoftext|>"])}}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens": {"GEN": 257, "<mem>": 258}},
+        {
+            "tokenizer_config": {
+                "added_tokens_decoder": {
+                    "258": {"content": "<mem>", "special": True},
+                    "257": {"content": "GEN", "special": False},
+                }
+            }
+        },
+    ],
+)
+def test_tokens_added_to_an_older_form_count_and_stay_whole(tmp_path, files):
+    plain = tokenizer.load(bpe(tmp_path))
+    found = tokenizer.load(bpe(tmp_path, **files))
+    assert (plain.vocab_size, found.vocab_size) == (257, 259)
+    assert found.encode("a<mem>b") == [*plain.encode("a"), 258, *plain.encode("b")]
+    assert found.answer == 257 and plain.answer == plain.end  # GEN is one token now
+    assert found.encode("Mary went.") == plain.encode("Mary went.")
+
+
+def test_added_tokens_of_another_model(tmp_path):
+    with pytest.raises(ValueError, match="'xyz' has the id 300, but comes out as 257 behind vocab"):
+        tokenizer.load(bpe(tmp_path, added_tokens={"xyz": 300}))
+    with pytest.raises(ValueError, match="added_tokens.json is not a JSON object"):
+        tokenizer.load(bpe(tmp_path, added_tokens=[1]))
+    (tmp_path / "vocab.json").write_text("[")
+    with pytest.raises(ValueError, match="vocab.json, merges.txt: no tokenizer"):
+        tokenizer.load(tmp_path)
+
+
 def test_a_name_on_the_hub_ends_and_pads_as_its_config_says(tmp_path, monkeypatch):
     shutil.copy(tokenizer.BUILTIN / "tokenizer.json", tmp_path)
     said = {

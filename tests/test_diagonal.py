@@ -121,7 +121,7 @@ def test_auto_is_what_was_measured(monkeypatch):
     one = jax.tree.map(lambda x: x[:1], batch)
     way = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for name in ("recurrence.answers", "diagonal.answer_logits"):
+    for name in ("recurrence.answers", "diagonal.answers"):
         module, function = name.split(".")
         made = getattr(getattr(schedule, module), function)
         monkeypatch.setattr(
@@ -130,9 +130,9 @@ def test_auto_is_what_was_measured(monkeypatch):
             lambda *args, made=made, module=module, **named: (
                 way.append(module), made(*args, **named))[1],
         )  # fmt: skip
-    logits, drift = schedule.answers(built, one, bptt=0, remat=False)
+    logits, drift, _ = schedule.answers(built, one, bptt=0, remat=False)
     idle = one._replace(background_only=np.ones(one.answer_start.shape[:2], np.float32))
-    watched, moved = schedule.answers(built, idle, bptt=0, remat=False)
+    watched, moved, _ = schedule.answers(built, idle, bptt=0, remat=False)
     assert way == ["diagonal", "recurrence"] and not drift.any() and moved.any()
     np.testing.assert_allclose(logits, watched, atol=1e-5)
 

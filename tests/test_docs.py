@@ -10,6 +10,7 @@ import pytest
 import tiny_run
 
 from rmt_jax import cli
+from rmt_jax.config import Data, Texts
 
 ROOT = Path(__file__).parents[1]
 # EXPERIMENTS.md and RESULTS.md say how figures were made, with the code of that day, in hours.
@@ -20,6 +21,8 @@ PAGES = (
     "docs/scale.md",
     "docs/weights.md",
     "docs/backbones.md",
+    "docs/language.md",
+    "docs/suites.md",
 )
 
 # Commands that need what a test has not, and what that is.
@@ -27,6 +30,9 @@ LEFT_OUT = {
     "ask --file t.txt": "nothing; test_ask.py runs it and knows the answer",
     "doctor$": "minutes: it measures the machine; test_doctor.py runs it in parts",
     "gating ": "minutes of training; test_gating.py trains a small one",
+    "evaluate .*SmolLM2": "weights of 98 MB; test_gguf.py reads a small file of that kind",
+    "evaluate .*niah": "segments that hold RULER's questions; test_suites.py has some",
+    "report .*--capacity": "runs of recall; test_report.py draws some",
     "lmeval ": "the harness, whose test is in test_lmeval.py",
     "prepare --download": "the network",
     "prepare --pg19": "the network",
@@ -78,6 +84,8 @@ def place(tmp_path_factory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     for name in ("mine", "RUN", "a", "b"):
         tiny_run.save(folder / "runs" / name, tiny_run.config())
+    texts = Data(tasks=("novels",), texts={"novels": Texts(train="builtin")})
+    tiny_run.save(folder / "runs" / "novels", tiny_run.config().replace(data=texts))
     (folder / "FOLDER_OR_HUB_NAME").symlink_to(folder / "runs" / "RUN")
     (folder / "RUN").symlink_to(folder / "runs" / "RUN" / "evaluation")
     (folder / "book.txt").write_text("Mary went to the garden. The sun shone on the house. " * 20)
@@ -103,7 +111,8 @@ def test_commands_run(page, place, monkeypatch, capsys):
             cli.parse(words, "")
             continue
         code = "report.__main__" if name == "report" else name
-        status = importlib.import_module(f"rmt_jax.{code}").main([*words, *SHORTER.get(name, [])])
+        more = [] if "--perplexity" in words else SHORTER.get(name, [])
+        status = importlib.import_module(f"rmt_jax.{code}").main([*words, *more])
         said = capsys.readouterr()
         assert status == 0, f"{command}\n{said.out}\n{said.err}"
         assert "Traceback" not in said.err, f"{command}\n{said.err}"

@@ -305,6 +305,19 @@ def test_progress_counts_what_texts_really_hold(capsys):
     assert "100% |" in capsys.readouterr().err
 
 
+def test_the_time_left_knows_nothing_of_compiling(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with TokenProgress(Counter({"1k": 4000}), shown=True) as progress:
+        for seconds in (60, 1):  # the first batch compiles
+            clock[0] += seconds
+            progress.add_tokens(1000)
+            progress.batch_done("qa1_1k", "1k", [], nominal=1000)
+        said = str(progress.bar)
+    assert "00:01<00:02, 1.00ktok/s" in said
+
+
 def test_command_line(run, tmp_path, capsys):
     words = ["--workdir", str(run), "--tasks", "qa1", "--lengths", "1s", "--samples", "2"]
     assert (
@@ -357,6 +370,8 @@ def test_sigterm_keeps_answers_and_asks_to_be_started_again(run, tmp_path):
         (["--data", "official"], "name their folder with --babi"),
         (["--perturb", "other_background"], "other_background"),
         (["--samples", "-1"], r"samples (-1)"),
+        (["--seed", "-1"], "--seed: a seed is a whole number between 0 and 2147483647, but got"),
+        (["--seed", "x"], "but got 'x'"),
         (["--out", "/dev/null/x"], "Not a directory: '/dev/null/x"),
         (["--data", "nowhere/at/all"], "there is no folder nowhere/at/all"),
     ],

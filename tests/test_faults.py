@@ -1,5 +1,7 @@
 """What happens to a run when something breaks: signals, damaged files, full disks, diverging."""
 
+import datetime
+import errno
 import gc
 import json
 import os
@@ -7,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from safetensors.numpy import load_file
 
 from rmt_jax import cli
 from rmt_jax.config import Config, ConfigError
-from rmt_jax.runtime.preemption import REQUEUE
+from rmt_jax.runtime import workdir
+from rmt_jax.runtime.preemption import REQUEUE, Signals
 from rmt_jax.runtime.workdir import Workdir
 from rmt_jax.training import checkpoint, divergence, loop, progress
 from rmt_jax.training import run as training
@@ -44,7 +48,8 @@ FAULTY_RUN = Path(__file__).with_name("faulty_run.py")
 def cache(tmp_path_factory):
     """Compiled programs shared by the runs of this file and their subprocesses."""
     folder = str(tmp_path_factory.mktemp("xla"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir",
+             "jax_persistent_cache_min_compile_time_secs")  # fmt: skip
     before = [jax.config.values[name] for name in names]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_CACHE", folder)
@@ -97,6 +102,36 @@ def test_sigterm_then_sigkill_in_a_save_then_the_same_bits(whole, tmp_path):
     assert training.run(config(), path) == 0
     assert not stale.exists() and saved(path)[-1] == STEPS
     assert same_bits(path, whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGUSR1, REQUEUE), (signal.SIGHUP, REQUEUE), (signal.SIGINT, 130)],
+)
+def test_other_signals_save_too(whole, tmp_path, monkeypatch, capfd, number, code):
+    """SLURM's --signal=USR1, a terminal that is closed, Ctrl-C."""
+    before = signal.getsignal(number)
+    monkeypatch.setattr(loop.Loop, "validates", at_call(5, loop.Loop.validates, kill(number)))
+    assert training.run(config(), tmp_path / "run") == code
+    assert saved(tmp_path / "run")[-1] == 3 and signal.getsignal(number) is before
+    said = capfd.readouterr().err
+    assert "told to stop: saved at step 3; the same command continues from there" in said
+    assert ("Ctrl-C again stops at once" in said) == (number == signal.SIGINT)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_nohup_is_obeyed():
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Signals() as signals:
+            kill(signal.SIGHUP)()
+            assert not signals.noted
+            kill(signal.SIGINT)()
+            assert signals.noted and signals.code == 130
+            with pytest.raises(KeyboardInterrupt):
+                kill(signal.SIGINT)()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, kept)
 
 
 def test_sigterm_in_a_validation_saves_first_and_validates_later(whole, tmp_path, monkeypatch):
@@ -258,7 +293,7 @@ def test_a_damaged_checkpoint_without_a_seal_is_a_sentence_too(whole):
             file.write_bytes(data)
 
 
-def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path):
+def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path, capfd, caplog):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
@@ -276,6 +311,7 @@ def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path):
                 checkpoints.save(state(step))
             checkpoints.wait()
         assert "The last whole one is of step" in str(told.value)
+        assert "Traceback" not in capfd.readouterr().err + caplog.text  # Orbax's, one a thread
         left = saved(disk)[-1]
         again = Checkpoints(disk / "checkpoints", config().checkpoint)
         restored = again.restore(state(0), left)
@@ -294,6 +330,20 @@ def test_two_runs_on_one_workdir(tmp_path):
             pass
     with Workdir(tmp_path):
         pass
+
+
+def test_runs_that_start_in_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
+    class Still(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datetime, "datetime", Still)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: workdir.new_folder(), range(4)))
+    name = "runs/2026-01-02-030405"
+    assert sorted(map(str, made)) == [name, *(f"{name}-{n}" for n in (2, 3, 4))]
 
 
 def test_a_continued_run_needs_nothing_of_where_it_began(whole, tmp_path):
@@ -367,6 +417,17 @@ def test_dead_data_workers_are_started_again():
     assert [next(feed) for _ in range(5)] == [10, 11, 12, 13, 14]
     assert said[0].startswith("a data worker died before step 13") and len(said) == 2
     with pytest.raises(ConfigError, match="died 3 times, the last before step 16"):
+        next(feed)
+
+
+def test_shared_memory_without_room_is_named():
+    def stream(step):
+        yield step
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    feed = divergence.batches(stream, 10, print)
+    assert next(feed) == 10
+    with pytest.raises(ConfigError, match="batch of step 12 .*in /dev/shm.*lower config.data.work"):
         next(feed)
 
 

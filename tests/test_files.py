@@ -46,6 +46,9 @@ def test_what_breaks_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError):
         with files.atomic_path(file) as hidden:
             hidden.unlink()  # a library that wrote nothing
+    with pytest.raises(OSError, match=f"No space left on device: '{file}'"):
+        with files.atomic_open(file):
+            raise OSError(errno.ENOSPC, "No space left on device")  # as `write` does, of no file
     assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
@@ -155,6 +158,11 @@ def test_every_error_for_users_has_one_base():
     [
         (RmtError("A sentence."), 2, "error: A sentence.\n"),
         (OSError("disk full"), 2, "error: disk full\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/b.txt"),
+            2,
+            "error: [Errno 28] No space left on device: '/a/b.txt': make room there\n",
+        ),
         (KeyboardInterrupt(), 130, "\nstopped.\n"),
     ],
 )

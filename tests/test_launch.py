@@ -331,7 +331,8 @@ def node(processes: int, workdir: Path, *settings: str) -> tuple[list[str], dict
 
 
 @pytest.mark.slow  # minutes: two processes compile on two cores
-def test_one_of_two_processes_is_told_to_stop(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_one_of_two_processes_is_told_to_stop(tmp_path, number):
     """Both save at the same step, whichever got the signal, and ask to be started again."""
     command, env = node(2, tmp_path, "stages.0.steps=100000")
     log = tmp_path / "metrics.jsonl"
@@ -346,7 +347,7 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path):
             text=True,
         ).stdout.split()
         assert len(children) == 2
-        os.kill(int(children[-1]), signal.SIGTERM)
+        os.kill(int(children[-1]), number)
         stderr = process.communicate(timeout=300)[1]
     assert process.returncode == 75, stderr[-3000:]
     assert stderr.count("the same command continues from there") == 2

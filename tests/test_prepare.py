@@ -33,6 +33,13 @@ def test_json_in_the_official_layout(tmp_path, capsys):
     assert "was made with seed 0: choose another --out" in capsys.readouterr().err
 
 
+def test_blanks_in_lists_of_names(tmp_path):
+    words = ["--out", str(tmp_path), "--format", "json", "--samples", "1", "--tasks", "qa1, qa4 "]
+    assert exit_code(prepare.main, [*words, "--lengths", "0k, 1k"]) == 0
+    made = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("qa*/*"))
+    assert made == ["qa1/0k.json", "qa1/1k.json", "qa4/0k.json", "qa4/1k.json"]
+
+
 def test_shards_in_any_order_give_the_same(tmp_path):
     assert run(tmp_path / "a", "--format", "json", "--lengths", "1k") == 0
     more = ("--format", "json", "--lengths", "1k", "--num_shards", "3")
@@ -148,6 +155,9 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
         (("--tokenizer", "/nowhere/t"), "no tokenizer '/nowhere/t'"),
         (("--babi_dir", "/nowhere"), "no folder '/nowhere' with bAbI files"),
         (("--num_shards", "2", "--shard_index", "2"), "not below 2"),
+        (("--num_shards", "0"), "--num_shards is 0: the work is cut into 1 part or more"),
+        (("--seed", "-1"), "--seed: a seed is a whole number between 0 and 2147483647"),
+        (("--lengths", " , "), "--lengths names nothing to make"),
     ],
 )
 def test_bad_requests_are_sentences(tmp_path, capsys, arguments, what, monkeypatch):
@@ -158,6 +168,26 @@ def test_bad_requests_are_sentences(tmp_path, capsys, arguments, what, monkeypat
     assert what in capsys.readouterr().err
     left = [p for p in (tmp_path / "o").rglob("*") if p.is_file()]
     assert left == []
+
+
+def test_background_that_has_no_splits(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "books").mkdir()
+    text = "It was a dark night, and the wind howled around the old stones of the tower. " * 40
+    (tmp_path / "books" / "a.txt").write_text(text)
+    words = ["--out", str(tmp_path / "out"), "--format", "json", "--tasks", "qa1", "--samples", "2"]
+    words += ["--lengths", "1k", "--background", str(tmp_path / "books"), "--background_split"]
+    assert exit_code(prepare.main, [*words, "all"]) == 0
+    rows = json.loads((tmp_path / "out" / "qa1" / "1k.json").read_text())
+    assert len(rows) == 2 and all("dark night" in row["input"] for row in rows)
+    assert exit_code(prepare.main, [*words, "train"]) == 2  # made with something else
+
+
+def test_beam_that_is_not_there_is_named_with_its_extra(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+    assert run(tmp_path / "out", "--beam") == 2
+    assert "--beam needs Apache Beam: pip install 'rmt_jax[beam]'" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_builder_makes_samples_itself(tmp_path):

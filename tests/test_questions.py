@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
+from rmt_jax import cli
 from rmt_jax.evaluation import answer_log, evaluate, sources
 
 
@@ -138,6 +139,33 @@ def test_copied_facts_and_books_are_the_same(model, tmp_path):
     assert seen(tmp_path / "two") == first
     assert seen(tmp_path / "three", book=book.replace("dark", "fair")) != first
     assert seen(tmp_path / "four", story=story.replace("office", "garden")) != first
+
+
+def test_official_questions_that_come_again_are_said(model, tmp_path, capfd):
+    cli.log_to_stderr()
+    lines = (f"1 Mary went to the {w}.\n2 Where is Mary? \t{w}\t1\n" for w in ("office", "attic"))
+    (tmp_path / "qa1_single-supporting-fact_test.txt").write_text("".join(lines))
+    source = sources.open_source(str(tmp_path), model)
+    assert source.count("qa1", "1s", 2) == 2 and capfd.readouterr().err == ""
+    assert source.count("qa1", "1s", 3) == source.count("qa1", "2s", 3) == 3
+    told = "qa1 has 2 questions (test): of 3 asked, some are the same in other background\n"
+    assert capfd.readouterr().err == told  # once
+
+
+def test_a_folder_that_training_never_saw_is_taken_whole(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "books").mkdir()
+    text = "It was a dark night, and the wind howled around the old stones of the tower. " * 40
+    (tmp_path / "books" / "a.txt").write_text(text)  # one book has one split
+    books = str(tmp_path / "books")
+    with pytest.raises(sources.QuestionError, match="--background_split all"):
+        for split in ("validation", "test"):
+            sources.open_source("generated", model, split=split, background=books)
+    source = sources.open_source("generated", model, background=books, background_split="all")
+    assert source.ask("qa1", "2s", range(1))[0].facts
+    (tmp_path / "qa1").mkdir()
+    with pytest.raises(sources.QuestionError, match="which --background_split cannot change"):
+        sources.open_source(str(tmp_path), model, background_split="all")
 
 
 def test_what_files_cannot_be_told(model, tmp_path):

@@ -210,7 +210,7 @@ def test_drift_is_how_far_a_segment_moves_the_memory(cell):
     mask = batch.mask.copy()
     mask[1, 1] = False  # an empty segment
     idle = np.ones((2, 3), bool)
-    _, drift = recurrence.answers(model, batch._replace(mask=mask, background_only=idle))
+    drift = recurrence.answers(model, batch._replace(mask=mask, background_only=idle)).drift
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
     memory = model.initial(2)
     for s in range(3):

@@ -12,7 +12,7 @@ from commands import exit_code
 
 from rmt_jax import report, scores
 from rmt_jax.report import __main__ as comparison
-from rmt_jax.report import curves, figures, inspection, page, tables
+from rmt_jax.report import capacity, curves, figures, inspection, page, tables
 from rmt_jax.results import EvalResult
 from rmt_jax.scores import OF_LABELS as RULES
 
@@ -228,3 +228,48 @@ def test_axis_numbers():
         "1k",
         "1.23M",
     ]
+
+
+def recall_run(cell, memory, rates):
+    return [
+        EvalResult(
+            "recall", f"{n}s", 100, {"exact": 100 * rate}, chance=1 / 16, tokens=32.0 * n,
+            facts=8.0 * n, cell=cell, memory=memory, tokenizer="builtin",
+        )
+        for n, rate in zip((1, 2, 4), rates, strict=True)
+    ]  # fmt: skip
+
+
+def test_capacity_of_a_memory(tmp_path, capsys):
+    runs = {
+        "a": recall_run("delta", 4096, (1.0, 1.0, 0.75)),
+        "b": recall_run("delta", 4096, (1.0, 1.0, 0.5)),
+        "c": recall_run("rmt", 512, (1.0, 0.5, 1 / 16)),
+    }
+    for name, found in runs.items():
+        report.write(found, tmp_path / name)
+    # Of 32 facts at 75 %: 32 (0.75 - 1/16) / (1 - 1/16).
+    assert capacity.facts_kept(runs["a"][2], "exact") == pytest.approx(32 * 11 / 15)
+    assert capacity.capacity(runs["b"], "exact") == pytest.approx(16)
+    assert capacity.capacity(runs["c"], "exact") == 8
+    folders = [str(tmp_path / name) for name in runs]
+    words = [*folders, "--capacity", "--out", str(tmp_path / "out")]
+    assert exit_code(comparison.main, words) == 0
+    text = (tmp_path / "out" / "capacity.md").read_text()
+    assert "| recall: facts in a text | runs | 8 | 16 | 32 | most kept |" in text
+    assert "| delta, 4,096 numbers | 2 | 100.0 | 100.0 | 62.5 | 20 ± 5 |" in text
+    assert "| rmt, 512 numbers | 1 | 100.0 | 50.0 | 6.2 | 8 |" in text
+    assert "| random answer | | 6.2 | 6.2 | 6.2 | |" in text
+    assert text in capsys.readouterr().out
+    for kind in ("png", "pdf"):
+        assert (tmp_path / "out" / f"capacity.{kind}").stat().st_size > 5000
+    named = [*words, "--groups", "big,big,small"]
+    assert exit_code(comparison.main, named) == 0
+    assert "| small | 1 |" in (tmp_path / "out" / "capacity.md").read_text()
+
+
+def test_capacity_needs_facts(tmp_path, capsys):
+    report.write(results(), tmp_path)
+    words = [str(tmp_path), "--capacity", "--out", str(tmp_path / "out")]
+    assert exit_code(comparison.main, words) == 2
+    assert "None of these results says how many facts" in capsys.readouterr().err

@@ -255,7 +255,7 @@ def test_other_bad_input_is_a_sentence(tmp_path, monkeypatch):
     long = write(tmp_path / "long.jsonl", [row(i, 40) for i in range(40)])
     check("the shortest of the train rows of 'own' takes 1.: raise", ConfigError, train=long,
           longer="leave_out")  # fmt: skip
-    with pytest.raises(ConfigError, match="qa1 has the name of a registered"):
+    with pytest.raises(ConfigError, match="qa1 has the name of another task"):
         Loader(
             config(Questions(train=good), tasks=("qa1",), questions={"qa1": Questions()}), TOKENS
         )
@@ -343,11 +343,11 @@ def many(tmp_path) -> str:
 def test_segments_of_documents_and_bands_that_take_each_once(many, align):
     loader = Loader(config(Questions(train=many), 16, align=align), TOKENS)
     composer = loader.composer
-    counts = composer.segments("own")
-    for index, number in enumerate(composer.rows("own", "all")[:40]):
+    counts = composer.finite.segments("own")
+    for index, number in enumerate(composer.finite.rows("own", "all")[:40]):
         sample = composer.sample("own", "all", 0, index)
         assert counts[number] == len(composer._bounds(sample)) - 1
-    bands = [composer.rows("own", f"{s}s") for s in (1, 2, 4, 8, 16)]
+    bands = [composer.finite.rows("own", f"{s}s") for s in (1, 2, 4, 8, 16)]
     assert sorted(np.concatenate(bands)) == list(range(len(counts)))
     assert all(
         counts[band].max(initial=0) <= s for band, s in zip(bands, (1, 2, 4, 8, 16), strict=True)
@@ -356,7 +356,7 @@ def test_segments_of_documents_and_bands_that_take_each_once(many, align):
 
 def test_documents_are_drawn_alike_often_and_batches_hold_them_whole(many):
     loader = Loader(config(Questions(train=many), 16), TOKENS)
-    counts = loader.composer.segments("own")
+    counts = loader.composer.finite.segments("own")
     lengths = [loader._length(loader.stages[0], s) for s in loader.stages[0].buckets]
     expected = [len(loader._rows("own", one)) / len(counts) for one in lengths]
     assert np.allclose(loader._shares[0][0], expected) and np.isclose(sum(expected), 1)
@@ -395,7 +395,7 @@ def test_mixed_with_bAbI_the_shares_are_those_asked_for(many):
 @pytest.mark.parametrize("align", ["left", "sentence"])
 def test_longer_documents_are_cut_as_told_and_counted(many, longer, kept, align):
     loader = Loader(config(Questions(train=many, longer=longer), 2, align=align), TOKENS)
-    counts = loader.composer.segments("own")
+    counts = loader.composer.finite.segments("own")
     (said,) = [line for line in loader.describe() if "the longest of training" in line]
     assert f"{int((counts > 2).sum()):,} train rows take more than 2 segments" in said
     whole = {TOKENS.decode(loader.composer.sample("own", "all", 0, i).context)

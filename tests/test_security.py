@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rmt_jax.config import Data
 from rmt_jax.data import published, tokenizer
 from rmt_jax.data.babi import files
 from rmt_jax.evaluation import sources
@@ -127,4 +128,4 @@ def test_hub_names_can_be_pinned(monkeypatch, tmp_path):
 
 class FakeModel:
     class config:
-        data = None
+        data = Data()

@@ -132,7 +132,7 @@ def test_the_drift_penalty_calms_idle_segments(cell):
         for _ in range(20):
             state, _ = step(state, told)
         static, _ = models.split(models.build(c.model, c.prompt, VOCAB, TASKS, nnx.Rngs(0)))
-        drift = recurrence.answers(models.merge(static, state.params), told)[1]
+        drift = recurrence.answers(models.merge(static, state.params), told).drift
         after[penalty] = float(drift[idle].mean()), float(drift[:, 0].mean())
     assert after[3.0][0] < 0.7 * after[0.0][0]
     assert after[3.0][1] > 0.2 * after[0.0][1]

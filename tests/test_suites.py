@@ -49,7 +49,7 @@ def recall(text, question):
     for pair in re.findall(r"[^.]+\.", text):
         key, value = pair.strip().removesuffix(".").split(": ")
         held[key] = value
-    return [held[question.removesuffix("?")]]
+    return [held[question]]
 
 
 def key_value(text, question):
@@ -164,6 +164,11 @@ def test_a_recall_text_is_full_to_the_last_pair():
         len(composer("recall", task_options={"recall": every}).sample("recall", "39", 0, 0)[1])
         == 36
     )
+    cut = composer("recall", segment=8, task_options=made.tasks["recall"].data.task_options)
+    for segments in (1, 2, 7):  # and a question with its answer as many as a pair
+        assert len(cut.sample("recall", f"{segments}s", 0, 0).facts) == 2 * segments - 1
+        asked = cut.sample("recall", f"{segments}s", 0, 0, StoryOptions(question_rate=1.0))
+        assert len(asked.facts) == segments and len(asked.context_questions) == segments - 1
     long = made.sample("recall", "6000", 0, 0)
     assert len(long.story.facts) == 1500 and len(long.facts) == 1500
 
@@ -187,8 +192,8 @@ def test_the_last_value_wins(index, rewrites, key_size, value_size):
         assert held.get(key) != value, "a rewrite changes the value"
         held[key] = value
     assert (len(held) == 12) if rewrites == 0 else (rewrites == 0.3 or len(held) < 12)
-    assert story.answer == held[story.question.removesuffix("?")]
-    last = max(i for i, fact in enumerate(story.facts) if fact.startswith(story.question[:-1]))
+    assert story.answer == held[story.question]
+    last = max(i for i, fact in enumerate(story.facts) if fact.startswith(f"{story.question}:"))
     assert story.supporting == (last,)
 
 
@@ -237,8 +242,8 @@ def test_batches_hold_pairs_questions_and_answers():
         batch = loader.batch_at(step)
         for i in range(len(batch.tokens)):
             text = TOKENS.decode(batch.tokens[i][batch.mask[i]])
-            known = re.sub(r" [a-z]+\?<answer> [a-z]+<end>", "", text).strip()
-            question, answer = re.findall(r" ([a-z]+\?)<answer> ([a-z]+)<end>$", text)[0]
+            known = re.sub(r" [a-z]+<answer> [a-z]+<end>", "", text).strip()
+            question, answer = re.findall(r" ([a-z]+)<answer> ([a-z]+)<end>$", text)[0]
             assert recall(known, question) == [answer]
             asked += int((batch.weight[i].sum(axis=-1) > 0).sum())
     assert asked > 5 * 8 * 2
@@ -405,8 +410,8 @@ def test_suites_are_not_asked_of_models_of_other_tasks():
     babi = tasks.usable(Data(tasks=("qa1",)))
     assert "qa2" in babi and not set(babi) & set(SUITES)
     assert set(tasks.usable(Data(tasks=("vt",)))) == set(RULER)
-    assert tasks.guess("b?", Data(tasks=("qa1",))) == ""
-    assert tasks.guess("b f?", Data(tasks=("recall",))) == "recall"
+    assert tasks.guess("b", Data(tasks=("qa1",))) == ""
+    assert tasks.guess("b f", Data(tasks=("recall",))) == "recall"
     asked = "What is the special magic number for red-hat mentioned in the provided text?"
     assert tasks.guess(asked, Data(tasks=("vt", "niah_single_2"))) == "niah_single_2"
 

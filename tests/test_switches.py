@@ -9,8 +9,8 @@ import pytest
 import tiny_run
 
 from rmt_jax import cli, doctor, evaluation
+from rmt_jax.data import text_stream
 from rmt_jax.evaluation import session as recall
-from rmt_jax.evaluation import text_stream
 from rmt_jax.runtime import switches
 
 TEXT = "Mary went to the garden. " + "The sun shone on the old house again. " * 20
@@ -54,7 +54,7 @@ def use(run, folder):
     again.load(folder / "memory.npz")
     said = [one.answer("Where is Mary?") for one in (held, again)]
     logits, memory = model.forward([[5, 6, 7] * 40])
-    moved = model.state_change(model.initial_memory(), memory)
+    moved = model.memory_cell.state_change(model.initial_memory().state, memory.state)
     result = evaluation.evaluate(model, samples=1, lengths=("1s",), progress=False)[0]
     leaves = [np.asarray(leaf) for leaf in (logits, moved, *jax.tree.leaves(memory))]
     return said, [leaf.dtype for leaf in leaves], leaves, result.accuracy("exact")

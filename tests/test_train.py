@@ -68,6 +68,8 @@ def test_the_log_has_speeds_and_the_wait_for_data(smoke):
     lines = [json.loads(x) for x in (smoke[0] / "metrics.jsonl").read_text().splitlines()]
     logged = [x for x in lines if "loss" in x]
     assert logged[-1]["step"] == 30 and logged[0]["compile_seconds"] > 0
+    assert all(x["compile_seconds"] == 0 for x in logged[1:])  # nothing while it trains
+    assert "compiling 0 of " in smoke[1].stderr
     assert all(x["tokens_per_second"] > 0 and x["data_wait_fraction"] < 1 for x in logged)
     assert logged[-1]["loss"] < logged[0]["loss"]
     validated = [x["validation"] for x in lines if "validation" in x]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,21 +12,25 @@ import numpy as np
 import pytest
 import tiny
 
-from rmt_jax import cli, convert
-from rmt_jax.config import Config, Prompt, to_dict
+from rmt_jax import api, cli, convert, files
+from rmt_jax.config import Config, Data, Prompt, to_dict
+from rmt_jax.data.tokenizer import load
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, names, torch_pickle, weights
 from rmt_jax.models.io.folder import ASSETS, argument
 from rmt_jax.models.io.weights import WeightsError
+from rmt_jax.runtime.workdir import read_config
 from rmt_jax.training import run as training
 
 GOLDEN = Path(__file__).parent / "golden"
+builtin = load("builtin")
 
 
 def workdir(folder: Path, prompt=None, **changes) -> tuple[Path, dict]:
     """A run's folder as training leaves it."""
     prompt = prompt or Prompt("none", "every", tiny.WORDS)
-    config = Config(model=tiny.settings(**changes), prompt=prompt)
+    data = Data(tasks=("qa1", "qa2"))
+    config = Config(model=tiny.settings(**changes), prompt=prompt, data=data)
     _, params = tiny.model(prompt, **changes)
     weights.save(folder, params)
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
@@ -251,6 +256,52 @@ def test_a_kind_of_tensor_that_is_missing_is_named(tmp_path, lost, name):
     with pytest.raises(WeightsError, match=rf"transformer\.h\.N\..*{name}"):
         opened = hub.open_source(folder)
         hub.fit(opened.config, opened.params, str(folder))
+
+
+def test_a_byte_order_mark_in_front_of_json(tmp_path):
+    run, _ = workdir(tmp_path / "run")
+    builtin.save(run / "tokenizer")
+    before = api.load(run)
+    for file in (run / "config.json", run / "tokenizer" / "rmt_tokens.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    after = api.load(run)
+    assert after.config == before.config == read_config(run / "config.json")
+    assert after.tokenizer.fingerprint() == before.tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "pytorch_model.bin", "tokenizer.json", "generation_config.json", "vocab.json"],
+)
+def test_a_pointer_of_git_lfs_is_no_file_of_a_checkpoint(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(GOLDEN / "rmt", "cloned")
+    hub.open_source("./cloned")
+    (tmp_path / "cloned" / name).write_bytes(files.POINTER + b"v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(files.PointerError, match=f"{name} is a pointer of git-lfs.*git lfs pull"):
+        convert.main(["import", "--from", "./cloned", "--out", "run"])
+    assert not Path("run").exists()  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "config.json", "tokenizer/rmt_tokens.json"]
+)
+def test_a_pointer_of_git_lfs_is_no_file_of_a_run(tmp_path, name):
+    run, _ = workdir(tmp_path / "run")
+    builtin.save(run / "tokenizer")
+    assert api.load(run).tokenizer.vocab_size == builtin.vocab_size
+    (run / name).write_bytes(files.POINTER + b"v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(files.PointerError, match=f"{Path(name).name} is a pointer of git-lfs"):
+        api.load(run).tokenizer  # noqa: B018
+
+
+def test_a_time_in_the_name_of_a_run_is_no_share(tmp_path, monkeypatch):
+    (tmp_path / "r" / "2026-01-01T10:30").mkdir(parents=True)
+    (tmp_path / "r" / "b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first = "r/2026-01-01T10:30"
+    assert convert.shares([first, "r/b"]) == {first: 0.5, "r/b": 0.5}
+    assert convert.shares([f"{first}:0.7", "r/b:0.3"]) == {first: 0.7, "r/b": 0.3}
 
 
 def test_a_folder_with_the_name_of_what_ships(tmp_path, monkeypatch):

@@ -108,7 +108,12 @@ class Data:
     tasks: tuple[str, ...] = setting(
         (), "Tasks to train on: names of registered ones, of `questions` and of `texts`."
     )
-    weights: tuple[float, ...] = setting((), "Shares of the tasks, one each; empty: equal shares.")
+    weights: tuple[float, ...] = setting(
+        (),
+        "Shares of the tasks, one each; empty: equal shares. Where some model a language, the loss"
+        " is the mean over answers' tokens and the mean over passages' tokens, each times its share"
+        " of the texts.",
+    )
     facts: str = setting(
         "simulated",
         "Where bAbI stories come from. Of stories of official length, both takes half from the"
@@ -118,6 +123,13 @@ class Data:
     babi_dir: str = setting("", "Folder of the official bAbI text files.", path=True)
     new_names: float = setting(
         0.0, "Share of stories whose persons, places and objects bear new names.", least=0, most=1
+    )
+    unknown_rate: float = setting(
+        0.0,
+        "Share of training stories that are asked for a person, object or place that they do not"
+        " have; the answer is 'unknown'.",
+        least=0,
+        most=1,
     )
     background: str = setting(
         "builtin", "Text that hides the facts: builtin, none, or a folder of .txt files.", path=True

@@ -74,21 +74,24 @@ class Questions:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts to model: every token is predicted from those before it."""
+    """A task that models a language: every token of a text is predicted from those before it."""
 
     train: str = setting(
-        "", "A folder of .txt files, or a .jsonl file of rows with the text.", path=True
+        "",
+        "Texts to train on: a folder of .txt files (each a text) and .jsonl files (each row a"
+        " text), one such file, or builtin.",
+        path=True,
     )
     validation: str = setting(
         "",
-        "The same, to validate on; empty: a tenth of the documents of `train`, by a hash.",
+        "The same, to validate on; empty: a tenth of the texts of `train`, by a hash.",
         path=True,
     )
     test: str = setting(
-        "", "The same, to test on; empty: a tenth of the documents of `train`.", path=True
+        "", "The same, to test on; empty: a tenth of the texts of `train`.", path=True
     )
     description: str = setting("Continue the text.", "The task prompt.")
-    field: str = setting("text", "Field of a row that holds the text.")
+    field: str = setting("text", "Field of a row of a .jsonl file that holds the text.")
 
     def __post_init__(self):
         freeze(self)

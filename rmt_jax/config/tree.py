@@ -170,8 +170,9 @@ def _set(
         return tuple(items)
     if isinstance(node, Mapping) and key and get_origin(kind) is Mapping:
         item = get_args(kind)[1]
-        new = _build(".".join(keys[: depth + 1]), {}, item) if _is_section(item) else None
-        new = FrozenDict() if get_origin(item) is Mapping else new
+        new: Any = FrozenDict() if get_origin(item) is Mapping else None
+        if dataclasses.is_dataclass(item):  # a name adds an entry
+            new = _build(".".join(keys[: depth + 1]), {}, item)
         return FrozenDict({**node, key: below(node.get(key, new), item)})
     raise _unknown(name, fields(config))
 
@@ -215,11 +216,6 @@ def _build(name: str, values: Mapping[str, Any], cls: Any) -> Any:
     if required:
         raise ConfigError(f"config.{name} lacks {' and '.join(required)}.")
     return cls(**{key: _convert(prefix + key, v, kinds[key]) for key, v in values.items()})
-
-
-def _is_section(kind: Any) -> bool:
-    """Is an entry a dataclass, that a new name adds with its defaults?"""
-    return dataclasses.is_dataclass(kind)
 
 
 def _required(field: dataclasses.Field) -> bool:

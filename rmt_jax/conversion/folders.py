@@ -8,7 +8,7 @@ from typing import Any
 from rmt_jax.cli import Usage
 from rmt_jax.config import Config
 from rmt_jax.errors import RmtError
-from rmt_jax.files import write_text
+from rmt_jax.files import refuse_pointer, write_text
 
 SPECIAL = "rmt_tokens.json"  # which tokens pad, end and precede an answer (data.tokenizer)
 TOKENIZER_FILES = (
@@ -17,6 +17,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
     SPECIAL,
 )
 
@@ -72,7 +74,7 @@ def write_tokenizer(opened: Any, target: Path) -> bool:
     from rmt_jax.models.backbones import BACKBONES
 
     if not opened.tokenizer:
-        return _copy_tokenizer(_tokenizer(opened.folder), target)
+        return _copy_tokenizer(opened.folder, target)
     try:
         vocab = BACKBONES[opened.config.model.backbone].vocab_of(opened.params["backbone"])
         tokenizer = gguf_tokenizer.build(opened.tokenizer, str(opened.folder), vocab)
@@ -84,9 +86,28 @@ def write_tokenizer(opened: Any, target: Path) -> bool:
     return True
 
 
-def _copy_tokenizer(source: Path, target: Path) -> bool:
+def say_if_unusable(folder: Path) -> None:
+    """Texts cannot be read with such a tokenizer, token ids can."""
+    from rmt_jax.data import tokenizer
+
+    try:
+        tokenizer.load(folder)
+    except RmtError as error:
+        print(error)
+
+
+def tokenizer_files(source: Path) -> list[Path]:
+    """Those of a checkpoint's folder. Raises PointerError."""
+    source = _tokenizer(source)
     found = [source / n for n in TOKENIZER_FILES if (source / n).is_file()]
     found = found or [p for p in (source / "tokenizer").glob("*") if p.name in TOKENIZER_FILES]
+    for file in found:
+        refuse_pointer(file)
+    return found
+
+
+def _copy_tokenizer(source: Path, target: Path) -> bool:
+    found = tokenizer_files(source)
     if found:
         target.mkdir(parents=True, exist_ok=True)
     for file in found:

@@ -3,7 +3,15 @@
 from pathlib import Path
 
 from rmt_jax.config import to_dict
-from rmt_jax.conversion.folders import free, generation, sizes, write_json, write_tokenizer
+from rmt_jax.conversion.folders import (
+    free,
+    generation,
+    say_if_unusable,
+    sizes,
+    tokenizer_files,
+    write_json,
+    write_tokenizer,
+)
 
 
 def import_weights(
@@ -19,6 +27,7 @@ def import_weights(
 
     opened = pretrained.open_source(source, revision)
     pretrained.fit(opened.config, opened.params, str(source))
+    tokenizer_files(opened.folder)  # a pointer in place of one is said now
     free(out)
     weights.save(out, opened.params, dtype)
     write_json(out / "config.json", to_dict(opened.config))
@@ -27,6 +36,8 @@ def import_weights(
     print(sizes(opened.config, weights.flatten(opened.params)))
     for guess in opened.guessed:
         print(f"not said by the checkpoint, so taken as: {guess}")
-    if not copied:
+    if copied:
+        say_if_unusable(out / "tokenizer")
+    else:
         print(f"no tokenizer in {opened.folder}: put its files into {out / 'tokenizer'}")
     print(f"written: {out}\nnext:    python -m rmt_jax.ask --workdir {argument(out)}")

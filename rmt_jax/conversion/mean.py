@@ -12,6 +12,8 @@ def shares(words: list[str]) -> dict[str, float]:
     found = {}
     for word in words:
         name, colon, share = word.rpartition(":")
+        if Path(word).is_dir():  # a folder's name may hold a time: runs/2026-01-01T10:30
+            name, colon = word, ""
         try:
             found[name if colon else word] = float(share) if colon else 1 / len(words)
         except ValueError:

@@ -3,7 +3,8 @@
 The text of a sample is context, question, ANSWER, answer, END, cut by `data.segmentation`. Where it
 is cut depends on the T tokens kept for an answer, not on this sample's answer. Segments that a
 short text does not need are empty and stand in front, so that the answered segments are always the
-last ones; an empty segment changes no memory.
+last ones; an empty segment changes no memory. Of a passage there is no such tail: it is cut by the
+same rule, and every token of it but the first is a target at the place of the token before.
 """
 
 import itertools
@@ -15,13 +16,14 @@ from rmt_jax import config
 from rmt_jax.data import prompts, segmentation
 from rmt_jax.data.compose import Sample
 from rmt_jax.data.errors import DataError
+from rmt_jax.data.story import Passage
 from rmt_jax.data.tasks import Task
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.types import Batch, Segment
 
 
 def collate(
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | Passage],
     tokenizer: Tokenizer,
     *,
     segments: int,
@@ -42,11 +44,13 @@ def collate(
     segment's end are not counted (weight 0). The question at the end is counted in the row of its
     task among `tasks`, all others as auxiliary. With `probe_tokens` the final question is asked of
     the memory after each of the last R segments but the last one too, where the facts read by then
-    answer it: Q is one more then. `mark_background_only` fills in that field of `Batch`.
+    answer it: Q is one more then. `mark_background_only` fills in that field of `Batch`;
+    `next_token` is there where one of `tasks` models a language.
 
     Raises DataError when a text does not fit in S segments.
     """
     place = {name: i for i, name in enumerate(tasks)}
+    language = any(task.models_language for task in tasks.values())
     b, s, r = len(samples), segments, answered_segments
     answers = (b, r, questions + (probe_tokens > 0))
     batch = Batch(
@@ -61,11 +65,21 @@ def collate(
         metric_row=np.full(answers, len(tasks), np.int32),
         probe=None,
         background_only=np.zeros((b, r), bool) if mark_background_only else None,
+        next_token=np.full((b, s, segment_tokens), -1, np.int32) if language else None,
     )
     if probe_tokens:
         tokens = np.full((b, r, probe_tokens), tokenizer.pad, np.int32)
         batch = batch._replace(probe=Segment(tokens, np.zeros(tokens.shape, bool)))
     for i, sample in enumerate(samples):
+        story = None if isinstance(sample, Passage) else sample.story
+        description = (story and story.description) or tasks[sample.task].description
+        question = "" if isinstance(sample, Passage) else sample.question
+        batch.prompt[i], batch.prompt_mask[i] = prompts.ids(
+            prompt, tokenizer, description, question
+        )
+        if isinstance(sample, Passage):
+            _write_passage(batch, i, sample, align, tokenizer)
+            continue
         bounds = segmentation.sample_bounds(
             sample.context, len(sample.question_ids), answer_room, segment_tokens, align, tokenizer
         )
@@ -80,10 +94,6 @@ def collate(
             _mark_background_only(batch, i, sample, bounds)
         if probe_tokens:
             _write_probes(batch, i, sample, bounds, tokenizer)
-        description = tasks[sample.task].description
-        batch.prompt[i], batch.prompt_mask[i] = prompts.ids(
-            prompt, tokenizer, description, sample.question
-        )
     return batch
 
 
@@ -114,6 +124,21 @@ def _write_text(batch: Batch, i: int, sample: Sample, bounds: np.ndarray, tokeni
     batch.mask[i, -1, size : size + len(tail)] = True
     _write_answer(batch, (i, -1, 0), size + len(sample.question_ids), right)
     batch.metric_row[i, -1, 0] = batch.task[i]
+
+
+def _write_passage(
+    batch: Batch, i: int, passage: Passage, align: str, tokenizer: Tokenizer
+) -> None:
+    """Passage i in the last segments of its row, and the token after each of its own."""
+    assert batch.next_token is not None
+    s, size = batch.tokens.shape[1:]
+    tokens = np.asarray(passage.tokens, np.int32)
+    bounds = segmentation.passage_bounds(tokens[:-1], s, size, align, tokenizer)
+    first = s - (len(bounds) - 1)
+    for k, (start, end) in enumerate(itertools.pairwise(bounds.tolist()), start=first):
+        batch.tokens[i, k, : end - start] = tokens[start:end]
+        batch.mask[i, k, : end - start] = True
+        batch.next_token[i, k, : end - start] = tokens[start + 1 : end + 1]
 
 
 def _write_intermediate(

@@ -17,10 +17,11 @@ from rmt_jax.data import tasks as registry
 from rmt_jax.data.corpus import background, hard_negatives
 from rmt_jax.data.corpus.background import Slice
 from rmt_jax.data.errors import DataError
+from rmt_jax.data.finite import FiniteTasks
 from rmt_jax.data.haystack import NO_WINDOW, ContextQuestion, choose_questions, hide
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.story import OFFICIAL, Document, Room, Story, StoryOptions
+from rmt_jax.data.story import OFFICIAL, Document, Passage, Room, Story, StoryOptions
 from rmt_jax.data.tasks import Task
 from rmt_jax.data.tokenizer import Tokenizer
 
@@ -52,10 +53,15 @@ class Sample(NamedTuple):
         return tuple(self.facts[i][0] / max(1, len(self.context)) for i in self.supporting)
 
 
-def longest_answer(tasks: Iterable[Task], tokenizer: Tokenizer, renamed: bool = False) -> int:
+def longest_answer(
+    tasks: Iterable[Task], tokenizer: Tokenizer, renamed: bool = False, unknown: bool = False
+) -> int:
     """T: tokens of the longest answer of these tasks, END included. `renamed`: persons, places and
-    objects may bear any name of the word lists. (Of invented names longer ones are drawn again.)"""
-    return 1 + max((task.answer_tokens(tokenizer, renamed) for task in tasks), default=1)
+    objects may bear any name of the word lists. (Of invented names longer ones are drawn again.)
+    `unknown`: an answer may be that the text does not tell."""
+    asking = (task for task in tasks if not task.models_language)
+    longest = max((task.answer_tokens(tokenizer, renamed) for task in asking), default=1)
+    return 1 + max(longest, len(tokenizer.sentence(perturb.UNKNOWN)) if unknown else 0)
 
 
 class Composer:
@@ -64,6 +70,7 @@ class Composer:
     Args:
       tasks: instead of those of `data.tasks`.
       window: the part of the background in which facts may stand.
+      background_split: of the background alone, or 'all' of it; '': `split`.
       change: a perturbation of `data.perturb` (those of the description concern the prompt, not
         the sample).
     """
@@ -78,6 +85,7 @@ class Composer:
         tasks: Mapping[str, Task] | None = None,
         window: tuple[float, float] = NO_WINDOW,
         change: str = "",
+        background_split: str = "",
     ):
         self.tokenizer, self.split, self.segment_tokens = tokenizer, split, segment_tokens
         self.align = data.align
@@ -85,17 +93,19 @@ class Composer:
         self.change = perturb.check(change)
         self.window = perturb.WINDOWS.get(change, window)
         renamed = data.new_names > 0 or change.startswith("new_")
-        self.answer_room = longest_answer(self.tasks.values(), tokenizer, renamed)
+        self.answer_room = longest_answer(
+            self.tasks.values(), tokenizer, renamed, data.unknown_rate > 0
+        )
         source = data.background
         if change == "other_background":
             source = perturb.other_background(source)
         self.background = None
         if source != "none":
-            self.background = background.load(source, tokenizer, split)
+            self.background = background.load(source, tokenizer, background_split or split)
         self._data, self._others = data, dict[str, Task]()
-        self._chosen: dict[tuple[str, Length], np.ndarray] = {}
-        self._segments: dict[str, np.ndarray] = {}
-        self._known_sizes: dict[str, np.ndarray | None] = {}
+        self.finite = FiniteTasks(
+            self.task, tokenizer, split, segment_tokens, data.align, self.answer_room
+        )
 
     def task(self, name: str) -> Task:
         """One of `tasks`, or another registered one. Raises RegistryError for an unknown name."""
@@ -105,82 +115,25 @@ class Composer:
             self._others[name] = registry.create(name, self._data)
         return self._others[name]
 
-    def own_lengths(self, task: str) -> bool:
-        """Do samples of a task have lengths of their own, being finitely many documents?"""
-        return self.task(task).documents and self._sizes(task) is not None
+    def open(self) -> None:
+        """Opens what the samples of `tasks` are made of (`Task.open`). Raises RmtError."""
+        for task in self.tasks.values():
+            task.open(self.split, self.tokenizer)
 
-    def rows(self, task: str, length: Length | str) -> np.ndarray | None:
-        """Numbers of a task's samples that are about as long, i64[n] (`Length`), in random order,
-        always the same; None for a task without end.
-
-        Of a finite task whose samples are stories: all whose facts fit.
-        """
-        length = Length.parse(length, self.segment_tokens) if isinstance(length, str) else length
-        sizes = self._sizes(task)
-        if sizes is None:
-            return None
-        if (task, length) not in self._chosen:
-            found = self._about_as_long(task, length, sizes)
-            order = np.random.default_rng((self.task(task).seed, len(found)))
-            self._chosen[task, length] = order.permutation(found)
-        return self._chosen[task, length]
-
-    def longest(self, task: str, length: Length) -> int:
-        """Tokens of the longest of `rows`, questions included; 0 where there are none."""
-        rows, sizes = self.rows(task, length), self._sizes(task)
-        assert rows is not None and sizes is not None
-        return int(sizes[rows].sum(axis=1).max(initial=0))
-
-    def _sizes(self, task: str) -> np.ndarray | None:
-        if task not in self._known_sizes:
-            self._known_sizes[task] = self.task(task).sizes(self.split, self.tokenizer)
-        return self._known_sizes[task]
-
-    def _about_as_long(self, task: str, length: Length, sizes: np.ndarray) -> np.ndarray:
-        most = length.tokens
-        if not most:
-            return np.arange(len(sizes))
-        if not self.task(task).documents:
-            tail = sizes[:, 1] + 1 + self.answer_room if length.whole else 0
-            return np.flatnonzero(sizes[:, 0] + tail <= most)
-        above = most // 2 if length.above is None else length.above
-        held = sizes[:, 0]
-        if length.whole:  # so many segments, however full the last one is
-            held = self.segments(task) * self.segment_tokens
-            if length.above is None and most == self.segment_tokens:
-                above = 0
-        return np.flatnonzero((held > above) & ((held <= most) | length.cut))
-
-    def segments(self, task: str) -> np.ndarray:
-        """How many segments each document of a finite task takes with its question, i64[n]."""
-        if task not in self._segments:
-            sizes = self._sizes(task)
-            assert sizes is not None
-            tails = sizes[:, 1] + 1 + self.answer_room
-            if len(tails) and tails.max() > self.segment_tokens:
-                raise DataError(
-                    f"{task}: a question of {int(sizes[:, 1].max())} tokens and {self.answer_room}"
-                    f" for its answer do not fit in a segment of {self.segment_tokens}: raise"
-                    " config.model.segment_tokens, or leave out rows with long answers"
-                    f" (config.data.questions.{task}.answer_tokens)."
-                )
-            if self.align == "sentence":
-                self._segments[task] = np.array(
-                    [self._count_segments(task, row) for row in range(len(sizes))], np.int64
-                )
-            else:
-                self._segments[task] = segmentation.segment_counts(
-                    sizes[:, 0], tails, self.segment_tokens, self.align
-                )
-        return self._segments[task]
-
-    def _count_segments(self, task: str, row: int) -> int:
-        options = StoryOptions(tokenizer=self.tokenizer)
-        document = self.task(task).sample(self.split, 0, row, options)
-        assert isinstance(document, Document)
-        sample = self._read_document(self.task(task), document, Length("all", 0))
-        assert sample is not None
-        return len(self._bounds(sample)) - 1
+    def passage(self, task: str, length: Length | str, seed: int, index: int) -> Passage:
+        """The passage at (task, length, seed, index) of a task that models a language: as many
+        tokens to read as the length has, or fewer where its text is shorter. Raises RmtError."""
+        found, size = self.task(task), self.segment_tokens
+        if isinstance(length, str):
+            length = Length.parse(length, size)
+        if not found.models_language:
+            raise DataError(f"The task '{task}' models no language: it has questions, no passages.")
+        found.open(self.split, self.tokenizer)
+        options = OFFICIAL._replace(max_tokens=length.tokens)
+        made = found.sample(self.split, seed, index, options)
+        if not isinstance(made, Passage) or len(made.tokens) < 2:
+            raise DataError(f"The task '{task}' models a language, but sample {index} is {made!r}.")
+        return made
 
     def sample(
         self,
@@ -194,7 +147,8 @@ class Composer:
         question_share: float = 1.0,
         hard_negatives: str = "",
     ) -> Sample:
-        """The sample at (task, length, seed, index); of a finite task, number `index` of `rows`,
+        """The sample at (task, length, seed, index); of a finite task, number `index` of
+        `finite.rows`,
         from the first again after the last.
 
         Args:
@@ -242,7 +196,12 @@ class Composer:
     ) -> Sample:
         """`asked`: the length that rows of a finite task are chosen by, `length` what must be
         filled."""
-        rows = self.rows(task.name, asked)
+        if task.models_language:
+            raise DataError(
+                f"The task '{task.name}' asks nothing, it models a language: measure it with"
+                " evaluate --perplexity."
+            )
+        rows = self.finite.rows(task.name, asked)
         if rows is not None and not len(rows):
             raise DataError(
                 f"{task.name}: none of its {self.split} rows is about as long as {asked.name}."
@@ -268,6 +227,7 @@ class Composer:
                 found = task.sample(self.split, seed, number, limited)
             else:
                 found = task.sample(self.split, seed, address, limited)
+            assert not isinstance(found, Passage)
             if isinstance(found, Document):
                 sample = self._read_document(task, found, length)
             else:
@@ -279,6 +239,8 @@ class Composer:
                 rng = AddressedRng(seed, address, task.seed, length.tokens, 1)
                 if self.change:
                     found = perturb.story(self.change, found, AddressedRng(seed, address, 7))
+                elif options.unknown:
+                    found = perturb.ask_absent(found, AddressedRng(seed, address, 8), False)
                 sample = self._hide_story(found, length, rng, **more)
             if sample is not None:
                 return sample
@@ -368,7 +330,9 @@ class Composer:
         if kind not in HARD_NEGATIVES:
             raise DataError(f"There are no hard negatives {kind!r}: they are 'found' or 'made'.")
         if kind == "made":
-            return hard_negatives.background(self.background.name, self.tokenizer, self.split)
+            return hard_negatives.background(
+                self.background.name, self.tokenizer, self.background.split
+            )
         words = {word for task in self.tasks.values() for word in task.fact_words}
         if not words:
             raise DataError(

@@ -13,9 +13,11 @@ from rmt_jax.config import Config, Data, GateTraining
 from rmt_jax.data import segmentation
 from rmt_jax.data.collate import collate
 from rmt_jax.data.compose import Composer, Sample
+from rmt_jax.data.errors import DataError
 from rmt_jax.data.loader import NEW_NAMES
 from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.story import StoryOptions
+from rmt_jax.data.tasks import question_tasks
 from rmt_jax.data.tokenizer import Tokenizer
 
 BACKGROUND, FACT, QUESTION, PADDING = range(4)
@@ -41,6 +43,12 @@ def labelled_segments(
 
     A pure function of its arguments. `config` is that of the model; its Data section is `data`'s.
     """
+    asking = question_tasks(data)
+    if not asking:
+        raise DataError(
+            f"Gates are taught where facts stand, and {', '.join(data.tasks)} has none: train on a"
+            " task that asks something, too."
+        )
     size = config.model.segment_tokens
     composer = Composer(data, tokenizer, split, segment_tokens=size)
     prices = np.array(
@@ -49,7 +57,7 @@ def labelled_segments(
     held: list[tuple[np.ndarray, ...]] = []
     for index in itertools.count():
         rng = AddressedRng(data.seed, index, 11)
-        task = rng.pick(data.tasks)
+        task = rng.pick(asking)
         facts = rng.pick(gates.facts)
         names = NEW_NAMES if rng.uniform() < 0.5 and data.new_names else ()
         options = StoryOptions(

@@ -5,20 +5,25 @@ number of hosts, sees the same data. Shapes are static in a bucket: a batch has 
 segments of its stage, and so few programs are compiled.
 """
 
-from collections.abc import Iterator
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from rmt_jax.config import Config, ConfigError, Facts, Stage
-from rmt_jax.data import tasks
+from rmt_jax.data import prompts, tasks
 from rmt_jax.data.collate import collate
 from rmt_jax.data.compose import Composer, Sample
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.story import OFFICIAL, StoryOptions
+from rmt_jax.data.story import OFFICIAL, Passage, StoryOptions
 from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.errors import RmtError
 from rmt_jax.types import Batch
 
+TRIED = 50  # samples of a task whose prompts are looked at
 NEW_NAMES = ("people", "places", "objects")
 SHORT = 7  # facts
 PROBE = 18  # tokens of the longest question and of ANSWER
@@ -38,6 +43,8 @@ class Loader:
         self.composer = Composer(
             config.data, tokenizer, split, segment_tokens=config.model.segment_tokens
         )
+        self.composer.open()
+        self._check_prompts()
         self.stages = config.stages
         self._shares: list[np.ndarray | None] = [None] * len(self.stages)
         if split == "train":
@@ -46,6 +53,21 @@ class Loader:
         self._ends = np.cumsum(steps)
         rows = np.array([stage.batch for stage in self.stages]) * steps
         self._first = np.concatenate([[0], np.cumsum(rows)])  # number of a stage's first sample
+
+    def _check_prompts(self) -> None:
+        """Raises DataError for a task prompt that is too long, before anything is trained: of every
+        task, and with a question in it of the longest row, or of the first samples."""
+        prompt, options = self.config.prompt, StoryOptions(tokenizer=self.tokenizer)
+        for task in self.composer.tasks.values():
+            questions = [""]
+            if prompt.source in ("question", "both") and not task.models_language:
+                sizes = task.sizes(self.split, self.tokenizer)
+                longest = range(TRIED) if sizes is None else sizes[:, 1].argsort()[-1:].tolist()
+                with contextlib.suppress(RmtError):  # of a task without enough samples
+                    made = (task.sample(self.split, 0, row, options) for row in longest)
+                    questions += [getattr(sample, "question", "") for sample in made]
+            for question in questions:
+                prompts.ids(prompt, self.tokenizer, task.description, question)
 
     @property
     def steps(self) -> int:
@@ -68,9 +90,9 @@ class Loader:
         """What there is to say about the data before training, in sentences."""
         for name, task in self.composer.tasks.items():
             yield from task.describe(self.tokenizer)
-            if self.composer.own_lengths(name):
+            if self.composer.finite.own_lengths(name):
                 longest = self.config.longest_segments
-                count = int((self.composer.segments(name) > longest).sum())
+                count = int((self.composer.finite.segments(name) > longest).sum())
                 if count:
                     does = {
                         "cut_end": "are cut at their end",
@@ -106,17 +128,17 @@ class Loader:
         Raises ConfigError for a task none of whose documents is short enough."""
         stage = self.stages[number]
         names, weights = _mixture(self.config, stage)
-        if not stage.steps or not any(map(self.composer.own_lengths, names)):
+        if not stage.steps or not any(map(self.composer.finite.own_lengths, names)):
             return None
         shares = np.zeros((len(names), len(stage.buckets)))
         for row, (name, weight) in enumerate(zip(names, weights, strict=True)):
             found = np.full(len(stage.buckets), 1 / len(stage.buckets))
-            if self.composer.own_lengths(name) and weight:
+            if self.composer.finite.own_lengths(name) and weight:
                 lengths = [self._length(stage, segments) for segments in stage.buckets]
                 chosen = (self._rows(name, length) for length in lengths)
                 found = np.array([len(rows) for rows in chosen], float)
                 if not found.sum():
-                    least = int(self.composer.segments(name).min())
+                    least = int(self.composer.finite.segments(name).min())
                     raise ConfigError(
                         f"stages.{number} has texts of up to {stage.segments} segments of"
                         f" {self.config.model.segment_tokens} tokens, but the shortest of the"
@@ -129,7 +151,7 @@ class Loader:
         return shares / sum(weights)
 
     def _rows(self, task: str, length: Length) -> np.ndarray:
-        rows = self.composer.rows(task, self._document_length(task, length))
+        rows = self.composer.finite.rows(task, self._document_length(task, length))
         assert rows is not None
         return rows
 
@@ -163,7 +185,7 @@ class Loader:
 
     def collate(
         self,
-        samples: list[Sample],
+        samples: Sequence[Sample | Passage],
         segments: int,
         answered: int = 1,
         questions: int = 1,
@@ -186,13 +208,15 @@ class Loader:
             mark_background_only=mark_background_only,
         )
 
-    def _sample(self, number: int, segments: int, index: int) -> Sample:
+    def _sample(self, number: int, segments: int, index: int) -> Sample | Passage:
         data, stage, shares = self.config.data, self.stages[number], self._shares[number]
         rng = AddressedRng(data.seed, index, 3)
         names, weights = _mixture(self.config, stage)
         if shares is not None:
             weights = shares[:, stage.buckets.index(segments)].tolist()
         task = rng.weighted(names, weights)
+        if self.composer.tasks[task].models_language:
+            return self.composer.passage(task, f"{segments}s", data.seed, index)
         hidden = rng.uniform() < stage.background
         rate = rng.pick(stage.question_rates)
         names = NEW_NAMES if rng.uniform() < data.new_names else ()
@@ -210,8 +234,10 @@ class Loader:
             final_question_only=known,
         )
         negatives = "found" if rng.uniform() < data.hard_negative_rate else ""
+        if data.unknown_rate and rng.uniform() < data.unknown_rate:
+            options = options._replace(unknown=True)
         length = Length.parse(f"{segments}s", self.config.model.segment_tokens)
-        if self.composer.rows(task, length) is not None:  # drawn with replacement
+        if self.composer.finite.rows(task, length) is not None:  # drawn with replacement
             length = self._document_length(task, self._length(stage, segments))
             index = AddressedRng(data.seed, index, 5).below(1 << 40)
         address = (task, length, data.seed, index)
@@ -230,7 +256,7 @@ class Loader:
         longest = Stage(segments, steps=0, batch=batch, learning_rate=0)
         lengths = {name: self._length(chosen or longest, segments) for name in data.tasks}
         lengths = {name: self._document_length(name, one) for name, one in lengths.items()}
-        rows = {name: self.composer.rows(name, length) for name, length in lengths.items()}
+        rows = {name: self.composer.finite.rows(name, length) for name, length in lengths.items()}
         empty = {name for name, found in rows.items() if found is not None and not len(found)}
         names = [name for name in data.tasks if name not in empty]
         if not names:
@@ -239,6 +265,9 @@ class Loader:
             samples = []
             for index in range(number * batch, (number + 1) * batch):
                 task = names[index % len(names)]
+                if self.composer.tasks[task].models_language:
+                    samples.append(self.composer.passage(task, lengths[task], seed, index))
+                    continue
                 hidden, options = True, OFFICIAL
                 if chosen is not None:
                     rng = AddressedRng(seed, index, 4)
@@ -287,6 +316,14 @@ class _Make:
 
     def __init__(self, loader: Loader, host: int, hosts: int):
         self.loader, self.host, self.hosts = loader, host, hosts
+
+    def __setstate__(self, state: dict) -> None:
+        """In a worker process: the run is told to stop, and ends its workers when it has saved."""
+        vars(self).update(state)
+        if multiprocessing.parent_process() is not None:
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    signal.signal(number, signal.SIG_IGN)
 
     def __call__(self, step: int) -> Batch:
         return self.loader.batch_at(int(step), self.host, self.hosts)

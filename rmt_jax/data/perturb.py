@@ -26,6 +26,8 @@ PERTURBATIONS: dict[str, str] = {
     "new_people": "Persons bear names that were never trained on.",
     "new_places": "Places bear names that were never trained on.",
     "new_objects": "Objects bear names that were never trained on.",
+    "absent": "The question names somebody or something that the text does not; the answer is"
+    " 'unknown'.",
     "distractors": "As many facts again about persons whom nobody asks for.",
     "facts_start": "Facts stand in the first quarter of the text.",
     "facts_middle": "Facts stand in the middle quarter of the text.",
@@ -36,6 +38,7 @@ PERTURBATIONS: dict[str, str] = {
     **DESCRIPTIONS,
 }
 TYPO_SHARE = 0.1
+UNKNOWN = "unknown"  # the answer where the text does not tell
 _POINTS_BACK = re.compile(r"(?:Then|After|Afterwards|Following)\b")
 
 
@@ -67,7 +70,46 @@ def story(name: str, original: Story, rng: AddressedRng) -> Story:
         return rename(original, name.removeprefix("new_"), rng, held_out=True)
     if name == "distractors":
         return _add_distractors(original, rng)
+    if name == "absent":
+        return ask_absent(original, rng, held_out=True)
     return original
+
+
+def ask_absent(original: Story, rng: AddressedRng, held_out: bool) -> Story:
+    """The story asked for a person, an object or a place that none of its facts names: the answer
+    is 'unknown'. The name is an official one or one of the word lists, of the part that training
+    may draw from or of the part `held_out`. Unchanged where the question names nobody."""
+    told = " ".join(original.facts)
+    for kind in words.Names._fields:  # persons first: 'Is Mary in the kitchen?'
+        named = [w for w in _names_in(original.question, kind) if re.search(rf"\b{w}\b", told)]
+        if not named:
+            continue
+        official = [w for w in words.every_official(kind) if not re.search(rf"\b{w}\b", told)]
+        listed = rng.uniform() < 0.5 or not official
+        pool = words.words(kind, held_out) if listed else official
+        absent = rng.pick([w for w in pool if not re.search(rf"\b{w}\b", told)])
+        question = re.sub(rf"\b{rng.pick(named)}\b", absent, original.question)
+        return original._replace(
+            question=question,
+            answer=UNKNOWN,
+            supporting=(),
+            other_answers=(),
+            # What else is asked on the way stays; the question that was changed is not asked there.
+            intermediate_questions=tuple(
+                one for one in original.intermediate_questions if one.question != original.question
+            ),
+        )
+    return original
+
+
+def _names_in(question: str, kind: str) -> list[str]:
+    """Names of a kind in a question, official ones and others: persons are capital, objects follow
+    'the' where nothing else is known."""
+    official = [w for w in words.every_official(kind) if re.search(rf"\b{w}\b", question)]
+    if official or kind == "places":
+        return official
+    form = r"(?<!^)\b[A-Z]\w+" if kind == "people" else r"(?<=the )\w+"
+    return re.findall(form, question)
 
 
 def rename(original: Story, kind: str, rng: AddressedRng, held_out: bool) -> Story:

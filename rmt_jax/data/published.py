@@ -13,6 +13,7 @@ from typing import Any
 
 from rmt_jax.data import tasks
 from rmt_jax.errors import RmtError
+from rmt_jax.files import refuse_pointer
 
 FIELDS = ("input", "question", "target")
 _BLOCK = 1 << 20  # characters read at a time
@@ -26,11 +27,18 @@ def read(source: str | Path, task: str, length: str) -> Iterator[dict[str, str]]
     """Records in file order. Raises PublishedError with the file and the record's number."""
     paths, empty = locate(source, task, length), True
     for path in paths:
+        refuse_pointer(path)
         found = _parquet(path) if path.suffix == ".parquet" else json_records(path)
         for number, record in enumerate(found):
             missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
             if missing:
                 raise PublishedError(f"{path}, record {number}: no {', '.join(missing)}.")
+            none = [f for f in FIELDS if record[f] is None or isinstance(record[f], (dict, list))]
+            if none:
+                raise PublishedError(
+                    f"{path}, record {number}: {none[0]} is {json.dumps(record[none[0]])[:60]}, and"
+                    " no text."
+                )
             empty = False
             yield {field: str(record[field]) for field in FIELDS}
     if empty:
@@ -127,7 +135,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 def json_records(path: Path) -> Iterator[Any]:
     """Objects of a JSON list, or of a file with one object after another."""
     decoder, text, at = json.JSONDecoder(), "", 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         number, ended, listed = 0, False, None
         while True:
             while at < len(text) and text[at] in " \t\r\n,":

@@ -36,6 +36,7 @@ class Recipe:
     background: str = "builtin"
     tokenizer: str = "builtin"
     split: str = "test"  # of the background, and of simulated stories
+    background_split: str = ""  # of the background alone, or all of it
 
 
 @lru_cache(maxsize=8)
@@ -52,7 +53,13 @@ def _composer(recipe: Recipe) -> Composer:
         source = official.FileOrder(recipe.babi_dir, recipe.part)
         rows = {name: table.ROWS[name] for name in found if name in table.ROWS}
         found |= {name: babi.Babi(row, data, source) for name, row in rows.items()}
-    return Composer(data, tokenizer.load(recipe.tokenizer), recipe.split, tasks=found)
+    return Composer(
+        data,
+        tokenizer.load(recipe.tokenizer),
+        recipe.split,
+        tasks=found,
+        background_split=recipe.background_split,
+    )
 
 
 def available(recipe: Recipe, task: str) -> int:

@@ -77,6 +77,21 @@ def settled_bounds(context: int, segment: int, ends: np.ndarray | None = None) -
     return np.array(bounds)
 
 
+def passage_bounds(
+    tokens: np.ndarray, segments: int, segment: int, align: str, tokenizer: Tokenizer
+) -> np.ndarray:
+    """Bounds i64[n + 1], from 0, of the at most `segments` segments that a passage is read in; what
+    goes beyond them (where they end with sentences) is left out."""
+    size = len(tokens)
+    if align == "right" and size <= segments * segment:
+        first = size % segment
+        return np.append([0] if first else [], np.arange(first, size + 1, segment)).astype(int)
+    bounds = settled_bounds(size, segment, sentence_ends(tokens, tokenizer, align))
+    if bounds[-1] < size:
+        bounds = np.append(bounds, size)
+    return bounds[: segments + 1]
+
+
 def sentence_ends(tokens: np.ndarray, tokenizer: Tokenizer, align: str) -> np.ndarray | None:
     """Where sentences end in tokens i[n], increasing; None where `align` does not ask for them. A
     question that its answer follows ends with the answer."""

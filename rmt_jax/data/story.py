@@ -1,4 +1,5 @@
-"""What a task hands on: a story whose facts are hidden in background, or a document as it is."""
+"""What a task hands on: a story whose facts are hidden in background, a document as it is, or a
+passage of text to model."""
 
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class Story(NamedTuple):
     supporting: tuple[int, ...]  # 0-based numbers of the facts that the answer rests on
     intermediate_questions: tuple[IntermediateQuestion, ...] = ()
     other_answers: tuple[str, ...] = ()  # that are right as well
+    description: str = ""  # the task prompt of this story alone; '': the task's
     # Of an answer that is a list, 'a, b, c': what the score `match_all` looks for, each by itself.
     # The answer as it stands is trained on.
     parts: tuple[str, ...] = ()
@@ -69,17 +71,27 @@ class Room(NamedTuple):
         return len(self.tokenizer.encode(f" {text}"))
 
 
+class Passage(NamedTuple):
+    """Tokens of one text that follow each other: each is predicted from those before it, and
+    nothing is asked. The last one is predicted and not read."""
+
+    task: str
+    tokens: np.ndarray  # i32[n + 1] or narrower, n at least 1: n to read
+
+
 class StoryOptions(NamedTuple):
     """What is asked of a story. A task without facts may ignore all of it but `max_tokens`."""
 
     facts: tuple[int, int] | None = None  # least and most, drawn evenly; None: as the task has it
     new_names: tuple[str, ...] = ()  # kinds drawn from word lists: people, places, objects
+    unknown: bool = False  # ask for a name that the story does not have; the answer is 'unknown'
     held_out_names: bool = False  # from the part of these lists that training never sees
     question_rate: float = 0.0  # chance of an intermediate question after each fact
     two_persons_below: int = 6  # stories of fewer facts have two persons, so that facts connect
     final_question_only: bool = False  # intermediate questions are the final one, asked earlier
     max_facts: int = 10**6  # a story of more is not wanted
-    max_tokens: int = 0  # of the context, so that a document can be made to fit; 0: no limit
+    # Of the context, so that a document can be made to fit, or to read of a passage; 0: no limit.
+    max_tokens: int = 0
     room: Room | None = None  # the same to the token, for tasks that fill it; None: no limit
     tokenizer: Tokenizer | None = None  # whose tokens are counted and wanted
 

@@ -1,11 +1,9 @@
 """Texts of any size as a stream of tokens, and the records of data files one at a time.
 
-Nothing here holds a whole text twice. A text is read in pieces that end where its tokens do: the
-pieces' tokens, joined, are those of the whole. (A script without spaces is split after a million
-characters, where a word may fall into other tokens.)
+Nothing here holds a whole text twice: it is read in the pieces of `data.corpus.pieces`.
 """
 
-import re
+import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,58 +11,67 @@ from typing import IO, Any
 
 import numpy as np
 
+from rmt_jax.data.corpus.pieces import PIECE, encode, pieces
 from rmt_jax.errors import RmtError
+from rmt_jax.files import refuse_pointer
 
-PIECE = 1 << 16  # characters
+__all__ = [
+    "PIECE",
+    "TextError",
+    "decode_pieces",
+    "encode",
+    "encode_pieces",
+    "open_text",
+    "pieces",
+    "rewindable",
+]
 
-LONGEST = 16 * PIECE  # a piece without a gap between words ends here, within a word
 
-# A byte-level tokenizer always starts a token at a single space between two words.
-GAP = re.compile(r"(?<=\w) (?=[^\W\d_])")
+# How files that are no texts begin, what they are, and how to make a text of one.
+KINDS = {
+    b"\x1f\x8b": "compressed with gzip: gunzip it first, or pipe it in: zcat FILE | python -m …",
+    b"BZh": "compressed with bzip2: bunzip2 it first",
+    b"\xfd7zXZ": "compressed with xz: unxz it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unzstd it first",
+    b"%PDF": "a PDF: take the text out first, for example with pdftotext",
+    b"PK\x03\x04": "a zip, as e-books and office documents are: save it as plain text first",
+    b"\xd0\xcf\x11\xe0": "an office document: save it as plain text first",
+    b"\xff\xfe": "UTF-16: convert it first, with iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16: convert it first, with iconv -f UTF-16 -t UTF-8",
+}
+HEAD = 4096  # bytes that tell
 
 
 class TextError(RmtError):
     """A text that cannot be read; the message is a sentence for the user."""
 
 
+def refuse_other_kinds(head: bytes, name: str | Path) -> None:
+    """Raises TextError where a file with these first bytes is no text, with what to do."""
+    for start, kind in KINDS.items():
+        if head.startswith(start):
+            raise TextError(f"{name} is {kind}.")
+    if b"\0" in head:
+        raise TextError(f"{name} is a binary file and no text (a zero byte near its start).")
+
+
 def open_text(path: Path) -> IO[str]:
     """The file as text. Raises TextError for a missing file, a folder, no permission."""
+    refuse_pointer(path)
     try:
-        return open(path, encoding="utf-8", newline="")
+        file = open(path, "rb")
     except FileNotFoundError as error:
         raise TextError(f"There is no file {path}.") from error
     except IsADirectoryError as error:
         raise TextError(f"{path} is a folder: name a text file in it.") from error
     except OSError as error:
         raise TextError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def pieces(stream: IO[str], size: int = PIECE) -> Iterator[str]:
-    """The stream's text in pieces of about `size` characters that end between words. Raises
-    TextError for bytes that are not UTF-8."""
-    buffer, searched = "", size
-    while True:
-        try:
-            more = stream.read(size)
-        except UnicodeDecodeError as error:
-            name = getattr(stream, "name", "the input")
-            raise TextError(
-                f"{name} is not UTF-8 text (byte {error.object[error.start]:#x} at {error.start:,} "
-                "of a block): convert it first, e.g. with iconv -f LATIN1 -t UTF-8."
-            ) from error
-        buffer += more
-        if not more:
-            break
-        while len(buffer) >= 2 * size:
-            gap = GAP.search(buffer, searched)
-            if gap is None and len(buffer) < LONGEST:  # no gap between words yet: go on reading
-                searched = len(buffer) - 1
-                break
-            end = gap.start() if gap else len(buffer)
-            yield buffer[:end]
-            buffer, searched = buffer[end:], size
-    if buffer:
-        yield buffer
+    try:
+        refuse_other_kinds(file.peek(HEAD)[:HEAD], path)  # a pipe can be read once only
+    except TextError:
+        file.close()
+        raise
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
 
 
 def rewindable(stream: IO[str]) -> IO[str]:
@@ -94,15 +101,3 @@ def decode_pieces(tokenizer: Any, ids: np.ndarray) -> Iterator[str]:
             stop += 1
         yield tokenizer.decode(ids[start:stop])
         start = stop
-
-
-def encode(tokenizer: Any, text: str) -> np.ndarray:
-    """i32[n] of a whole text, encoded in pieces: the tokenizer's own bookkeeping (a hundred bytes a
-    token) never covers more than one."""
-    ids, start = [], 0
-    while start < len(text):
-        gap = GAP.search(text, start + PIECE, start + LONGEST)
-        stop = gap.start() if gap else min(start + LONGEST, len(text))
-        ids.append(np.asarray(tokenizer.encode(text[start:stop]), np.int32))
-        start = stop
-    return np.concatenate(ids) if ids else np.zeros(0, np.int32)

@@ -8,10 +8,12 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rmt_jax.data.errors import DataError
+from rmt_jax.files import refuse_pointer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = ASSETS / "tokenizer"
@@ -62,6 +64,18 @@ class Tokenizer:
         for i in range(self.vocab_size):
             found[i] = self.decode([i]).rstrip(" \n\"'\u201d\u2019)").endswith((".", "?", "!"))
         found[self.end] = True
+        return found
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """i64[vocabulary]: bytes of text that each token stands for, of a byte-level tokenizer: a
+        character of such a token is a byte."""
+        found = np.zeros(self.vocab_size, np.int64)
+        for i in range(self.vocab_size):
+            found[i] = len(self.inner.id_to_token(i) or "")
+        for i, token in self.inner.get_added_tokens_decoder().items():
+            if i < len(found):
+                found[i] = len(token.content.encode())
         return found
 
     def fingerprint(self) -> str:
@@ -123,24 +137,65 @@ def _from_folder(folder: Path, name: str) -> Tokenizer:
     from tokenizers import decoders, models, pre_tokenizers
 
     whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
+    for file in (whole, vocab, merges):
+        refuse_pointer(file)
     if whole.is_file():
         try:
             inner = Inner.from_file(str(whole))
         except Exception as error:  # the library raises a bare Exception
             raise DataError(f"{whole} is no tokenizer file ({str(error)[:200]}).") from None
     elif vocab.is_file() and merges.is_file():
-        inner = Inner(models.BPE.from_file(str(vocab), str(merges)))
+        try:
+            inner = Inner(models.BPE.from_file(str(vocab), str(merges)))
+        except Exception as error:  # as above
+            raise DataError(f"{vocab}, {merges.name}: no tokenizer ({str(error)[:200]}).") from None
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
         inner.decoder = decoders.ByteLevel()  # type: ignore
+        _add_tokens(inner, folder)
     else:
         raise DataError(
             f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt."
         )
     side = folder / SIDE_FILE
     if side.is_file():
-        known = json.loads(side.read_text(encoding="utf-8"))
-        return Tokenizer(inner, **known)
+        try:
+            return Tokenizer(inner, **_read_json(side))
+        except TypeError:
+            raise DataError(f"{side} should hold name, pad, answer and end.") from None
     return foreign(inner, name)
+
+
+def _add_tokens(inner, folder: Path) -> None:
+    """The tokens that were added to a vocab.json and merges.txt: of added_tokens.json, or of a
+    tokenizer_config.json, which also says which are special. DataError for ids with gaps."""
+    from tokenizers import AddedToken
+
+    added = _read_json(folder / "added_tokens.json")
+    config = _read_json(folder / "tokenizer_config.json")
+    said = config.get("added_tokens_decoder", {})
+    special = {one["content"] for one in said.values() if one.get("special")}
+    added |= {one["content"]: int(number) for number, one in said.items()}
+    for key, value in (config | _read_json(folder / "special_tokens_map.json")).items():
+        if key.endswith("_token") and isinstance(value, (str, dict)):
+            special.add(value if isinstance(value, str) else value["content"])
+    for token, number in sorted(added.items(), key=lambda item: item[1]):
+        inner.add_tokens([AddedToken(token, special=token in special, normalized=False)])
+        if inner.token_to_id(token) != number:
+            raise DataError(
+                f"{folder}: the added token {token!r} has the id {number:,}, but comes out as"
+                f" {inner.token_to_id(token):,} behind vocab.json: one of them is another model's."
+            )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """An object from a file; {} where there is none. DataError for anything else."""
+    if not file.is_file():
+        return {}
+    refuse_pointer(file)
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8-sig")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file} is not a JSON object ({error}).") from None
 
 
 def foreign(inner, name: str, end: str | None = None, pad: str | None = None) -> Tokenizer:

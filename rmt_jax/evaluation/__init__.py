@@ -7,6 +7,7 @@
 | answer_log  | questions and answers, kept as they come                                         |
 | scoring     | from answers to an `EvalResult`                                                  |
 | runner      | `evaluate`: one `EvalResult` per task and length                                 |
+| perplexity  | how well texts are predicted, asking nothing                                     |
 | progress    | the bar, in tokens                                                               |
 | suite       | all that a paper's table needs, in one report                                    |
 | tracing     | what memory does while one text is read                                          |

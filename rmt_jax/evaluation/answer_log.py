@@ -10,8 +10,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from rmt_jax.files import write_text
+from rmt_jax.files import naming, write_text
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class AnswerRecord:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
-class AnswerLog:
+class AnswerLog(Generic[Record]):
     """The records of one task at one length; in a file if there is a folder.
 
     Args:
@@ -44,9 +47,11 @@ class AnswerLog:
       stem: the file's name without its ending.
       key: a hash of all that answers depend on but the number of questions. A file under another
         key is set aside as TASK_LENGTH.KEY.jsonl, and put back when that key is asked for again.
+      kind: the dataclass that a line holds.
     """
 
-    def __init__(self, folder: Path | None, stem: str, key: str):
+    def __init__(self, folder: Path | None, stem: str, key: str, kind: type[Record] = AnswerRecord):
+        self._kind = kind
         self.file = None if folder is None else folder / f"{stem}.jsonl"
         self.header = json.dumps({"key": key})
         if self.file is not None and (other := _key(self.file)) not in ("", key):
@@ -55,7 +60,7 @@ class AnswerLog:
             os.replace(aside, self.file)
         self.records, self.intact = self._read()
 
-    def append(self, records: Sequence[AnswerRecord]) -> None:
+    def append(self, records: Sequence[Record]) -> None:
         """Adds records behind the others; they are in the file when this returns."""
         self.records += records
         if self.file is None:
@@ -64,10 +69,10 @@ class AnswerLog:
             write_text(self.file, _join([self.header, *map(_to_json, self.records)]))
             self.intact = True
             return
-        with open(self.file, "a", encoding="utf-8") as file:
+        with naming(self.file), open(self.file, "a", encoding="utf-8") as file:
             file.write(_join(map(_to_json, records)))
 
-    def _read(self) -> tuple[list[AnswerRecord], bool]:
+    def _read(self) -> tuple[list[Record], bool]:
         """The records of this key, and whether the file holds them and nothing else."""
         text = _text(self.file) if self.file else ""
         header, *lines = text.split("\n")
@@ -76,7 +81,7 @@ class AnswerLog:
         records = []
         for line in lines:
             try:
-                records.append(AnswerRecord(**json.loads(line)))
+                records.append(self._kind(**json.loads(line)))
             except (ValueError, TypeError):  # the process was killed in the middle of a line
                 break
         return records, _join([header, *lines[: len(records)]]) == text
@@ -98,7 +103,7 @@ def _key(file: Path) -> str:
         return ""
 
 
-def _to_json(record: AnswerRecord) -> str:
+def _to_json(record: Any) -> str:
     return json.dumps(dataclasses.asdict(record), ensure_ascii=False)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmt_jax.data.text_stream import GAP
+from rmt_jax.data.corpus.pieces import GAP
 from rmt_jax.errors import RmtError
 
 TEMPLATE = "chat_template.jinja"

@@ -8,8 +8,11 @@ from typing import Any
 
 from rmt_jax import report
 from rmt_jax.api import Model, load
-from rmt_jax.evaluation import inspection, runner, sources, suite
+from rmt_jax.cli import Usage, split_names
+from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
 from rmt_jax.models.io.folder import ASSETS
+from rmt_jax.report import language
+from rmt_jax.runtime import switches
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -18,6 +21,7 @@ log = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """The exit code: 0; 75 where SIGTERM came between, as schedulers send it: then the same command
     continues. Raises RmtError."""
+    switches.make_neutral()
     kept = "answers are kept: the same command continues"
     try:
         with Signals() as signals:
@@ -32,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    model = load(args.workdir)
+    model = load(args.workdir, segment_tokens=args.segment_tokens)
     out = args.out or default_out(args.workdir)
+    if args.perplexity:
+        return measure_and_report(args, model, out)
     if args.data in ("generated", "official") and Path(args.data).is_dir():
         log.warning("--data %s is no folder; for the one here: --data ./%s", args.data, args.data)
     source = sources.open_source(
@@ -43,6 +49,7 @@ def _run(args: argparse.Namespace) -> int:
         seed=args.seed,
         babi=args.babi,
         background=args.background,
+        background_split=args.background_split,
         lengths_by=args.lengths_by,
     )
     tasks, lengths = split_names(args.tasks), split_names(args.lengths)
@@ -76,6 +83,37 @@ def _run(args: argparse.Namespace) -> int:
     return evaluate_and_report(args, model, source, perturbations, options)
 
 
+def measure_and_report(args: argparse.Namespace, model: Model, out: Path) -> int:
+    """How well texts are predicted, into OUT and as a table for the terminal. Raises RmtError."""
+    given = (
+        "tasks",
+        "lengths",
+        "babi",
+        "lengths_by",
+        "background",
+        "background_split",
+        "perturb",
+        "suite",
+    )
+    unused = [f"--{name}" for name in (*given, "inspect", "teacher_forced") if getattr(args, name)]
+    if unused:
+        raise Usage(f"--perplexity asks no questions, so leave out {', '.join(unused)}.")
+    data = "" if args.data == "generated" else args.data
+    result = perplexity.measure(
+        model,
+        perplexity.open_texts(model, data, args.split),
+        samples=args.samples,
+        tokens=args.tokens,
+        batch=args.batch,
+        reset=not args.no_reset,
+        out=out,
+    )
+    paths = language.write(result, out, title=args.name)
+    print(language.table(result))
+    print(f"\nwritten: {out}/ ({', '.join(p.name for p in paths)})")
+    return 0
+
+
 def evaluate_and_report(
     args: argparse.Namespace,
     model: Model,
@@ -101,11 +139,6 @@ def evaluate_and_report(
     print(report.table(results, args.score))
     print(f"\nwritten: {out}/ ({', '.join(p.name for p in paths if p.parent == out)})")
     return 0
-
-
-def split_names(text: str) -> list[str]:
-    """The names in a list with commas between."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def default_out(workdir: str) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmt_jax.data.tasks import question_tasks
 from rmt_jax.evaluation import answering, tracing
 from rmt_jax.report import inspection
 from rmt_jax.runtime import switches
@@ -18,7 +19,7 @@ def inspect_memory(
     `out`; returns the files written. What is left out comes from the model's config."""
     length = (list(lengths) or list(model.config.evaluation.lengths))[-1]
     paths = []
-    for task in tasks or model.config.data.tasks:
+    for task in tasks or question_tasks(model.config.data):
         question = source.ask(task, length, range(1))[0]
         trace = tracing.trace(model, question.encoded)
         answers, _ = answering.greedy_answers(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rmt_jax.cli import progress_bar
+from rmt_jax.cli import progress_bar, restart_clock
 from rmt_jax.evaluation.answer_log import AnswerRecord
 from rmt_jax.report import tables
 from rmt_jax.results import EvalResult
@@ -29,6 +29,7 @@ class TokenProgress:
             "tok",
             shown=self.shown,
             unit_scale=True,
+            smoothing=0,
             bar_format="{percentage:3.0f}% |{bar:16}| {desc}[{elapsed}<{remaining}, {rate_fmt}]",
         )
         return self
@@ -44,6 +45,8 @@ class TokenProgress:
     ) -> None:
         """After a batch of texts of `length`, nominally `nominal` tokens in all; `records` are all
         answers so far of the task and length that are called `name`."""
+        if not self.nominal and nominal < self.unread.total():
+            restart_clock(self.bar)
         self.unread[length] -= nominal
         self.nominal[length] += nominal
         self.read[length] += self.bar.n - self.read.total()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmt_jax.data.tasks import question_tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
 from rmt_jax.evaluation.answer_log import AnswerLog, AnswerRecord
@@ -68,7 +69,12 @@ def evaluate(
     Raises EvaluationError, `sources.QuestionError` or `answering.AnsweringError`: sentences.
     """
     config = model.config
-    tasks = sources.check_tasks(tasks or config.data.tasks, config.data)
+    tasks = sources.check_tasks(tasks or question_tasks(config.data), config.data)
+    if not tasks:
+        raise EvaluationError(
+            "This model was trained on texts that ask nothing: measure it with --perplexity, or"
+            " name tasks with --tasks."
+        )
     lengths = tuple(lengths) or tuple(config.evaluation.lengths)
     samples = samples or config.evaluation.samples
     batch = batch or config.evaluation.batch

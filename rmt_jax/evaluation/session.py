@@ -3,6 +3,7 @@
 import difflib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rmt_jax.evaluation.chat import ROOM, Chat
 from rmt_jax.files import atomic_open
 from rmt_jax.runtime import switches
 
+log = logging.getLogger(__name__)
 TYPICAL = 12  # tokens of a question and ANSWER, where none is known when the text is read
 
 
@@ -91,6 +93,22 @@ class Session:
         shown = name if source == "description" else f"{name} {question}".strip()
         return TaskPrompt(shown, 0, tuple(ids.tolist()))
 
+    def doubt(self, question: str, task: str = "") -> str:
+        """Why an answer may mean nothing, in a sentence: no task that the model was trained on asks
+        such questions. '' where one does, or may (a task whose questions have no set form)."""
+        data = self.model.config.data
+        trained = [tasks.create(name, data) for name in tasks.question_tasks(data)]
+        asked = [one.matches(question) or not one.question_forms for one in trained]
+        if self.chat is not None or not trained or any(asked):
+            return ""
+        named = task if tasks.exists(task, data) and task not in data.tasks else ""
+        other = tasks.guess(question, data) or named
+        kind = f"of {other}" if other else "of no form that it knows"
+        return (
+            f"'{question}' is {kind}, and this model was trained on"
+            f" {', '.join(one.name for one in trained)}: its answer may mean nothing"
+        )
+
     def prompts_for(self, asked: Sequence[str], task: str = "") -> list[TaskPrompt]:
         """The distinct prompts that these questions need; for no question yet, those of `task` or
         of each task of the model."""
@@ -98,7 +116,8 @@ class Session:
         if asked:
             found = [self.task_prompt(q, task) for q in asked]
         elif config.prompt.source in ("description", "learned") and not task:
-            found = [self.task_prompt("", name) for name in config.data.tasks]
+            asking = tasks.question_tasks(config.data) or config.data.tasks
+            found = [self.task_prompt("", name) for name in asking]
         else:
             found = [self.task_prompt("", task)]
         return list(dict.fromkeys(found))
@@ -186,6 +205,8 @@ class Session:
         if not question.strip():
             raise RecallError("An empty question cannot be answered.")
         wanted = self.task_prompt(question, task)
+        if doubt := self.doubt(question, task):
+            log.warning("%s", doubt)
         if wanted not in self.prompts:
             known = ", ".join(repr(t.name) for t in self.prompts)
             raise RecallError(

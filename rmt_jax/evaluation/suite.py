@@ -11,6 +11,7 @@ from typing import Any
 from rmt_jax import report
 from rmt_jax.api import Model
 from rmt_jax.data import perturb
+from rmt_jax.data.tasks import question_tasks
 from rmt_jax.evaluation import runner
 from rmt_jax.evaluation.sources import QuestionError
 from rmt_jax.models.cells import CELLS
@@ -43,7 +44,7 @@ def paper_suite(
     the report says why.
     """
     config = model.config
-    tasks = list(tasks or config.data.tasks)
+    tasks = list(tasks or question_tasks(config.data))
     longest = config.longest_segments
     doubled = {1 << k for k in range(longest.bit_length())}
     trained = [f"{s}s" for s in sorted({*(stage.segments for stage in config.stages), *doubled})]

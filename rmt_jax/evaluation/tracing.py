@@ -42,12 +42,12 @@ def trace(model: Any, question: answering.EncodedQuestion) -> Trace:
     for s in range(total):
         segment = Segment(tokens[s : s + 1], mask[s : s + 1])
         view = model.inspect_segment(memory, segment, prompt)
-        changes.append(model.state_change(memory, view.memory))
+        changes.append(model.memory_cell.state_change(memory.state, view.memory.state))
         views.append(view)
         memory = view.memory
     return Trace(
         np.stack(changes),
-        model.state_row_label,
+        model.memory_cell.state_row_label,
         np.stack([view.values for view in views]),
         views[0].row_label,
         views[0].value_label,

@@ -86,8 +86,9 @@ def adapter_weights(config: Config) -> int:
 
 def train_flops(config: Config, whole: bool = False) -> float:
     """Model FLOPs of a train step for each token of text: forward and twice that backward, less
-    the gradients of frozen weights, without what rematerialising repeats. Embeddings and the few
-    answer logits are left out.
+    the gradients of frozen weights, without what rematerialising repeats. Embeddings and logits are
+    left out: those of answers are few, those of language modelling are not, and what is said of it
+    is the least that it takes.
 
     Only what the model needs: of attention the visible half, of an unrolled last layer the places
     that are looked at. `whole`: all scores and the whole last layer, as Chowdhery et al. 2022
@@ -96,6 +97,14 @@ def train_flops(config: Config, whole: bool = False) -> float:
     wanted = places(config) if whole else 0
     segment = 3 * segment_flops(config, not whole, wanted)
     return (segment - frozen_flops(config, not whole, wanted)) / config.model.segment_tokens
+
+
+def language_logits(config: Config, shape: Shape) -> int:
+    """Places of a batch at which language modelling makes logits: all, where a task is of
+    `data.texts`; of every text, since texts of all tasks share a program."""
+    if not set(config.data.tasks) & set(config.data.texts):
+        return 0
+    return shape.batch * shape.segments * config.model.segment_tokens
 
 
 def passes(config: Config, shape: Shape) -> tuple[float, float]:

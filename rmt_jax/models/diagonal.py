@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmt_jax.models import layout, recurrence
+from rmt_jax.config import ConfigError
+from rmt_jax.models import language, layout, recurrence
 from rmt_jax.models.cells import Memory, check_diagonal
 from rmt_jax.models.ops.positions import cast_fp32_grad, gather_positions
+from rmt_jax.models.recurrence import Outputs
 from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import Batch, Prompt, Segment
 
@@ -71,9 +73,22 @@ def answer_logits(
     model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
 ) -> jax.Array:
     """`recurrence.answer_logits` on the diagonal schedule."""
+    return answers(model, batch, bptt=bptt, remat=remat).logits
+
+
+def answers(model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True) -> Outputs:
+    """`recurrence.answers` on the diagonal schedule, without drift.
+
+    Raises ConfigError for `bptt` where a task models a language: layers are in several segments at
+    once, and no border lies between stretches of segments.
+    """
     length, answered = batch.tokens.shape[1], batch.answer_start.shape[1]
     prompt = Prompt(batch.prompt, batch.prompt_mask, batch.task)
-    cut = recurrence.before_cut(length, answered, bptt)
+    next_token = batch.next_token
+    cut = 0 if next_token is not None else recurrence.before_cut(length, answered, bptt)
+    if next_token is not None:
+        check_language(bptt)
+        next_token = jnp.swapaxes(jnp.asarray(next_token), 0, 1)
     memory = model.initial(batch.tokens.shape[0])
     if cut:
         lost = recurrence.stop_gradient_params(model)
@@ -84,12 +99,28 @@ def answer_logits(
     at = jnp.pad(jnp.swapaxes(jnp.asarray(batch.answer_start), 0, 1), ((silent, 0), (0, 0), (0, 0)))
     answer_tokens = batch.answer.shape[-1]
 
-    def take(top: jax.Array, at: jax.Array) -> jax.Array:
-        return recurrence.gather(model.backbone.final_norm(top), at, answer_tokens)
+    def take(top: jax.Array, extra: tuple[jax.Array, jax.Array | None]):
+        at, next_token = extra
+        hidden, nats = model.backbone.final_norm(top), None
+        if next_token is not None:
+            nats = language.nats(model.backbone, hidden, next_token).sum(axis=1)
+        return recurrence.gather(hidden, at, answer_tokens), nats
 
     tokens, mask = batch.tokens[:, cut:], batch.mask[:, cut:]
-    _, hidden = _run(model, memory, tokens, mask, prompt, take, at, remat)
-    return model.backbone.logits(jnp.moveaxis(hidden[silent:], 0, 1))
+    _, (hidden, nats) = _run(model, memory, tokens, mask, prompt, take, (at, next_token), remat)
+    logits = model.backbone.logits(jnp.moveaxis(hidden[silent:], 0, 1))
+    drift = jnp.zeros(batch.answer_start.shape[:2])
+    return Outputs(logits, drift, None if nats is None else nats.T)
+
+
+def check_language(bptt: int) -> None:
+    """Raises ConfigError for what language modelling can't have on this schedule."""
+    if bptt:
+        raise ConfigError(
+            f"model.bptt {bptt} can't cut the gradient of language modelling on the diagonal"
+            " schedule, whose layers are in several segments at once: set model.bptt to 0, or"
+            " model.schedule to auto."
+        )
 
 
 def _nothing(top: jax.Array, _: Any) -> None:

@@ -8,10 +8,10 @@ and half of that of reading; on a CPU nothing is gained.
 """
 
 import jax
-import jax.numpy as jnp
 
 from rmt_jax.models import diagonal, platform, recurrence
 from rmt_jax.models.cells import Memory
+from rmt_jax.models.recurrence import Outputs
 from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.types import Batch, Prompt
 
@@ -24,18 +24,16 @@ def chosen(schedule: str, prefers_diagonal: bool, texts: int, platform: str) -> 
     return "diagonal" if gains else "sequential"
 
 
-def answers(
-    model: RecurrentModel, batch: Batch, *, bptt: int, remat: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Logits f32[B, R, Q, T, V] where answers stand, and the drift f32[B, R] of the memory:
-    `recurrence.answers`. The diagonal holds no segment's memory whole, so it has neither probes
-    nor drift (`validation.validate` refuses them together)."""
+def answers(model: RecurrentModel, batch: Batch, *, bptt: int, remat: bool) -> Outputs:
+    """`recurrence.answers`. The diagonal holds no segment's memory whole, so it has neither probes
+    nor drift (`validation.validate` refuses them together), nor `bptt` within language
+    modelling."""
     way = _chosen(model, len(batch.tokens))
     watched = batch.probe is not None or batch.background_only is not None
+    watched = watched or (batch.next_token is not None and bptt > 0)
     if way == "sequential" or (model.schedule == "auto" and watched):
         return recurrence.answers(model, batch, bptt=bptt, remat=remat)
-    logits = diagonal.answer_logits(model, batch, bptt=bptt, remat=remat)
-    return logits, jnp.zeros(batch.answer_start.shape[:2])
+    return diagonal.answers(model, batch, bptt=bptt, remat=remat)
 
 
 def read_some(

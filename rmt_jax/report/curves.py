@@ -140,11 +140,13 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
 
 def learning_curves(metrics: Path, path: Path, *, title: str = "") -> list[Path]:
     """Accuracy per task (top) and loss (bottom) against training steps, from `metrics.jsonl`; the
-    stages of the curriculum as bands; validation as dots. Raises ReportError for a file without a
-    training step."""
+    stages of the curriculum as bands; validation as dots. Of a task that models a language nats per
+    token stand beside the loss; where no other task is, there is no top. Raises ReportError for a
+    file without a training step."""
     lines, checks = read_metrics(metrics)
     tasks = sorted({t for line in lines for t in _tasks(line)}, key=task_order)
-    figure, (top, bottom) = canvas(7.2, 5.2, 2, 1)
+    figure, plots = canvas(7.2, 5.2 if tasks else 3.2, 2 if tasks else 1, 1)
+    top, bottom = plots if tasks else (plots, plots)
     smooth = max(1, len(lines) // 60)
     ends = []
     for i, task in enumerate(tasks):
@@ -169,22 +171,51 @@ def learning_curves(metrics: Path, path: Path, *, title: str = "") -> list[Path]
     if 0 < 10 * low < high:
         bottom.set_yscale("log")
         bottom.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    _nats_curves(bottom, lines, checks, smooth, len(tasks))
     steps = [x["step"] for x in lines]
     for axes in (top, bottom):
         axes.set_xlim(0, max(steps) * 1.005 + 1)
         axes.yaxis.grid(True, color=PALE, lw=0.8)
         axes.set_axisbelow(True)
-    top.set_ylim(-0.5, 104)
+    if tasks:
+        top.set_ylim(-0.5, 104)
+        top.set_ylabel("accuracy in training, %", fontsize=9)
+        _label_ends(top, ends)
     if checks:
         top.plot([], [], "D", color=GREY, ms=4.5, label="validation (mean over lengths)")
-        top.legend(loc="lower left", fontsize=8)
-    _label_ends(top, ends)
-    _stage_bands((top, bottom), lines)
-    top.set_ylabel("accuracy in training, %", fontsize=9)
+        top.legend(loc="lower left" if tasks else "upper right", fontsize=8)
+    _stage_bands((top, bottom) if tasks else (bottom,), lines)
     bottom.set_ylabel("loss (nats per token)", fontsize=9)
     bottom.set_xlabel("training step", fontsize=9)
     top.set_title(figure_title("Learning curves", title), pad=18)
     return save(figure, path, pdf=True)
+
+
+def _nats_curves(
+    axes: Any,
+    lines: Sequence[Mapping[str, Any]],
+    checks: Sequence[Mapping[str, Any]],
+    smooth: int,
+    taken: int,
+) -> None:
+    """Nats per token of each task that models a language, in colours after the `taken` ones;
+    validation as dots."""
+    names = sorted({name for line in lines for name in line.get("nats_per_token", {})})
+    for i, name in enumerate(names):
+        colour = COLOURS[(taken + i) % len(COLOURS)]
+        points = [(x["step"], found[name]) for x in lines if name in (found := _nats(x))]
+        dots = [(x["step"], found[name]) for x in checks if name in (found := _nats(x))]
+        values = _running_mean([p[1] for p in points], smooth)
+        axes.plot([p[0] for p in points], values, color=colour, lw=1.6, label=name)
+        axes.plot([p[0] for p in dots], [p[1] for p in dots], "D", color=colour, ms=4.5, mec="w")
+    if names:
+        axes.legend(loc="upper right", fontsize=8)
+
+
+def _nats(line: Mapping[str, Any]) -> dict[str, float]:
+    """Nats per token by task: of a training line, or means over lengths of a validation line."""
+    checked = line.get("validation_nats", {})
+    return line.get("nats_per_token") or {t: mean(list(v.values())) for t, v in checked.items()}
 
 
 def read_metrics(metrics: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -241,8 +272,10 @@ def _stage_bands(plots: Sequence[Any], lines: Sequence[Mapping[str, Any]]) -> No
             for axes in plots:
                 axes.axvspan(begin, end, color="#F4F6F8", lw=0, zorder=0)
         if segments and segments != "None" and end - begin > 0.035 * last:
-            plots[0].text((begin + end) / 2, 105, f"{segments} seg", ha="center", va="bottom",
-                          fontsize=7.5, color=GREY)  # fmt: skip
+            plots[0].text(
+                (begin + end) / 2, 1.01, f"{segments} seg", ha="center", va="bottom",
+                fontsize=7.5, color=GREY, transform=plots[0].get_xaxis_transform(),
+            )  # fmt: skip
 
 
 def depth_curves(

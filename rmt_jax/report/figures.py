@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmt_jax.files import naming
 from rmt_jax.results import EvalResult
 
 # Okabe and Ito's colours, which the colour-blind tell apart, in an order that reads well on white.
@@ -48,7 +49,8 @@ def save(figure: Any, path: Path, *, pdf: bool = False) -> list[Path]:
     for each in paths:
         # No date inside: the same numbers give the same file.
         metadata = {"CreationDate": None} if each.suffix == ".pdf" else {"Software": None}
-        figure.savefig(each, dpi=200, metadata=metadata)
+        with naming(each):
+            figure.savefig(each, dpi=200, metadata=metadata)
     plt.close(figure)
     return paths
 

@@ -152,11 +152,12 @@ def _slurm(env: Variables) -> Cluster | None:
 
 
 def first_node(nodes: str) -> str:
-    """The first host of a SLURM list: 'gpu[007-010,12],login' -> 'gpu007'."""
-    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
-    if match is None:
+    """The first host of a SLURM list: 'r[1-2]gpu[007-010,12]-ib,login' -> 'r1gpu007-ib'."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodes.strip())
+    host = re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group()) if first else ""
+    if not host or host.startswith("-"):
         raise ConfigError(f"SLURM_STEP_NODELIST '{nodes}' names no host.")
-    return match.group(1) + (match.group(2) or "")
+    return host
 
 
 def _tasks_per_node(text: str) -> list[int]:

@@ -69,6 +69,8 @@ def one_device_a_core(config: Config) -> None:
 def cache() -> None:
     """The persistent compilation cache, on by default; JAX_COMPILATION_CACHE_DIR moves it. Where it
     cannot be written, that is said and nothing is kept."""
+    if not jax.config.values.get("jax_enable_compilation_cache", True):
+        return
     given = getattr(jax.config, "jax_compilation_cache_dir", None)
     try:
         folder = Path(os.path.expanduser(given)) if given else files.cache_folder() / "xla"
@@ -84,7 +86,8 @@ def cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if not given:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+        # Also the small programs around reading and answering: half of what `ask` compiles.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def owner() -> bool:

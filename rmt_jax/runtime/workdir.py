@@ -9,6 +9,7 @@ WORKDIR/results/             tables and pictures
 
 import datetime
 import fcntl
+import itertools
 import json
 import os
 from pathlib import Path
@@ -22,9 +23,17 @@ from rmt_jax.files import write_text
 FREE = ("checkpoint.", "evaluation.", "log_every", "mesh.", "data.workers", "data.babi_dir")
 
 
-def default_path() -> Path:
-    """runs/DATE-TIME: every run its own."""
-    return Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+def new_folder() -> Path:
+    """Makes runs/DATE-TIME, every run its own: runs/DATE-TIME-2 is the second one of a second."""
+    name = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for number in itertools.count(1):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 class Workdir:
@@ -96,7 +105,7 @@ def read_config(file: Path) -> Config:
       ConfigError: no such file, or not ours.
     """
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"There is no {file.name} in {file.parent}: it is not a run's folder."

@@ -6,6 +6,7 @@ sealed with the size and checksum of each file, because nothing in the format no
 """
 
 import json
+import logging
 import shutil
 import zlib
 from pathlib import Path
@@ -23,6 +24,11 @@ SEAL = "rmt_seal.json"
 BLOCK = 1 << 22  # bytes read at once
 
 
+def _not_orbaxs_own(record: logging.LogRecord) -> bool:
+    """Orbax logs a traceback a thread before it raises; `CheckpointError` says it in a sentence."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 class CheckpointError(ConfigError):
     """A checkpoint that cannot be written or read; the message says which one remains."""
 
@@ -31,6 +37,7 @@ class Checkpoints:
     """The checkpoints of a workdir: the last `keep` and the best on validation."""
 
     def __init__(self, folder: Path, settings: cfg.Checkpoint):
+        logging.getLogger("absl").addFilter(_not_orbaxs_own)  # once, however often
         policies = ocp.training.preservation_policies
         self.folder = folder.absolute()
         self._aside = self.folder.with_name(f"{self.folder.name}.aside")

@@ -1,6 +1,7 @@
 """When training goes wrong by itself: notice it, go back to the last good checkpoint, and try again
 with a lower learning rate, a bounded number of times. A data worker that died is started anew."""
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -10,6 +11,10 @@ from rmt_jax.config import ConfigError
 from rmt_jax.errors import RmtError
 from rmt_jax.files import write_text
 
+SHARED_MEMORY = (
+    "Make room in /dev/shm (in a container: docker run --shm-size=1g), or lower"
+    " config.data.workers; 0 makes batches in a thread."
+)
 TRIES = 3
 FACTOR = 0.5  # of the learning rate, at each try
 # A collapse is no noise: the loss must be three times the stage's best and a nat above it, for
@@ -116,6 +121,13 @@ def batches(
             return
         except RmtError as error:
             raise ConfigError(f"The batch of step {step + 1:,} cannot be made: {error}") from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            raise ConfigError(
+                f"The batch of step {step + 1:,} finds no room: with config.data.workers batches"
+                f" are handed over in shared memory. {SHARED_MEMORY}"
+            ) from error
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
@@ -123,6 +135,6 @@ def batches(
             if deaths > tries:
                 raise ConfigError(
                     f"Data workers died {deaths} times, the last before step {step + 1:,}"
-                    " (killed for memory?): lower config.data.workers; 0 makes batches in a thread."
+                    f" (killed for memory, or shared memory is full?). {SHARED_MEMORY}"
                 ) from error
             say(f"a data worker died before step {step + 1:,}: starting the workers again")

@@ -1,6 +1,7 @@
 """The loop through the curriculum: steps, log lines, validations, checkpoints."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmt_jax.cli import progress_bar
 from rmt_jax.config import Config
+from rmt_jax.data import tasks as registry
 from rmt_jax.data.loader import Loader
 from rmt_jax.models import costs
 from rmt_jax.models.io import weights
@@ -80,13 +83,17 @@ class Loop:
         self.rate = optimizer.schedule(config.stages, config.optimizer, scale)
         self.trackers: list[Tracker] = []
         self.profiled: tuple[int, int] = (0, 0)
+        self.ahead = 0.0  # seconds that `compile` took
 
     def compile(self, state: steps.TrainState, loader: Loader, validation: Loader) -> None:
         """Compiles the steps and validations still to come, side by side, and refuses to start what
         will not fit later (ConfigError)."""
         hosts, size = jax.process_count(), self.config.evaluation.batch
         firsts: dict[tuple[int, int], int] = {}
+        every = sum(len(stage.buckets) for stage in self.config.stages if stage.steps)
         for step in range(int(state.step), len(self.stages)):
+            if len(firsts) == every:
+                break
             firsts.setdefault((self.stages[step], loader.segments_at(step)), step)
         wanted: dict[tuple, Callable[[], jax.stages.Compiled]] = {}
         for step in sorted(firsts.values(), key=loader.tokens_at, reverse=True):
@@ -101,11 +108,28 @@ class Loop:
                 wanted.setdefault((1, shapes(batch)), check)
         # Hosts tune kernels together: all must compile in one order.
         tasks = list(wanted.values())[: None if hosts == 1 else 1]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
-            programs = list(pool.map(lambda task: task(), tasks))
+        start, cores = time.monotonic(), os.cpu_count() or 1
+        # The compiler holds no lock of Python's. Of a CPU it takes a core and a half a program, and
+        # the next one is traced meanwhile.
+        workers = cores if jax.devices()[0].platform != "cpu" else max(2, cores // 2)
+        bar = progress_bar(
+            len(tasks),
+            "program",
+            shown=startup.owner(),
+            leave=False,
+            desc="compiling",
+            bar_format="{desc} {n_fmt} of {total_fmt} programs [{elapsed}]",
+        )
+        with bar, ThreadPoolExecutor(workers) as pool:
+            programs = []
+            for program in pool.map(lambda task: task(), tasks):
+                programs.append(program)
+                bar.update()
         if programs:  # the largest step first
             hardware.fits(programs[0], jax.local_devices()[0], self.config)
-        self.train.seconds = 0.0
+        self.train.seconds, self.ahead = 0.0, time.monotonic() - start
+        if startup.owner():
+            log.info("%s programs compiled in %.0f s", len(programs), self.ahead)
 
     def run(self, state: steps.TrainState, loader: Loader, validation: Loader) -> steps.TrainState:
         step, total = int(state.step), len(self.stages)
@@ -154,6 +178,8 @@ class Loop:
                         "learning_rate": float(np.asarray(self.rate(step - 1))),
                     }
                     means = window.close()
+                    means["compile_seconds"] += round(self.ahead, 2)
+                    self.ahead = 0.0
                     progress.log(record | means)
                     watch.see(step, stage, means["loss"])  # before anything is saved
                 scores = None
@@ -189,17 +215,19 @@ class Loop:
         return ends or bool(every and step % every == 0)
 
     def validate(self, state, validation: Loader, step: int, progress: Progress) -> dict | None:
-        """Teacher-forced accuracy on validation stories, at each length of the stage; None where
-        SIGTERM came between.
+        """Teacher-forced accuracy on validation stories, and nats per token of texts to model, at
+        each length of the stage; None where SIGTERM came between.
 
-        The score for 'the best' puts a later stage first: its texts are longer.
+        The score for 'the best' is the mean of accuracies, and of a token's mean probability. It
+        puts a later stage first: its texts are longer.
         """
         tasks, stage = self.config.data.tasks, self.stages[step - 1]
+        told = registry.language_tasks(self.config.data)
         by_task: dict[str, dict[str, float]] = {task: {} for task in tasks}
         size = self.config.evaluation.batch
         most = min(VALIDATION_QUESTIONS, self.config.evaluation.samples * len(tasks))
         for segments in validation.stages[stage].buckets:
-            sums = metrics.zeros(len(tasks) + 1)
+            sums = metrics.zeros(len(tasks) + 1, bool(told))
             for batch in validation.evaluation_batches(
                 segments, -(-most // size), size, stage=stage
             ):
@@ -207,16 +235,24 @@ class Loop:
                     return None
                 batch = sharding.put_whole_batch(batch, self.mesh)
                 sums = metrics.add(sums, self.check(state.params, batch))
-            for task, accuracy in metrics.means(sums, tasks)["accuracy"].items():
-                by_task[task][f"{segments}s"] = round(accuracy, 4)
-        progress.log({"step": step, "stage": stage + 1, "validation": by_task})
+            means = metrics.means(sums, tasks)
+            for task, value in (means["accuracy"] | means.get("nats_per_token", {})).items():
+                by_task[task][f"{segments}s"] = round(value, 4)
+        asked = {task: row for task, row in by_task.items() if task not in told}
+        nats = {task: by_task[task] for task in told}
+        record = {"step": step, "stage": stage + 1, "validation": asked}
+        progress.log(record | ({"validation_nats": nats} if told else {}))
         shown = "  ".join(
-            f"{task} " + "/".join(f"{100 * a:.0f}" for a in row.values())
-            for task, row in by_task.items()
+            [f"{t} " + "/".join(f"{100 * a:.0f}" for a in row.values()) for t, row in asked.items()]
+            + [f"{t} " + "/".join(f"{a:.3f}" for a in row.values()) for t, row in nats.items()]
         )
         lengths = "/".join(f"{s}s" for s in validation.stages[stage].buckets)
-        progress.say(f"step {step:,}, validation at {lengths}: {shown}")
-        score = float(np.mean([a for row in by_task.values() for a in row.values()] or [0.0]))
+        progress.say(
+            f"step {step:,}, validation at {lengths}: {shown}{' (nats per token)' if told else ''}"
+        )
+        values = [a for row in asked.values() for a in row.values()]
+        values += [math.exp(-a) for row in nats.values() for a in row.values()]
+        score = float(np.mean(values or [0.0]))
         return {"score": stage + score, "accuracy": score}
 
 
@@ -225,13 +261,14 @@ class Window:
 
     def __init__(self, config: Config):
         self.tasks = config.data.tasks
+        self.language = bool(registry.language_tasks(config.data))
         peak = hardware.peak(jax.devices()[0])
         # Fraction of the peak that one token a second makes; None where the peak is not known.
         self.unit = peak and costs.train_flops(config) / (peak * jax.device_count())
         self.reset()
 
     def reset(self) -> None:
-        self.sums = metrics.zeros(len(self.tasks) + 1)
+        self.sums = metrics.zeros(len(self.tasks) + 1, self.language)
         self.tokens, self.waited, self.compiled = 0, 0.0, 0.0
         self.start = time.monotonic()
 

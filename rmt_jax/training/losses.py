@@ -1,8 +1,16 @@
-"""The training loss: cross-entropy at answer tokens, as sums a row."""
+"""The training loss: cross-entropy at answer tokens, and at all tokens of passages, as sums a row.
+
+A batch's loss is the mean over its answer tokens and the mean over its passages' tokens, each times
+the share of its texts (`scales`): hundreds of tokens of a passage weigh as much as one text with a
+few tokens of an answer.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rmt_jax.models.recurrence import Outputs
 from rmt_jax.types import Batch, Sums
 
 
@@ -34,3 +42,43 @@ def answer_sums(logits: jax.Array, batch: Batch, rows: int) -> tuple[jax.Array, 
     loss = by_row(entropy.sum(-1))
     sums = Sums(loss, by_row(batch.weight.sum(-1)), by_row(right), by_row(question))
     return loss.sum(), jax.lax.stop_gradient(sums)
+
+
+def batch_sums(found: Outputs, batch: Batch, rows: int) -> tuple[jax.Array, jax.Array | None, Sums]:
+    """The summed cross-entropy of answers and that of passages (None where no task models a
+    language), and the `Sums` of both. rows: as in `answer_sums`."""
+    total, sums = answer_sums(found.logits, batch, rows)
+    if found.nats is None or batch.next_token is None:
+        return total, None, sums
+
+    def by_task(values: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values.astype(jnp.float32), batch.task, num_segments=rows)
+
+    loss = by_task(found.nats.sum(axis=1))
+    told = jax.lax.stop_gradient(loss), by_task((batch.next_token >= 0).sum(axis=(1, 2)))
+    texts = by_task(jnp.ones(len(batch.task)))
+    both = sums._replace(loss=sums.loss + told[0], weight=sums.weight + told[1], texts=texts)
+    return total, loss.sum(), both
+
+
+class Scales(NamedTuple):
+    """What the sums of a batch, or of one of its microbatches, are multiplied with: f32[] each."""
+
+    answers: jax.Array
+    passages: jax.Array | None  # None where no task models a language
+    drift: jax.Array  # of segments of background alone
+
+
+def scales(batch: Batch) -> Scales:
+    """Of the batch of a whole step."""
+    asked = jnp.maximum(batch.weight.sum(), 1e-9)
+    drift = (
+        jnp.zeros(())
+        if batch.background_only is None
+        else 1.0 / jnp.maximum(batch.background_only.sum(), 1)
+    )
+    if batch.next_token is None:
+        return Scales(1.0 / asked, None, drift)
+    told = batch.next_token >= 0
+    share = told.any(axis=(1, 2)).mean()
+    return Scales((1.0 - share) / asked, share / jnp.maximum(told.sum(), 1), drift)

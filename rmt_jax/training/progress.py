@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmt_jax.cli import progress_bar
+from rmt_jax.files import naming
 from rmt_jax.training.trackers import Tracker, flat
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,17 @@ class Progress:
     def log(self, record: dict) -> None:
         """Writes one line and shows it: `record` has step, stage, loss and accuracies."""
         record = {"seconds": round(time.monotonic() - self._start, 2), **record}
-        self._file.write(json.dumps(record) + "\n")
+        with naming(self._file.name):
+            self._file.write(json.dumps(record) + "\n")
         if self._trackers:
             values = flat({k: v for k, v in record.items() if k != "step"})
             for tracker in self._trackers:
                 tracker.log(record["step"], values)
         if "loss" in record:
             shown = " ".join(f"{k} {100 * v:.0f}" for k, v in record["accuracy"].items())
+            shown += "".join(
+                f" {k} {v:.3f} nats" for k, v in record.get("nats_per_token", {}).items()
+            )
             if "mfu" in record:
                 shown += f" MFU {100 * record['mfu']:.0f}%"
             self._bar.set_description_str(

@@ -11,13 +11,16 @@ from rmt_jax import api, evaluation, models, report
 from rmt_jax.config import Config
 from rmt_jax.data import tasks
 from rmt_jax.data import tokenizer as tokenizers
+from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
+from rmt_jax.evaluation import perplexity
 from rmt_jax.models.io import hub
 from rmt_jax.models.io.folder import argument
+from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
-from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
-from rmt_jax.runtime.workdir import Workdir
+from rmt_jax.runtime.preemption import Signals, Stopped
+from rmt_jax.runtime.workdir import Workdir, new_folder
 from rmt_jax.training import optimizer, step
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.divergence import Diverged, Rescues
@@ -27,12 +30,13 @@ from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
-    """Trains, evaluates, reports; returns the exit code."""
+def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
+    """Trains, evaluates, reports; returns the exit code. Without a `path` it makes a folder."""
     looks.profiled()
     models.check(config.model, config.prompt)
     startup.one_device_a_core(config)
     startup.prepare()
+    path = path or new_folder()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
         tokenizer = tokenizers.load(config.data.tokenizer)
         config = tasks.resolve(config, tokenizer)
@@ -41,7 +45,7 @@ def run(config: Config, path: Path, looks: Looks = PLAIN) -> int:
             return _run(config, tokenizer, path, signals, looks)
         except Stopped as stop:
             log.warning("%s; the same command continues from there", stop)
-            return REQUEUE
+            return signals.code
 
 
 def _run(
@@ -58,10 +62,10 @@ def _run(
         for line in loader.describe():
             log.info("%s", line)
 
-    rows = len(config.data.tasks) + 1  # of the metrics
+    count = len(config.data.tasks)
     rngs = nnx.Rngs(config.seed)
     vocab = tokenizer.vocab_size
-    model = models.build(config.model, config.prompt, vocab, rows - 1, rngs, config.adapters)
+    model = models.build(config.model, config.prompt, vocab, count, rngs, config.adapters)
     static, params = models.split(model)
     infos = model.weights()
     optimizer.check_trained(config, infos)
@@ -69,6 +73,7 @@ def _run(
     rescues = Rescues(path, owner)
     log.info("model: %s, %s", config.model.cell, _counts(params, trains))
 
+    rows = count + 1
     check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
     if owner:
         tokenizer.save(path / "tokenizer")
@@ -105,8 +110,7 @@ def _run(
                 log.info("continuing from step %s", f"{int(start.step):,}")
             loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
             loop.trackers, loop.profiled = trackers, looks.profiled()
-            if jax.devices()[0].platform != "cpu":
-                loop.compile(start, loader, validation)
+            loop.compile(start, loader, validation)
             state = loop.run(start, loader, validation)
         except Diverged as trouble:
             log.warning("%s", rescues.add(trouble))
@@ -134,22 +138,50 @@ def _counts(params, trains) -> str:
 
 
 def finish(path: Path) -> None:
-    """Evaluates the weights of a run on validation stories; writes and prints the results."""
+    """Evaluates the weights of a run on validation stories and texts; writes and prints the
+    results."""
     # Reloaded from the run's folder: what is measured is what a user will load.
     model = api.load(path)
-    results = evaluation.evaluate(model, out=path / "results")
-    written = report.write(
-        results, path / "results", title=path.name, metrics=path / "metrics.jsonl"
-    )
-    print(report.table(results))
+    asked, folder = tasks.question_tasks(model.config.data), path / "results"
+    run = argument(path)
+    own = set(asked) <= set(model.config.data.questions)
+    question = "YOUR QUESTION" if own else "Where is Mary?"
+    told = [name for name in model.config.data.tasks if name in model.config.data.texts]
+    written, following = [], []
+    if asked:
+        results = evaluation.evaluate(model, out=folder)
+        written += report.write(results, folder, title=path.name, metrics=path / "metrics.jsonl")
+        print(report.table(results))
+        following += [
+            f"ask --workdir {run} --file YOUR_TEXT.txt --question '{question}'",
+            f"evaluate --workdir {run} --lengths 4k,16k --samples 100",
+        ]
+    else:
+        written += curves.learning_curves(
+            path / "metrics.jsonl", folder / "curves.png", title=path.name
+        )
+    for name in told:
+        written += measure_texts(model, name, folder if len(told) == 1 else folder / name)
+        following.append(f"evaluate --workdir {run} --perplexity --data {name} --split test")
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
-    own = set(model.config.data.tasks) <= set(model.config.data.questions)
-    question, folder = "YOUR QUESTION" if own else "Where is Mary?", argument(path)
-    print(
-        "\nnext:"
-        f"\n  python -m rmt_jax.ask --workdir {folder} --file YOUR_TEXT.txt --question '{question}'"
-        f"\n  python -m rmt_jax.evaluate --workdir {folder} --lengths 4k,16k --samples 100"
-        f"\n  python -m rmt_jax.convert export --workdir {folder} --out FOLDER"
+    print("\nnext:")
+    for command in (*following, f"convert export --workdir {run} --out FOLDER"):
+        print(f"  python -m rmt_jax.{command}")
+
+
+def measure_texts(model: api.Model, name: str, folder: Path) -> list[Path]:
+    """How well validation texts of an entry of `data.texts` are predicted: as many as questions are
+    asked, each up to the longest length that is evaluated. Returns the files written."""
+    about = model.config.evaluation
+    lengths = [Length.parse(length, model.segment_tokens).tokens for length in about.lengths]
+    result = perplexity.measure(
+        model,
+        perplexity.open_texts(model, name),
+        samples=about.samples,
+        tokens=max(*lengths, model.segment_tokens) + 1,
+        out=folder,
     )
+    print(language.table(result))
+    return language.write(result, folder)

@@ -12,7 +12,7 @@ from rmt_jax import models
 from rmt_jax.models.schedule import answers
 from rmt_jax.runtime.mesh import path_name
 from rmt_jax.training import metrics
-from rmt_jax.training.losses import answer_sums
+from rmt_jax.training.losses import Scales, batch_sums, scales
 from rmt_jax.types import Batch, Sums
 
 Params = Any  # nested dict of arrays
@@ -86,22 +86,24 @@ def make_train_step(
         summed once. Left to the compiler, they are summed in every segment of every microbatch.
     """
 
-    def loss(trained: Params, frozen: Params, batch: Batch, scale: jax.Array, still: jax.Array):
+    def loss(trained: Params, frozen: Params, batch: Batch, scale: Scales):
         model = models.merge(static, join(trained, frozen))
-        logits, drift = answers(model, batch, bptt=bptt, remat=remat)
-        total, sums = answer_sums(logits, batch, rows)
+        found = answers(model, batch, bptt=bptt, remat=remat)
+        total, passages, sums = batch_sums(found, batch, rows)
+        total = total * scale.answers
+        if passages is not None and scale.passages is not None:
+            total += passages * scale.passages
         if memory_drift_penalty and batch.background_only is not None:
-            return total * scale + memory_drift_penalty * still * (
-                drift * batch.background_only
-            ).sum(), sums
-        return total * scale, sums
+            moved = (found.drift * batch.background_only).sum()
+            total += memory_drift_penalty * scale.drift * moved
+        return total, sums
 
     gradient = jax.grad(loss, has_aux=True)
 
-    def total(trained: Params, frozen: Params, batch: Batch, scale: jax.Array, still: jax.Array):
+    def total(trained: Params, frozen: Params, batch: Batch, scale: Scales):
         """Gradient and sums of all rows, in `accumulate` microbatches."""
         if accumulate == 1:
-            return gradient(trained, frozen, batch, scale, still)
+            return gradient(trained, frozen, batch, scale)
         # Row i goes to microbatch i mod n: each keeps rows of every device.
         micro = jax.tree.map(
             lambda x: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
@@ -109,10 +111,10 @@ def make_train_step(
         )
 
         def body(carry, part):
-            more = gradient(trained, frozen, part, scale, still)
-            return jax.tree.map(jnp.add, carry, more), None
+            return jax.tree.map(jnp.add, carry, gradient(trained, frozen, part, scale)), None
 
-        start = (jax.tree.map(jnp.zeros_like, trained), metrics.zeros(rows))
+        language = batch.next_token is not None
+        start = (jax.tree.map(jnp.zeros_like, trained), metrics.zeros(rows, language))
         return jax.lax.scan(body, start, micro)[0]
 
     def summed(*inputs):
@@ -124,7 +126,7 @@ def make_train_step(
         spread = jax.shard_map(
             summed,
             mesh=mesh,
-            in_specs=(whole, whole, rows_of_device, whole, whole),
+            in_specs=(whole, whole, rows_of_device, whole),
             out_specs=PartitionSpec(),
             # `fsdp` and `tensor` stay the compiler's, if there are several devices along them. If
             # not, all is by hand: cuDNN's attention can't be compiled where only a part is.
@@ -133,14 +135,8 @@ def make_train_step(
         )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        scale = 1.0 / jnp.maximum(batch.weight.sum(), 1e-9)
-        still = (
-            jnp.zeros(())
-            if batch.background_only is None
-            else 1.0 / jnp.maximum(batch.background_only.sum(), 1)
-        )
         trained, frozen = divide(state.params, trains)
-        grads, sums = spread(trained, frozen, batch, scale, still)
+        grads, sums = spread(trained, frozen, batch, scales(batch))
         updates, opt = optimizer.update(grads, state.opt, trained)
         params = join(optax.apply_updates(trained, updates), frozen)
         return TrainState(state.step + 1, params, opt), sums
@@ -153,6 +149,6 @@ def make_eval_step(static: Any, rows: int):
 
     def step(params: Params, batch: Batch) -> Sums:
         model = models.merge(static, params)
-        return answer_sums(answers(model, batch, bptt=0, remat=False)[0], batch, rows)[1]
+        return batch_sums(answers(model, batch, bptt=0, remat=False), batch, rows)[2]
 
     return step

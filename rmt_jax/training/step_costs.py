@@ -12,6 +12,7 @@ import jax
 from rmt_jax.config import Config
 from rmt_jax.models import costs
 from rmt_jax.models.costs import Shape
+from rmt_jax.models.language import LOGITS
 from rmt_jax.runtime import mesh as meshes
 from rmt_jax.training import optimizer
 from rmt_jax.training.step import divide
@@ -30,7 +31,7 @@ class Held:
     cast: int = 0  # the weights in the compute dtype
     activations: int = 0  # what the backward pass needs of the layers, or one layer's, reading
     carried: int = 0  # the recurrence's memory, one per segment that is differentiated
-    logits: int = 0  # of the answers, their softmax and gradient
+    logits: int = 0  # of the answers and of a chunk of a language, their softmax and gradient
 
     @property
     def total(self) -> int:
@@ -50,6 +51,9 @@ def step_flops(config: Config, shape: Shape, vocab: int) -> float:
     segments -= shape.answered * costs.frozen_flops(config, wanted=wanted)
     head = 3 if config.optimizer.trains("backbone/") else 2
     logits = head * 2.0 * asked * vocab * config.model.width
+    # Made twice, and a gradient for what they were made of and for the table.
+    places = costs.language_logits(config, shape)
+    logits += (head + 1) * 2.0 * places * vocab * config.model.width
     return shape.batch * segments + logits + update_flops(config, vocab)
 
 
@@ -76,6 +80,7 @@ def step_bytes(config: Config, shape: Shape, vocab: int) -> float:
     # Weights, gradient and two moments in float32 are read; weights and moments written.
     update = 28.0 * weights + config.optimizer.accumulate * 8.0 * weights
     logits = 3 * 2 * 4.0 * asked * vocab
+    logits += 3 * 2 * 4.0 * costs.language_logits(config, shape) * vocab
     parts = config.optimizer.accumulate
     segments = parts * costs.segment_bytes(config, shape.batch // parts)
     return (read + times * trained) * segments + update + logits
@@ -97,6 +102,8 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
     asked = rows * shape.answered * shape.questions * shape.tokens
+    told = costs.language_logits(config, shape._replace(batch=rows, segments=1)) * vocab
+    told = min(told, max(LOGITS, rows * vocab))
     return Held(
         weights=weights,
         moments=moments,
@@ -104,7 +111,7 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
         cast=_cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
-        logits=3 * 4 * asked * vocab,
+        logits=3 * 4 * (asked * vocab + told),
     )
 
 

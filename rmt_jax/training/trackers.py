@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rmt_jax import config as cfg
+from rmt_jax.cli import split_names
 from rmt_jax.config import Config, ConfigError
 from rmt_jax.files import write_text
 
@@ -26,7 +27,7 @@ def open_trackers(names: str, path: Path, config: Config) -> list[Tracker]:
       ConfigError: an unknown name, or a package that is missing, with the command that installs it.
     """
     kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = split_names(names)
     for name in wanted:
         if name not in kinds:
             raise ConfigError(f"--log_to takes {' and '.join(kinds)}, but got '{name}'.")

@@ -17,9 +17,11 @@ from typing import NamedTuple
 from rmt_jax.data import web
 from rmt_jax.data.babi import table
 from rmt_jax.data.babi.table import BabiError
+from rmt_jax.files import refuse_pointer
 
 ADDRESS = "http://www.thespermwhale.com/jaseweston/babi/tasks_1-20_v1-2.tar.gz"
 MIRROR = "https://s3.amazonaws.com/text-datasets/babi_tasks_1-20_v1-2.tar.gz"
+BLANKS = "were tabs turned into blanks? Take the original file"
 _FILES = {"train": ("_train",), "validation": ("_valid",), "test": ("_test",)}
 
 
@@ -35,8 +37,9 @@ class Item(NamedTuple):
 def read(path: str | Path) -> list[Item]:
     """Every question of a file, in file order. Raises `BabiError` with file and line."""
     path = Path(path)
+    refuse_pointer(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BabiError(f"There is no file {path}.") from None
     except UnicodeDecodeError as error:
@@ -64,12 +67,18 @@ def read(path: str | Path) -> list[Item]:
             raise wrong(f"ID {identity} follows ID {before}")
         before = identity
         if "\t" not in rest:
+            if "?" in rest:
+                raise wrong(
+                    f"{rest.strip()[:60]!r} is a question without a tab and answer; {BLANKS}"
+                )
             places[identity] = len(facts)
             facts.append(rest.strip())
             continue
         parts = rest.split("\t")
         if len(parts) < 2 or not parts[0].strip() or not parts[1].strip():
             raise wrong("a question needs a tab and its answer")
+        if re.search(r"\?\s+\S", parts[0]) or (len(parts) < 3 and re.search(r"\S\s+\d", parts[1])):
+            raise wrong(f"a tab is missing in {rest.strip()[:60]!r}; {BLANKS}")
         supporting = []
         for word in (parts[2] if len(parts) > 2 else "").split():
             if not word.isdigit() or int(word) not in places:

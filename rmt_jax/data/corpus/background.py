@@ -5,7 +5,7 @@ under ten tokens are left out when the arrays are made (the authors skip them wh
 haystack is one slice, however long. Nothing is held in memory.
 """
 
-import tempfile
+import shutil
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from rmt_jax.data.corpus import documents
+from rmt_jax.data.corpus.cache import build, map_array, token_type
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.tokenizer import Tokenizer
-from rmt_jax.files import cache_errors, cache_folder
+from rmt_jax.files import atomic_open, cache_errors, cache_folder
 
 MIN_TOKENS = 10  # shorter sentences are skipped (BABILong)
 VERSION = 3  # of the arrays and of the sentence splitter
+ALL = "all"  # in place of a split
 _BLOCK = 2000  # sentences tokenised at a time
 
 
@@ -38,7 +40,9 @@ class Background:
         if len(starts) < 2:
             raise DataError(
                 f"Background {name!r} has no sentence of {MIN_TOKENS} tokens or more in its "
-                f"{split} split: give more text (documents go 8:1:1 to train, validation, test)."
+                f"{split} split: give more text (documents go 8:1:1 to train, validation, test), or"
+                " take all of texts that training never saw: --background_split all, of"
+                " rmt_jax.evaluate and rmt_jax.prepare."
             )
 
     @property
@@ -91,13 +95,14 @@ def of_sentences(sentences: tuple[str, ...], tokenizer: Tokenizer) -> Background
 
 
 def load(source: str, tokenizer: Tokenizer, split: str) -> Background:
-    """The background of a split ('train', 'validation', 'test'), made on first use.
+    """The background of a split ('train', 'validation', 'test', or 'all': one after another), made
+    on first use.
 
     `source` is 'builtin' or a folder of .txt files. Raises DataError for a missing or empty
     folder and for files that are not text.
     """
-    if split not in documents.SPLITS:
-        raise DataError(f"Unknown split {split!r}: one of {', '.join(documents.SPLITS)}.")
+    if split not in (*documents.SPLITS, ALL):
+        raise DataError(f"Unknown split {split!r}: one of {', '.join(documents.SPLITS)}, {ALL}.")
     folder = cache_folder() / "background" / key(source, tokenizer)
     return _open(str(folder), source, tokenizer, split)
 
@@ -119,54 +124,49 @@ def key(source: str, tokenizer: Tokenizer) -> str:
 @lru_cache(maxsize=16)
 def _open(folder_name: str, source: str, tokenizer: Tokenizer, split: str) -> Background:
     folder = Path(folder_name)
-    if not folder.is_dir():
-        with cache_errors(folder.parent):
-            _make(folder, source, tokenizer)
-    kind = _kind(tokenizer)
-    tokens, starts = folder / f"{split}.tokens", folder / f"{split}.starts"
-    return Background(_map(tokens, kind), _map(starts, np.dtype(np.int64)), source, split)
+    build(folder, lambda made: _make(made, source, tokenizer))
+    if split == ALL and not (folder / f"{ALL}.starts").is_file():
+        with cache_errors(folder):
+            _join(folder)
+    tokens = map_array(folder / f"{split}.tokens", token_type(tokenizer))
+    starts = map_array(folder / f"{split}.starts", np.dtype(np.int64))
+    return Background(tokens, starts, source, split)
 
 
-def _kind(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.int32)
+def _make(made: Path, source: str, tokenizer: Tokenizer) -> None:
+    """Writes all splits into a folder."""
+    files = {s: (open(made / f"{s}.tokens", "wb"), open(made / f"{s}.starts", "wb"))
+             for s in documents.SPLITS}  # fmt: skip
+    at = dict.fromkeys(documents.SPLITS, 0)
+    try:
+        for _, key, content in documents.documents(source):
+            text = content if source == "builtin" else documents.read(content)
+            split = documents.split_of(key)
+            at[split] = _append(files[split], at[split], text, tokenizer)
+        for split, (_, starts) in files.items():
+            starts.write(np.int64(at[split]).tobytes())
+    finally:
+        for tokens, starts in files.values():
+            tokens.close()
+            starts.close()
 
 
-def _map(path: Path, kind: np.dtype) -> np.ndarray:
-    if not path.stat().st_size:
-        return np.zeros(0, kind)
-    return np.memmap(path, kind, mode="r")
-
-
-def _make(folder: Path, source: str, tokenizer: Tokenizer) -> None:
-    """Writes all splits into a folder beside, then renames it: a killed run leaves nothing half
-    done, and of two runs at once the first to finish wins."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        made = Path(name) / "made"
-        made.mkdir()
-        files = {s: (open(made / f"{s}.tokens", "wb"), open(made / f"{s}.starts", "wb"))
-                 for s in documents.SPLITS}  # fmt: skip
-        at = dict.fromkeys(documents.SPLITS, 0)
-        try:
-            for _, key, content in documents.documents(source):
-                text = content if source == "builtin" else documents.read(content)
-                split = documents.split_of(key)
-                at[split] = _append(files[split], at[split], text, tokenizer)
-            for split, (_, starts) in files.items():
-                starts.write(np.int64(at[split]).tobytes())
-        finally:
-            for tokens, starts in files.values():
-                tokens.close()
-                starts.close()
-        try:
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+def _join(folder: Path) -> None:
+    """Writes the arrays of all splits, one after another."""
+    at, starts = 0, []
+    with atomic_open(folder / f"{ALL}.tokens", binary=True) as joined:
+        for split in documents.SPLITS:
+            with open(folder / f"{split}.tokens", "rb") as part:
+                shutil.copyfileobj(part, joined)
+            found = np.fromfile(folder / f"{split}.starts", np.int64)
+            starts.append(found[:-1] + at)
+            at += int(found[-1])
+    with atomic_open(folder / f"{ALL}.starts", binary=True) as joined:
+        joined.write(np.concatenate([*starts, [at]]).astype(np.int64).tobytes())
 
 
 def _append(files, at: int, text: str, tokenizer: Tokenizer) -> int:
-    kind = _kind(tokenizer)
+    kind = token_type(tokenizer)
     found = [" " + sentence for sentence in documents.sentences(text)]
     for block in range(0, len(found), _BLOCK):
         kept = [i for i in tokenizer.encode_many(found[block : block + _BLOCK])

@@ -13,6 +13,7 @@ from pathlib import Path
 from zlib import crc32
 
 from rmt_jax.data.errors import DataError
+from rmt_jax.files import refuse_pointer
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 BLOCK = 3000  # characters of built-in text that go to validation or test together
@@ -94,20 +95,20 @@ def documents(source: str) -> list[tuple[str, str, str]]:
     Raises DataError when a folder is missing or empty.
     """
     if source == "builtin":
-        return list(_builtin_blocks())
+        return list(builtin_blocks())
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"Background: there is no folder {source!r}. Give 'builtin' or a folder.")
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise DataError(f"Background: the folder {source!r} holds no .txt file.")
-    keys = _keys(folder / "manifest.json")
+    keys = owners(folder)
     return [(path.name, keys.get(path.name, path.name), str(path)) for path in files]
 
 
-def _builtin_blocks() -> Iterator[tuple[str, str, str]]:
-    """Train has whole topics. The others are few and of very different sizes, so validation and
-    test take blocks of their paragraphs in turn."""
+def builtin_blocks() -> Iterator[tuple[str, str, str]]:
+    """(name, key, text) of the built-in text. Train has whole topics. The others are few and of
+    very different sizes, so validation and test take blocks of their paragraphs in turn."""
     blocks = 0
     for name, text in builtin():
         if split_of(name) == "train":
@@ -124,15 +125,18 @@ def _builtin_blocks() -> Iterator[tuple[str, str, str]]:
             blocks += 1
 
 
-def _keys(manifest: Path) -> dict[str, str]:
+def owners(folder: Path) -> dict[str, str]:
+    """What the manifest.json of a folder says of its files, by name: the author, or 'split:train'
+    where it says the split itself. Raises DataError for another kind of manifest."""
+    manifest = folder / "manifest.json"
     if not manifest.is_file():
         return {}
     try:
-        rows = json.loads(manifest.read_text(encoding="utf-8"))
+        rows = json.loads(manifest.read_text(encoding="utf-8-sig"))
         for row in rows:
             if "split" in row and row["split"] not in SPLITS:
                 raise DataError(
-                    f"Background: {manifest} has {row['file']} in the split {row['split']!r}: "
+                    f"{manifest} has {row['file']} in the split {row['split']!r}: "
                     f"there are {', '.join(SPLITS)}."
                 )
         return {
@@ -143,12 +147,13 @@ def _keys(manifest: Path) -> dict[str, str]:
         }
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(
-            f"Background: {manifest} is not a list of objects with 'file' and 'author' ({error})."
+            f"{manifest} is not a list of objects with 'file' and 'author' ({error})."
         ) from None
 
 
 def read(path: str | Path) -> str:
     """A text file as UTF-8. DataError with the file and the byte for anything else."""
+    refuse_pointer(path)
     data = Path(path).read_bytes()
     if b"\0" in data[:4096]:
         raise DataError(f"Background: {path} is a binary file (a zero byte near its start).")

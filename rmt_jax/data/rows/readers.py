@@ -13,6 +13,7 @@ from typing import Any
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.published import json_records
 from rmt_jax.errors import RmtError
+from rmt_jax.files import refuse_pointer
 
 Located = tuple[str, Any]  # place, record
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -42,6 +43,7 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} is a folder: name a file in it ({', '.join(ENDINGS)}).")
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
+    refuse_pointer(path)
     if path.suffix.lower() not in ENDINGS:
         raise DataError(
             f"{path} ends with '{path.suffix}': rows are read from {', '.join(ENDINGS)}, from"

@@ -8,7 +8,6 @@ killed run leaves nothing half made.
 """
 
 import json
-import tempfile
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,12 +21,13 @@ import numpy as np
 from rmt_jax.cli import progress_bar
 from rmt_jax.config import Questions
 from rmt_jax.data import text_stream
-from rmt_jax.data.corpus.background import cache_folder
+from rmt_jax.data.corpus.cache import build, map_array, token_type
 from rmt_jax.data.corpus.documents import SPLITS
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.rows import layouts, readers
 from rmt_jax.data.rows.layouts import Row
 from rmt_jax.data.tokenizer import Tokenizer
+from rmt_jax.files import cache_folder
 
 VERSION = 1  # of the files
 BATCH = 2_000_000  # characters of contexts that are tokenised together
@@ -48,10 +48,10 @@ class Rows:
     """The rows of one split; `len`, `tokens(i)`, `text(i)`. Nothing is held in memory."""
 
     def __init__(self, folder: Path, kind: np.dtype):
-        self._tokens = _map(folder / "tokens", kind)
-        self._starts = _map(folder / "starts", np.dtype(np.int64))
-        self._table = _map(folder / "table", np.dtype(np.int64)).reshape(-1, 4)
-        self._lines = _map(folder / "lines", np.dtype(np.uint8))
+        self._tokens = map_array(folder / "tokens", kind)
+        self._starts = map_array(folder / "starts", np.dtype(np.int64))
+        self._table = map_array(folder / "table", np.dtype(np.int64)).reshape(-1, 4)
+        self._lines = map_array(folder / "lines", np.dtype(np.uint8))
 
     def __len__(self) -> int:
         return len(self._table)
@@ -104,9 +104,8 @@ def load(name: str, source: Questions, tokenizer: Tokenizer) -> Store:
     that training needs.
     """
     folder = cache_folder() / "rows" / key(source, tokenizer)
-    if not folder.is_dir():
-        _make(folder, name, source, tokenizer)
-    kind = _kind(tokenizer)
+    build(folder, lambda made: _make(made, name, source, tokenizer))
+    kind = token_type(tokenizer)
     splits = {split: Rows(folder / split, kind) for split in SPLITS}
     notes = json.loads((folder / "note.json").read_text(encoding="utf-8"))
     if source.train:
@@ -136,35 +135,21 @@ def key(source: Questions, tokenizer: Tokenizer) -> str:
     return sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def _make(folder: Path, name: str, source: Questions, tokenizer: Tokenizer) -> None:
+def _make(made: Path, name: str, source: Questions, tokenizer: Tokenizer) -> None:
+    writers = {split: _Writer(made / split, source, tokenizer) for split in SPLITS}
+    notes: list[str] = []
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"The tokens of '{name}' cannot be kept in {folder.parent} ({error.strerror}): set the"
-            " environment variable RMT_JAX_CACHE to a folder that can be written."
-        ) from None
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as hidden:
-        made = Path(hidden) / "made"
-        writers = {split: _Writer(made / split, source, tokenizer) for split in SPLITS}
-        notes: list[str] = []
-        try:
-            for split in SPLITS:
-                if given := getattr(source, split):
-                    targets = {split: writers[split]}
-                    if split == "train":
-                        targets |= {s: w for s, w in writers.items() if not getattr(source, s)}
-                    notes += _read(given, source, split, targets)
-        finally:
-            for writer in writers.values():
-                writer.close()
-        notes = [_counted(name, writers), *_shared(writers), *notes]
-        (made / "note.json").write_text(json.dumps(notes), encoding="utf-8")
-        try:
-            made.rename(folder)
-        except OSError:  # another process was first
-            if not folder.is_dir():
-                raise
+        for split in SPLITS:
+            if given := getattr(source, split):
+                targets = {split: writers[split]}
+                if split == "train":
+                    targets |= {s: w for s, w in writers.items() if not getattr(source, s)}
+                notes += _read(given, source, split, targets)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    notes = [_counted(name, writers), *_shared(writers), *notes]
+    (made / "note.json").write_text(json.dumps(notes), encoding="utf-8")
 
 
 def _read(
@@ -203,7 +188,7 @@ class _Writer:
         folder.mkdir(parents=True)
         self._files = {n: open(folder / n, "wb") for n in ("tokens", "starts", "table", "lines")}
         self._files["starts"].write(np.int64(0).tobytes())
-        self._tokenizer, self._kind, self._hides = tokenizer, _kind(tokenizer), source.hide
+        self._tokenizer, self._kind, self._hides = tokenizer, token_type(tokenizer), source.hide
         self._known: OrderedDict[str, int] = OrderedDict()  # numbers of the latest contexts
         self._waiting: list[Row] = []
         self._size = self._contexts = self._end = self._at = 0
@@ -297,13 +282,3 @@ def some(places: Sequence[str], count: int) -> str:
     """The first of `count` places, in words."""
     more = f" and {count - SHOWN:,} more" if count > SHOWN else ""
     return f"{'; '.join(places[:SHOWN])}{more}"
-
-
-def _kind(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.int32)
-
-
-def _map(path: Path, kind: np.dtype) -> np.ndarray:
-    if not path.stat().st_size:
-        return np.zeros(0, kind)
-    return np.memmap(path, kind, mode="r")

@@ -1,7 +1,8 @@
 """Tasks: what is asked about a text. A task is a class in a file, registered under a name.
 
 A task yields samples, each a pure function of (split, seed, index, options): a `Story`, whose facts
-are hidden in background text, or a `Document`, which is read as it is. It says its description (the
+are hidden in background text, a `Document`, which is read as it is, or a `Passage`, of which every
+token is predicted. It says its description (the
 task prompt), its labels if answers come from a closed set, and how answers are scored. Every file
 of this folder registers tasks; one of yours registers from anywhere (docs/extend.md).
 
@@ -25,7 +26,14 @@ from zlib import crc32
 import numpy as np
 
 from rmt_jax import config as settings
-from rmt_jax.data.story import Document, IntermediateQuestion, Room, Story, StoryOptions
+from rmt_jax.data.story import (
+    Document,
+    IntermediateQuestion,
+    Passage,
+    Room,
+    Story,
+    StoryOptions,
+)
 from rmt_jax.data.tokenizer import Tokenizer
 from rmt_jax.errors import RmtError
 from rmt_jax.registry import Registry
@@ -35,6 +43,7 @@ from rmt_jax.scores import check as check_rule
 __all__ = [
     "Document",
     "IntermediateQuestion",
+    "Passage",
     "REGISTRY",
     "Room",
     "Story",
@@ -45,6 +54,8 @@ __all__ = [
     "create",
     "create_all",
     "guess",
+    "language_tasks",
+    "question_tasks",
     "register",
     "usable",
 ]
@@ -88,6 +99,8 @@ class Task:
     # Names of `rmt_jax.scores.NAMES`, or module:function of your own; the main one first. Empty:
     # `scores.OF_LABELS` where there are labels, otherwise `scores.OF_TEXTS`.
     scores: tuple[str, ...] = ()
+    # Are samples passages? Then nothing is asked: there are no labels, answers and scores.
+    models_language: bool = False
 
     def __init__(self, data: settings.Data):
         self.data = data
@@ -98,7 +111,14 @@ class Task:
         given = self.data.task_options.get(self.name, {})
         return settings.build_options(self.Options, given, f"data.task_options.{self.name}")
 
-    def sample(self, split: str, seed: int, index: int, options: StoryOptions) -> Story | Document:
+    def open(self, split: str, tokenizer: Tokenizer) -> None:
+        """Opens what samples of a split are made of, so that what is wrong is said before training
+        starts; called again it does nothing. For a task whose texts are tokenised once. It is
+        called before the first passage is sampled. Raises RmtError."""
+
+    def sample(
+        self, split: str, seed: int, index: int, options: StoryOptions
+    ) -> Story | Document | Passage:
         """Sample `index` of a split ('train', 'validation', 'test'): the same arguments give the
         same sample, anywhere, in any order. Splits should share none.
 
@@ -140,12 +160,18 @@ class Task:
         return max(len(tokenizer.sentence(label)) for label in self.labels)
 
     def matches(self, question: str) -> bool:
-        """Has the question one of the forms that this task asks?"""
-        return any(re.fullmatch(form, question.strip()) for form in self.question_forms)
+        """Has the question, however spaced, one of the forms that this task asks?"""
+        asked = " ".join(question.split())
+        return any(re.fullmatch(form, asked) for form in self.question_forms)
 
     def problem(self) -> str:
         """Why there are no samples with these settings, in a sentence; '' if there are."""
         return ""
+
+    def questions(self, split: str) -> int | None:
+        """How many different ones a split has; None: without end. Beyond, they come again in other
+        background."""
+        return None
 
     def files(self) -> Iterable[Path]:
         """Files that samples are read from: evaluations are asked anew where they change."""
@@ -159,12 +185,16 @@ register = REGISTRY.register
 
 
 def create(name: str, data: settings.Data) -> Task:
-    """The task of a name: of `data.questions`, or a registered one. Raises RegistryError for an
-    unknown one."""
+    """The task of a name: an entry of `data.questions` or `data.texts`, or a registered one. Raises
+    RegistryError for an unknown one."""
     if name in data.questions:
         from rmt_jax.data.tasks.questions import QuestionsTask
 
         return QuestionsTask(name, data)
+    if name in data.texts:
+        from rmt_jax.data.tasks.texts import LanguageTask
+
+        return LanguageTask(name, data)
     return REGISTRY[name](data)
 
 
@@ -172,32 +202,45 @@ def resolve(config: settings.Config, tokenizer: Tokenizer) -> settings.Config:
     """The config with what its own tasks leave to their data: the room for answers, so that a
     checkpoint can be asked where the files are not; and whole paths, so that it can be evaluated
     from any folder. Raises DataError for files that cannot be read."""
-    data, found = config.data, {}
-    for name, one in data.questions.items():
-        if name in data.tasks:
-            tokens = create(name, data).answer_tokens(tokenizer)
-            paths = {
+    data, own = config.data, {}
+    for kind in ("questions", "texts"):
+        own[kind] = dict(getattr(data, kind))
+        for name, one in own[kind].items():
+            if name not in data.tasks:
+                continue
+            changes: dict[str, Any] = {
                 split: str(Path(given).resolve())
                 for split in ("train", "validation", "test")
-                if (given := getattr(one, split)) and not given.startswith(("hub:", "tfds:"))
+                if (given := getattr(one, split)) and Path(given).exists()
             }
-            found[name] = dataclasses.replace(one, answer_tokens=tokens, **paths)
-    questions = {**data.questions, **found}
-    return config.replace(data=dataclasses.replace(data, questions=questions)) if found else config
+            if kind == "questions":
+                changes["answer_tokens"] = create(name, data).answer_tokens(tokenizer)
+            own[kind][name] = dataclasses.replace(one, **changes)
+    return config.replace(data=dataclasses.replace(data, **own))
 
 
 def exists(name: str, data: settings.Data) -> bool:
-    return name in data.questions or name in REGISTRY
+    return name in data.questions or name in data.texts or name in REGISTRY
 
 
 def names(data: settings.Data) -> tuple[str, ...]:
     """All names that `create` knows, the user's own first."""
-    return (*data.questions, *REGISTRY)
+    return (*data.questions, *data.texts, *REGISTRY)
 
 
 def create_all(data: settings.Data) -> dict[str, Task]:
     """The tasks of `data.tasks`, in order."""
     return {name: create(name, data) for name in data.tasks}
+
+
+def language_tasks(data: settings.Data) -> tuple[str, ...]:
+    """Those of `data.tasks` that model a language."""
+    return tuple(name for name, task in create_all(data).items() if task.models_language)
+
+
+def question_tasks(data: settings.Data) -> tuple[str, ...]:
+    """Those of `data.tasks` that ask something."""
+    return tuple(name for name, task in create_all(data).items() if not task.models_language)
 
 
 def usable(data: settings.Data) -> list[str]:
@@ -235,11 +278,11 @@ def check(config: settings.Config) -> None:
       ConfigError: for an unknown name, a task without samples, or options or scores that it cannot
         have.
     """
-    for name in config.data.questions:
-        if name in REGISTRY:
-            raise settings.ConfigError(
-                f"config.data.questions.{name} has the name of a registered task: choose another."
-            )
+    own = {name: f"config.data.questions.{name}" for name in config.data.questions}
+    for name in (*own, *config.data.texts):
+        if name in REGISTRY or (name in own and name in config.data.texts):
+            field = own.get(name, f"config.data.texts.{name}")
+            raise settings.ConfigError(f"{field} has the name of another task: choose another.")
     for name in config.data.task_options:
         if name not in REGISTRY:
             near = difflib.get_close_matches(name, list(REGISTRY), n=1) or config.data.tasks[:1]

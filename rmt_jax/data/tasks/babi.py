@@ -12,6 +12,7 @@ from pathlib import Path
 from rmt_jax import config
 from rmt_jax.data import words
 from rmt_jax.data.babi import stories, table
+from rmt_jax.data.babi.official import Official
 from rmt_jax.data.story import Story, StoryOptions
 from rmt_jax.data.tasks import Task, register
 from rmt_jax.data.tokenizer import Tokenizer
@@ -61,6 +62,10 @@ class Babi(Task):
                 " --data official --babi FOLDER."
             )
         return ""
+
+    def questions(self, split: str) -> int | None:
+        source = self.source
+        return len(source.items(self.name, split)) if isinstance(source, Official) else None
 
     def files(self) -> Iterable[Path]:
         if self.data.facts == "simulated":

@@ -39,7 +39,8 @@ class QuestionsTask(Task):
         row = int(kept[index])
         text = rows.text(row)
         if not self.source.hide:
-            return Document(self.name, "", text.question, text.answers, rows.tokens(row))
+            tokens = rows.tokens(row)
+            return Document(self.name, "", text.question, text.answers, tokens=tokens)
         facts = tuple(sentences(text.context))
         first, *more = text.answers
         return Story(self.name, facts, text.question, first, (), other_answers=tuple(more))

@@ -5,8 +5,10 @@ question about one key.
 
 The paper's setting: keys and values are short sequences of 16 symbols, `key_size` and `value_size`
 of them; 'remember' (`rewrites=0`) has every key once, 'rewrite' gives keys other values later on,
-of which the last one counts. The question is about a key drawn evenly from those in the text. A
-pair is 'b f a: k.', key, separator, value and end, as there.
+of which the last one counts. The question is a key, drawn evenly from those in the text. A pair is
+'b f a: k.', key, separator, value and end, and the question with its answer 'b f a ANSWER k END',
+as there. With keys and values of one token both take four, so that no pair and no question is torn
+where segments are a multiple of four.
 
 A text holds as many pairs as its length has room for, so that lengths are numbers of pairs. With
 `pairs`, or where a stage of training says how many facts a story has (`stages.0.facts`), it holds
@@ -64,7 +66,7 @@ class Recall(Task):
         "Say which value this key was given last.",
         "What is the key's value now?",
     )
-    question_forms = (r"[a-z]+( [a-z]+)*\?",)
+    question_forms = (r"[a-z]+( [a-z]+)*",)
     scores = ("exact",)
 
     def __init__(self, data: config.Data):
@@ -87,7 +89,7 @@ class Recall(Task):
         room = None
         if options.room and (options.facts or not self.options.pairs):
             longest = _of_tokens(self.key_symbols, options.room.tokenizer, max)
-            room = options.room.left(f"{' '.join([longest] * self.options.key_size)}?")
+            room = options.room.left(" ".join([longest] * self.options.key_size))
         most = wanted or (10**9 if options.room else PAIRS)
 
         def pairs(attempt: int, most: int) -> list[Pair]:
@@ -121,7 +123,7 @@ class Recall(Task):
         return Story(
             self.name,
             tuple(self._sentence(pair) for pair in pairs),
-            self._question(final),
+            self._key(final),
             self._value(pairs[last].value),
             supporting=(last,),
             intermediate_questions=tuple(self._on_the_way(pairs, always, rng)),
@@ -150,9 +152,10 @@ class Recall(Task):
             asked = options.question_rate > 0 and rng.uniform() < options.question_rate
             pair = Pair(key, value, asked)
             if room is not None and tokenizer:
-                total += self._tokens(pair, tokenizer)
+                total += len(tokenizer.sentence(self._sentence(pair)))
                 if total > room:
                     return
+                total += self._question_tokens(pair, tokenizer)  # where another pair follows
             yield pair
 
     def _new_key(self, rng: AddressedRng, held: dict[int, int]) -> int:
@@ -167,13 +170,13 @@ class Recall(Task):
             pass
         return key
 
-    def _tokens(self, pair: Pair, tokenizer: Tokenizer) -> int:
-        """Of a pair, and of a question on the way behind it: all keys and values take as many."""
-        tokens = len(tokenizer.sentence(self._sentence(pair)))
-        if pair.asked:  # question, ANSWER, answer, END
-            tokens += len(tokenizer.sentence(self._question(pair.key))) + 2
-            tokens += len(tokenizer.sentence(self._value(pair.value)))
-        return tokens
+    def _question_tokens(self, pair: Pair, tokenizer: Tokenizer) -> int:
+        """Of the question on the way that may follow a pair: the key, ANSWER, the answer, END. All
+        keys and values take about as many."""
+        if not pair.asked:
+            return 0
+        found = len(tokenizer.sentence(self._key(pair.key)))
+        return found + len(tokenizer.sentence(self._value(pair.value))) + 2
 
     def _least(self, tokenizer: Tokenizer) -> int:
         """Tokens of the shortest pair."""
@@ -197,10 +200,7 @@ class Recall(Task):
                 key = rng.pick(names) if final is None else final
                 if key in held:
                     value = self._value(held[key])
-                    yield IntermediateQuestion(number, self._question(key), value)
-
-    def _question(self, key: int) -> str:
-        return f"{self._key(key)}?"
+                    yield IntermediateQuestion(number, self._key(key), value)
 
     def _sentence(self, pair: Pair) -> str:
         return f"{self._key(pair.key)}: {self._value(pair.value)}."

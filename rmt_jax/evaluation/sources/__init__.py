@@ -53,6 +53,7 @@ def open_source(
     seed: int | None = None,
     babi: str = "",
     background: str = "",
+    background_split: str = "",
     lengths_by: str = "",
 ) -> QuestionSource:
     """The source that `--data` names: 'generated', 'official', a folder of bAbI's files, rows of a
@@ -85,7 +86,8 @@ def open_source(
                 f"RMT-team/babilong; there is no folder {data}."
             )
         given = {"--split": split, "--babi": babi, "--background": background}
-        unused = [name for name, value in (given | {"--lengths_by": lengths_by}).items() if value]
+        given |= {"--background_split": background_split, "--lengths_by": lengths_by}
+        unused = [name for name, value in given.items() if value]
         if unused:
             raise QuestionError(
                 f"{data} holds finished texts, which {' and '.join(unused)} cannot change: leave "
@@ -97,7 +99,12 @@ def open_source(
         with question_errors():
             counter = tokenizers.load(lengths_by)
     return Generated(
-        model, split=split or "validation", seed=seed, data=settings, lengths_by=counter
+        model,
+        split=split or "validation",
+        seed=seed,
+        data=settings,
+        lengths_by=counter,
+        background_split=background_split,
     )
 
 

@@ -13,7 +13,7 @@ from rmt_jax.evaluation.sources.question import QuestionError, question_errors
 
 def prompt_ids(prompt: Any, tokenizer: Any, description: str, question: str) -> np.ndarray:
     """i32[n] of the task prompt, without padding. `prompt` is the config's section."""
-    words = prompts.text(prompt.source, description, question)
+    words = prompts.text(prompt.source, description, " ".join(question.split()))
     return np.asarray(tokenizer.sentence(words) if words else (), np.int32)
 
 
@@ -28,10 +28,16 @@ def context_text(text: str) -> str:
 
 
 def encode_question(
-    model: Any, task: str, question: str, perturbation: str = "", number: int = 0
+    model: Any,
+    task: str,
+    question: str,
+    perturbation: str = "",
+    number: int = 0,
+    description: str = "",
 ) -> EncodedQuestion:
     """A question without its context. `number`: of the sample, which a perturbation of the
-    description is drawn by. Raises QuestionError."""
+    description is drawn by. `description`: of this sample alone, in place of its task's. Raises
+    QuestionError."""
     config, learned = model.config, 0
     if config.prompt.source == "learned":
         if task not in config.data.tasks:
@@ -41,7 +47,8 @@ def encode_question(
         learned = config.data.tasks.index(task)
     with question_errors():
         described = tasks.create(task, config.data)
-        description = perturb.description(perturbation, described, number)
+        if not description or perturbation in perturb.DESCRIPTIONS:
+            description = perturb.description(perturbation, described, number)
     ids = prompt_ids(config.prompt, model.tokenizer, description, question)
     return EncodedQuestion(
         np.zeros(0, np.int32), question_ids(model.tokenizer, question), ids, learned
@@ -55,7 +62,8 @@ def answer_room(model: Any, asked: Sequence[str] = (), renamed: bool = False) ->
     names = dict.fromkeys((*data.tasks, *asked))
     with question_errors():
         found = [tasks.create(name, data) for name in names]
-        return compose.longest_answer(found, model.tokenizer, renamed or data.new_names > 0)
+        renamed = renamed or data.new_names > 0
+        return compose.longest_answer(found, model.tokenizer, renamed, data.unknown_rate > 0)
 
 
 def check_tasks(names: Sequence[str], data: Any) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Questions of the model's own tasks, made as in training, of a split that training never saw."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from rmt_jax.evaluation.sources.encoding import (
 from rmt_jax.evaluation.sources.fingerprint import digest, file_parts
 from rmt_jax.evaluation.sources.question import Question, QuestionError, question_errors
 
+log = logging.getLogger(__name__)
+
 
 class Generated:
     """Stories hidden in background, and documents, of the tasks that `data` settings give.
 
     lengths_by: a tokenizer (GPT-2's, to stand beside published figures) that counts lengths; the
-    model then reads the same text in its own tokens. Raises QuestionError.
+    model then reads the same text in its own tokens. background_split: of the background alone, or
+    'all' of it. Raises QuestionError.
     """
 
     def __init__(
@@ -33,12 +37,15 @@ class Generated:
         seed: int | None = None,
         data: Any = None,
         lengths_by: Any = None,
+        background_split: str = "",
     ):
         self.model, self.split = model, split
+        self.background_split = background_split or split
         self.seed = model.config.evaluation.seed if seed is None else seed
         self.data = data or model.config.data
         self.counter = lengths_by or model.tokenizer
         self.counted = self.counter.name
+        self.told: set[str] = set()  # tasks that fewer questions are said of
         self.composers: dict[tuple[str, bool], compose.Composer] = {}
         self.composer("")  # what is wrong with facts or background is said now
 
@@ -54,6 +61,7 @@ class Generated:
                     self.split,
                     segment_tokens=self.model.segment_tokens,
                     change=key[0],
+                    background_split=self.background_split,
                 )
         return self.composers[key]
 
@@ -61,7 +69,7 @@ class Generated:
         source, read = self.data.background, []
         with question_errors():
             if source != "none":
-                text = background.load(source, self.counter, self.split)
+                text = background.load(source, self.counter, self.background_split)
                 read += [text.tokens, text.starts]
             found = tasks.create_all(self.data).values()
             files = dict.fromkeys(path for task in found for path in task.files())
@@ -86,6 +94,8 @@ class Generated:
         found = [n for n in perturb.PERTURBATIONS if described or n not in perturb.DESCRIPTIONS]
         if self.data.background in ("builtin", "none"):
             found.remove("other_background")
+        if not self.data.unknown_rate:
+            found.remove("absent")
         return found
 
     def check(self, perturbation: str) -> None:
@@ -101,8 +111,8 @@ class Generated:
     def tokens(self, length: str, task: str) -> int:
         composer = self.composer("")
         with question_errors():
-            if composer.own_lengths(task):
-                return composer.longest(task, parse_length(length, self.model))
+            if composer.finite.own_lengths(task):
+                return composer.finite.longest(task, parse_length(length, self.model))
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:
@@ -112,7 +122,12 @@ class Generated:
     def count(self, task: str, length: str, samples: int) -> int:
         parsed = parse_length(length, self.model)
         with question_errors():
-            rows = self.composer("", parsed.whole).rows(task, parsed)
+            rows = self.composer("", parsed.whole).finite.rows(task, parsed)
+            known = self.composer("").task(task).questions(self.split)
+        if known is not None and known < samples and task not in self.told:
+            self.told.add(task)
+            said = "%s has %s questions (%s): of %s asked, some are the same in other background"
+            log.warning(said, task, f"{known:,}", self.split, f"{samples:,}")
         return samples if rows is None else min(samples, len(rows))
 
     def ask(self, task: str, length: str, which: range, perturbation: str = "") -> list[Question]:
@@ -122,7 +137,8 @@ class Generated:
         composer = self.composer(perturbation, parse_length(length, self.model).whole)
         with question_errors():
             s = composer.sample(task, length, self.seed, k)
-        encoded = encode_question(self.model, task, s.question, perturbation, k)
+        own = s.story.description if s.story else ""
+        encoded = encode_question(self.model, task, s.question, perturbation, k, own)
         pieces = text_stream.decode_pieces(composer.tokenizer, s.context)
         facts, context = s.facts, s.context
         if composer.tokenizer is self.model.tokenizer:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rmt_jax.files import refuse_pointer
 from rmt_jax.models.io import torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
 
@@ -86,8 +87,9 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     file = folder / name
     if not file.is_file():
         return {}
+    refuse_pointer(file)
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{file} is not JSON: {error}.") from error
     if not isinstance(said, dict):
@@ -131,8 +133,9 @@ def _read_file(file: Path) -> dict[str, np.ndarray]:
 
 
 def _read_sharded(index: Path) -> dict[str, np.ndarray]:
+    refuse_pointer(index)
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        table = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         files = sorted(set(table.values()))
         inside = all(Path(name).name == name for name in files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

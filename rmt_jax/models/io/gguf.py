@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmt_jax.files import refuse_pointer
 from rmt_jax.models.io import rope
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops.rotary import RopeOptions, frequencies
@@ -57,6 +58,7 @@ def read(file: Path) -> Contents:
         ) from error
     if not file.is_file():
         raise WeightsError(f"There is no file {file}; check the spelling.")
+    refuse_pointer(file)
     try:
         reader = GGUFReader(file)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from rmt_jax.files import refuse_pointer
 from rmt_jax.models.io.weights import WeightsError
 
 STORAGES = {
@@ -38,6 +39,7 @@ def read(file: Path) -> dict[str, np.ndarray]:
     Raises WeightsError when the file is no torch zip, is damaged, or asks for something that is not
     on the closed list.
     """
+    refuse_pointer(file)
     try:
         with zipfile.ZipFile(file) as archive:
             if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmt_jax.config import ConfigError, FrozenDict
-from rmt_jax.files import atomic_path
+from rmt_jax.files import atomic_path, refuse_pointer
 
 FILE = "weights.safetensors"
 DTYPES = ("float32", "bfloat16")
@@ -89,6 +89,7 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
 
     if not file.is_file():
         raise WeightsError(f"There is no weight file {file}; name a folder that holds one.")
+    refuse_pointer(file)
     try:
         return load_file(file)
     except (SafetensorError, ValueError, KeyError) as error:

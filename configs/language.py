@@ -1,0 +1,112 @@
+"""A small language model from scratch on a folder of texts, with a memory over segments.
+
+    python -m rmt_jax.train --config configs/language.py --config.data.texts.novels.train=BOOKS
+    python -m rmt_jax.train --config configs/language.py:rmt --config.data.texts.novels.train=BOOKS
+    python -m rmt_jax.train --config configs/language.py:smoke     no data, under a minute
+
+Presets: `delta` (the default), `rmt`, `armt`, `prmt` and `none` (no memory) are other memories of
+the same model; `mixed` trains on bAbI's first two tasks too, three texts in four. BOOKS is a folder
+of .txt or .jsonl files, or one such file. Segments are short, so that the memory has something to
+give: a token sees at most 64 tokens by attention, all else comes out of the memory. What came out
+is in docs/language.md.
+"""
+
+import dataclasses
+import functools
+
+from rmt_jax.config import (
+    OFFICIAL,
+    Checkpoint,
+    Config,
+    ConfigError,
+    Data,
+    Evaluation,
+    Facts,
+    Model,
+    Optimizer,
+    Prompt,
+    Stage,
+    Texts,
+)
+
+CELLS = ("delta", "rmt", "armt", "prmt", "none")
+
+
+def get_config(preset: str = "delta") -> Config:
+    presets = {name: functools.partial(language, name) for name in CELLS}
+    presets |= {"mixed": mixed, "smoke": smoke}
+    if preset not in presets:
+        raise ConfigError(
+            f"configs/language.py has no preset '{preset}': choose {', '.join(presets)}."
+        )
+    return presets[preset]()
+
+
+def language(cell: str) -> Config:
+    return Config(
+        model=Model(
+            cell=cell,
+            layers=4,
+            width=128,
+            heads=4,
+            positions="alibi",
+            conv_width=4,
+            segment_tokens=64,
+            memory_tokens=16,
+            d_mem=64 if cell == "delta" else 32,
+            scan_layers=False,
+            remat=False,
+        ),
+        prompt=Prompt(source="description", place="every", tokens=12),
+        data=Data(tasks=("novels",), texts={"novels": Texts()}),
+        optimizer=Optimizer(
+            name="muon",
+            adam_learning_rate=2e-3,
+            b2=0.99,
+            conv_lr_multiplier=8.0,
+            weight_decay=0.05,
+            warmup=0.05,
+            decay="linear",
+            accumulate=2,
+        ),
+        stages=(Stage(segments=16, steps=250, batch=16, learning_rate=0.01),),
+        evaluation=Evaluation(lengths=("64s",), samples=16, batch=16),
+        checkpoint=Checkpoint(every=50),
+        log_every=10,
+    )
+
+
+def mixed() -> Config:
+    """Answers and language at once, best from a model of the language: --config.init=runs/novels. A
+    text in four is a passage, and has a quarter of the loss."""
+    config = language("delta")
+    return config.replace(
+        data=dataclasses.replace(config.data, tasks=("qa1", "qa2", "novels")),
+        stages=(
+            Stage(
+                segments=4,
+                steps=300,
+                batch=32,
+                learning_rate=0.005,
+                tasks={"qa1": 1.0, "qa2": 2.0, "novels": 1.0},
+                facts=(Facts(3, 12), Facts(3, 12), OFFICIAL),
+                background=0.5,
+                question_rates=(1.0, 1.0, 0.5, 0.2),
+            ),
+        ),
+        evaluation=Evaluation(lengths=("1s", "2s", "4s"), samples=100, batch=100),
+    )
+
+
+def smoke() -> Config:
+    """Everything that `delta` does, on the built-in text and a model too small to learn."""
+    config = language("delta")
+    return config.replace(
+        model=dataclasses.replace(config.model, layers=1, width=32, heads=2, d_mem=16),
+        data=dataclasses.replace(config.data, texts={"novels": Texts(train="builtin")}),
+        optimizer=dataclasses.replace(config.optimizer, accumulate=1),
+        stages=(Stage(segments=4, steps=20, batch=8, learning_rate=0.01),),
+        evaluation=Evaluation(lengths=("8s",), samples=8, batch=8),
+        checkpoint=Checkpoint(every=10),
+        log_every=5,
+    )

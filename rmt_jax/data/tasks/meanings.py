@@ -1,0 +1,178 @@
+"""One question, several meanings: the description alone says what is wanted.
+
+'Where is the milk?' may mean where it is now, where it was at first, where it was before that,
+where it was longest, or who touched it last; 'Where is Mary?' the same of a person. Persons walk,
+take and drop as in bAbI's QA2. Each story has a description of its own, put together from parts, so
+that a model learns the parts: those of `TRAINED`, and of `HELD_OUT` for the perturbation
+`paraphrase`.
+
+    Data(tasks=("object_now", "object_first", "object_previous", "object_longest", "object_touched",
+                "person_now", "person_first", "person_previous"))
+
+leaves `person_longest` for a description whose parts are known and were never trained together.
+"""
+
+import functools
+
+from rmt_jax.config import Data
+from rmt_jax.data import simulator, words
+from rmt_jax.data.corpus import documents
+from rmt_jax.data.errors import DataError
+from rmt_jax.data.rng import AddressedRng
+from rmt_jax.data.simulator import moving
+from rmt_jax.data.story import IntermediateQuestion, Story, StoryOptions
+from rmt_jax.data.tasks import Task, register
+from rmt_jax.data.tokenizer import Tokenizer
+
+VERBS = ("Say", "Tell me", "Name", "Answer with")
+SUBJECTS = {"object": ("the thing", "the object"), "person": ("the person", "somebody")}
+TRAINED = {
+    "now": ("the place where {} is now", "the present place of {}", "the last place of {}"),
+    "first": ("the place where {} was at first", "the first place of {}", "where {} began"),
+    "previous": (
+        "the place where {} was before the last one",
+        "the place before the present one of {}",
+        "the last place but one of {}",
+    ),
+    "longest": (
+        "the place where {} was longest",
+        "the place that kept {} for the longest time",
+        "the place where {} spent most of the story",
+    ),
+    "touched": ("who touched {} last", "the last person who had {}", "who was the last to hold {}"),
+}
+HELD_OUT = {
+    "now": ("Give the current location of {}.", "Where {} can be found by now is asked for."),
+    "first": ("Give the starting location of {}.", "Where {} was to begin with is asked for."),
+    "previous": (
+        "Give the location of {} just before its current one.",
+        "Where {} was one place earlier is asked for.",
+    ),
+    "longest": (
+        "Give the location that had {} for most of the time.",
+        "Where {} stayed the most is asked for.",
+    ),
+    "touched": ("Give the name of whoever handled {} most recently.", "Who had {} last is asked."),
+}
+SPAN = (4, 12)  # facts of a story where nothing else is said
+ATTEMPTS = 5000
+
+
+class Meaning(Task):
+    """Of whom ('object', 'person') and what ('now', 'first', 'previous', 'longest', 'touched')."""
+
+    suite = "meanings"
+
+    def __init__(self, subject: str, meaning: str, data: Data):
+        super().__init__(data)
+        self.subject, self.meaning, self.name = subject, meaning, f"{subject}_{meaning}"
+        self.description = describe(subject, meaning, 0)
+        self.paraphrases = tuple(
+            text.format(noun) for text in HELD_OUT[meaning] for noun in SUBJECTS[subject]
+        )
+        self.wrong_descriptions = tuple(
+            describe(subject, other, 0) for other in TRAINED if other != meaning
+        )
+        names = words.OFFICIAL
+        self.labels = names.people if meaning == "touched" else names.places
+        self.fact_words = words.every_official()
+
+    def sample(self, split: str, seed: int, index: int, options: StoryOptions) -> Story:
+        """A story of the split that its facts hash to. Raises DataError where no story has so few
+        facts."""
+        least, most = options.facts or SPAN
+        most = min(most, options.max_facts)
+        least = min(max(least, 3), most)
+        for attempt in range(ATTEMPTS if most >= 2 else 0):
+            rng = AddressedRng(self.seed, seed, index, attempt)
+            made = self._story(rng, rng.between(least, most), options)
+            if made is not None and documents.split_of_story(made.facts) == split:
+                return made
+        raise DataError(f"{self.name}: no story of {most} facts or fewer: allow more facts.")
+
+    def answer_tokens(self, tokenizer: Tokenizer, renamed: bool = False) -> int:
+        kind = "people" if self.meaning == "touched" else "places"
+        found = [super().answer_tokens(tokenizer)]
+        if renamed:
+            every = (*words.words(kind), *words.words(kind, held_out=True))
+            found += [len(tokenizer.sentence(word)) for word in every]
+        return max(found)
+
+    def _story(self, rng: AddressedRng, count: int, options: StoryOptions) -> Story | None:
+        """None where the question has no answer after so many facts."""
+        names = simulator.draw_names("qa2", options, rng)
+        world = moving.World("qa2", names, rng)
+        facts: list[str] = []
+        known: dict[str, list[tuple[int, str]]] = {}  # question: its answers on the way
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for number in range(count):
+            facts.append(world.next_fact())
+            found = self._answers(world)
+            for question, (answer, _) in found.items():
+                known.setdefault(question, []).append((number, answer))
+        if not found:
+            return None
+        question = rng.pick(sorted(found))
+        answer, supporting = found[question]
+        asked = tuple(
+            IntermediateQuestion(number, text, said)
+            for text, answers in sorted(known.items())
+            for number, said in answers
+            if number < count - 1 and (text == question or not options.final_question_only)
+            if rng.uniform() < options.question_rate
+        )
+        described = describe(self.subject, self.meaning, rng.below(1 << 20))
+        return Story(
+            self.name, tuple(facts), question, answer, supporting, asked, description=described
+        )
+
+    def _answers(self, world: moving.World) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Answer and supporting facts of each question that has an answer now."""
+        objects = self.subject == "object"
+        found = {}
+        for who in world.names.objects if objects else world.names.people:
+            answer = answer_of(world, who, self.meaning)
+            if answer is not None:
+                found[f"Where is the {who}?" if objects else f"Where is {who}?"] = answer
+        return found
+
+
+def describe(subject: str, meaning: str, number: int) -> str:
+    """Description `number` of a meaning: one of the sentences that its parts make."""
+    forms, nouns = TRAINED[meaning], SUBJECTS[subject]
+    number, verb = divmod(number, len(VERBS))
+    number, noun = divmod(number, len(nouns))
+    return f"{VERBS[verb]} {forms[number % len(forms)].format(nouns[noun])}."
+
+
+def answer_of(world: moving.World, who: str, meaning: str) -> tuple[str, tuple[int, ...]] | None:
+    """The answer for a person or an object after the facts so far, and the facts that it rests on;
+    None where they do not tell."""
+    path = world.path.get(who, [])
+    if meaning == "touched":
+        if who not in world.handled:
+            return None
+        person = world.holder.get(who) or world.dropper.get(who, ("", 0))[0]
+        return (person, (world.handled[who],)) if person else None
+    if not path:
+        return None
+    arrived = [visit.move if visit.came else visit.handled for visit in path]
+    if meaning == "now":
+        return path[-1].place, (arrived[-1],)
+    if meaning == "first":
+        return path[0].place, (arrived[0],)
+    if meaning == "previous":
+        return (path[-2].place, tuple(arrived[-2:])) if len(path) > 1 else None
+    spent: dict[str, int] = {}
+    for visit, start, stop in zip(path, arrived, [*arrived[1:], world.fact_count], strict=True):
+        spent[visit.place] = spent.get(visit.place, 0) + stop - start
+    longest = max(spent, key=spent.__getitem__)
+    if len(path) < 2 or sorted(spent.values())[-1:] == sorted(spent.values())[-2:-1]:
+        return None  # as long in another place
+    return longest, tuple(arrived)
+
+
+for _subject in SUBJECTS:
+    for _meaning in TRAINED:
+        if (_subject, _meaning) != ("person", "touched"):
+            register(f"{_subject}_{_meaning}")(functools.partial(Meaning, _subject, _meaning))

@@ -1,0 +1,91 @@
+"""Every token predicted from those before it: cross-entropy, with logits of a few places at a time.
+
+Logits of a segment, [B, L, V], are most of the memory where the vocabulary is large. Here those of
+a chunk of places are made, used and forgotten; the backward pass makes them again.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rmt_jax.models.backbones import Backbone
+from rmt_jax.models.cells import Memory
+from rmt_jax.models.recurrent import RecurrentModel
+from rmt_jax.types import Prompt, Segment
+
+LOGITS = 1 << 24  # numbers held at once, of all texts together: 64 MB in float32
+
+
+def nats(
+    backbone: Backbone, hidden: jax.Array, next_token: jax.Array, logits: int = LOGITS
+) -> jax.Array:
+    """Cross-entropy f32[B, L] of the tokens that follow, in nats; 0 where none is predicted.
+
+    Args:
+      hidden: [B, L, D] after the final norm.
+      next_token: i32[B, L], -1 where none is predicted.
+      logits: how many may be held at once; a place of every text is the least.
+    """
+    batch, places = next_token.shape
+    vocab = jax.eval_shape(backbone.logits, hidden[:, :1]).shape[-1]
+    count = -(-places // max(1, logits // (batch * vocab)))
+    size = -(-places // count)
+
+    def chunk(hidden: jax.Array, next_token: jax.Array) -> jax.Array:
+        logits = backbone.logits(hidden)
+        target = jnp.maximum(next_token, 0)[..., None]
+        right = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
+        return jnp.where(next_token < 0, 0.0, jax.nn.logsumexp(logits, axis=-1) - right)
+
+    if count == 1:
+        return jax.checkpoint(chunk)(hidden, next_token)
+
+    def chunks(x: jax.Array, filler: int) -> jax.Array:
+        """[B, L, ...] -> [count, B, size, ...]."""
+        rest = [(0, 0), (0, count * size - places)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, rest, constant_values=filler)
+        return x.reshape(batch, count, size, *x.shape[2:]).swapaxes(0, 1)
+
+    # Inside a scan, common subexpressions can't undo the rematerialisation.
+    body = jax.checkpoint(chunk, prevent_cse=False)
+    _, found = jax.lax.scan(
+        lambda _, inputs: (None, body(*inputs)), None, (chunks(hidden, 0), chunks(next_token, -1))
+    )
+    return found.swapaxes(0, 1).reshape(batch, count * size)[:, :places]
+
+
+def read_nats(
+    model: RecurrentModel,
+    memory: Memory,
+    tokens: jax.Array,
+    mask: jax.Array,
+    next_token: jax.Array,
+    prompt: Prompt | None,
+    count: jax.Array,
+    reset: jax.Array,
+) -> tuple[Memory, jax.Array]:
+    """Reads the first `count` (i32[]) of S segments, and `nats` f32[B, S, L] of what follows each
+    of their places. One program for any count; without gradient.
+
+    Args:
+      tokens, mask, next_token: [B, S, L].
+      reset: bool[]; whether the memory is set back before each segment, so that nothing is known
+        but the segment itself.
+    """
+    each = [jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask, next_token)]
+    prompt, layer_params = model.embed_prompt(prompt), model.per_layer_params()
+    start = model.initial(tokens.shape[0])
+
+    def body(index: jax.Array, carry: tuple[Memory, jax.Array]) -> tuple[Memory, jax.Array]:
+        memory, found = carry
+        tokens, mask, next_token = (x[index] for x in each)
+        # The state alone: whether a text has started decides where a prompt at the start is seen.
+        state = jax.tree.map(lambda x, y: jnp.where(reset, x, y), start.state, memory.state)
+        segment = Segment(tokens, mask)
+        hidden, memory = model.step(
+            memory._replace(state=state), segment, prompt, None, layer_params
+        )
+        return memory, found.at[index].set(nats(model.backbone, hidden, next_token))
+
+    found = jnp.zeros(each[0].shape, jnp.float32)
+    memory, found = jax.lax.fori_loop(0, count, body, (memory, found))
+    return memory, found.swapaxes(0, 1)
