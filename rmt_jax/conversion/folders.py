@@ -74,7 +74,7 @@ def write_tokenizer(opened: Any, target: Path) -> bool:
     from rmt_jax.models.backbones import BACKBONES
 
     if not opened.tokenizer:
-        return _copy_tokenizer(tokenizer_folder(opened.folder), target)
+        return _copy_tokenizer(opened.folder, target)
     try:
         vocab = BACKBONES[opened.config.model.backbone].vocab_of(opened.params["backbone"])
         tokenizer = gguf_tokenizer.build(opened.tokenizer, str(opened.folder), vocab)
@@ -97,7 +97,8 @@ def say_if_unusable(folder: Path) -> None:
 
 
 def tokenizer_files(source: Path) -> list[Path]:
-    """The files of a tokenizer in a folder. Raises PointerError."""
+    """Those of a checkpoint's folder. Raises PointerError."""
+    source = tokenizer_folder(source)
     found = [source / n for n in TOKENIZER_FILES if (source / n).is_file()]
     found = found or [p for p in (source / "tokenizer").glob("*") if p.name in TOKENIZER_FILES]
     for file in found:

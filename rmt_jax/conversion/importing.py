@@ -9,7 +9,6 @@ from rmt_jax.conversion.folders import (
     say_if_unusable,
     sizes,
     tokenizer_files,
-    tokenizer_folder,
     write_json,
     write_tokenizer,
 )
@@ -28,7 +27,7 @@ def import_weights(
 
     opened = pretrained.open_source(source, revision)
     pretrained.fit(opened.config, opened.params, str(source))
-    tokenizer_files(tokenizer_folder(opened.folder))  # a pointer in place of one is said now
+    tokenizer_files(opened.folder)  # a pointer in place of one is said now
     free(out)
     weights.save(out, opened.params, dtype)
     write_json(out / "config.json", to_dict(opened.config))

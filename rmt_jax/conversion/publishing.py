@@ -44,7 +44,7 @@ def push(folder: Path, name: str, private: bool = False) -> str:
         )
         return str(made)
     except Exception as error:  # the hub's errors have no common parent below Exception
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = int(getattr(getattr(error, "response", None), "status_code", 0))
         way = {
             401: f"The token is not known there. {LOGIN}",
             403: f"The token may not write there: is the name yours? {LOGIN}",
