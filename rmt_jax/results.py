@@ -62,7 +62,7 @@ class TextBin:
     The errors are standard errors over texts, of bits per byte (`ratio_error`): None for one text.
     """
 
-    view: str  # all | position | segment | context (`PerplexityResult`)
+    view: str  # all | position | segment | place (`PerplexityResult`)
     start: int  # the first place
     stop: int  # the place behind the last; 0: there is no last
     sums: TextSums
@@ -101,9 +101,9 @@ class TextBin:
 class PerplexityResult:
     """How well a model predicts the tokens of texts.
 
-    Views of the same tokens: `position`, their number in the text; `segment`, the number of the
-    segment whose place predicts them; `context`, how many tokens of that segment the place has
-    seen, itself included. The first token of a text is not predicted.
+    Views of the same tokens: `position`, their number in the text; `segment` and `place`, where the
+    token before stands, which predicts them. All count from 0. The first token of a text is not
+    predicted.
     """
 
     name: str  # of the texts

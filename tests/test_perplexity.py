@@ -20,7 +20,7 @@ from rmt_jax.results import ratio_error
 from rmt_jax.types import Prompt
 
 LENGTH = tiny_run.LENGTH
-PLACES = ("position", "segment", "context")
+PLACES = ("position", "segment", "place")
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +92,10 @@ def test_numbers_are_those_of_the_models_logits(place, cell):
         for total, true in zip((sums.nats, sums.reset_nats), ways, strict=True):
             assert total == pytest.approx(true.sum(), rel=1e-4)
         for i, both in enumerate(zip(*ways, strict=True)):
-            for view, at in zip(PLACES, (i + 1, i // LENGTH, i % LENGTH + 1), strict=True):
+            for view, at in zip(PLACES, (i + 1, i // LENGTH, i % LENGTH), strict=True):
                 held = expected.setdefault((view, at), np.zeros(4))
                 held += [1, size[tokens[i + 1]], *both]
+    assert perplexity._program(model)._cache_size() == 1  # whatever the lengths, both ways
     assert result.total.sums.tokens == sum(sums.tokens for _, sums in result.texts)
     assert len(result.view("segment")) >= 7 and result.view("position")[-1].stop > 4 * LENGTH
     for one in result.bins:
@@ -172,7 +173,7 @@ def test_segments_are_cut_as_in_training(place, align):
 
 
 def test_bins_hold_the_places_that_they_name():
-    for view, first in (("position", 1), ("segment", 0), ("context", 1)):
+    for view, first in (("position", 1), ("segment", 0), ("place", 0)):
         places = np.arange(first, 70_000)
         numbers = perplexity._bins(view, places)
         assert (np.diff(numbers) >= 0).all()

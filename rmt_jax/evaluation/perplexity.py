@@ -244,7 +244,7 @@ class _Sums:
         for view, at in (
             ("position", place + 1),
             ("segment", segment),
-            ("context", place - np.repeat(bounds[:-1], sizes) + 1),
+            ("place", place - np.repeat(bounds[:-1], sizes)),
         ):
             which = _bins(view, at)
             found = np.stack([np.bincount(which, value) for value in values], axis=1)
@@ -274,17 +274,19 @@ def _bins(view: str, at: np.ndarray) -> np.ndarray:
     few = SINGLE.bit_length() - 1
     if view == "position":
         return np.maximum(power - few + 1, 0)
-    return power if view == "context" else np.where(at < SINGLE, at, SINGLE + power - few)
+    if view == "place":
+        return np.where(at > 0, power + 1, 0)
+    return np.where(at < SINGLE, at, SINGLE + power - few)
 
 
 def _range(view: str, number: int) -> tuple[int, int]:
     """The first place of a bin, and that behind its last."""
     few = SINGLE.bit_length() - 1
-    if view == "segment" and number < SINGLE:
+    if view == "segment" and number < SINGLE or view == "place" and number == 0:
         return number, number + 1
     if view == "position" and number == 0:
         return 1, SINGLE
-    power = {"position": number + few - 1, "context": number, "segment": number - SINGLE + few}
+    power = {"position": number + few - 1, "place": number - 1, "segment": number - SINGLE + few}
     return 1 << power[view], 2 << power[view]
 
 

@@ -32,11 +32,12 @@ COLUMNS = (
     "perplexity", "reset_bits_per_byte", "reset_error", "reset_perplexity", "gain", "gain_error",
     "segment_tokens", "tokenizer",
 )  # fmt: skip
+FEW = 100  # tokens; fewer make no point of a curve
 # View -> what the horizontal axis says.
 VIEWS = {
     "position": "place in the text, tokens",
     "segment": "number of the segment",
-    "context": "tokens of its own segment that a prediction sees",
+    "place": "place in its segment of the token that predicts",
 }
 
 
@@ -159,41 +160,56 @@ def _rounded(value: Any) -> Any:
 
 
 def draw(result: PerplexityResult, path: Path, title: str = "") -> list[Path]:
-    """Bits per byte against the place in the text, and against what a prediction sees of its own
-    segment (both log axes), with the memory and with it reset; bands of two standard errors."""
-    figure, plots = canvas(9.6, 4.2, 1, 2)
-    for axes, view in zip(plots, ("position", "context"), strict=True):
-        bins = result.view(view)
-        x = [(one.start * (one.stop - 1)) ** 0.5 for one in bins]  # the middle of a log axis
-        curves: list[tuple[str, str, Any, str, str]] = [
-            ("with memory", COLOURS[0], "-", "bits_per_byte", "error")
-        ]
-        if result.total.gain is not None:
-            curves.append(
-                ("memory reset", GREY, (0, (1, 1.5)), "reset_bits_per_byte", "reset_error")
-            )
-        for name, colour, style, value, error in curves:
-            y = [getattr(one, value) for one in bins]
-            wide = [2 * (getattr(one, error) or 0.0) for one in bins]
-            low = [a - b for a, b in zip(y, wide, strict=True)]
-            high = [a + b for a, b in zip(y, wide, strict=True)]
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-            axes.plot(x, y, marker="o", color=colour, ls=style, lw=1.8, ms=4, label=name)
-        axes.set_xscale("log")
-        ticks = x[:: max(1, -(-len(x) // 8))]
-        axes.set_xticks(ticks, [short_number(at) for at in ticks])
-        axes.minorticks_off()
-        axes.yaxis.grid(True, color=PALE, lw=0.8)
-        axes.set_axisbelow(True)
-        axes.set_xlabel(VIEWS[view], fontsize=9)
-    plots[0].set_ylabel("bits per byte", fontsize=9)
-    plots[0].set_title(figure_title("Bits per byte", title or result.name))
-    plots[1].legend(loc="best", fontsize=8.5, handlelength=2.6)
-    errors = " · bands: two standard errors over texts" if len(result.texts) > 1 else ""
+    """Bits per byte against the place in the text, and against the place in the segment (a point
+    for each bin, which doubles), with the memory and with it reset; below, what the memory saves,
+    with a band of two standard errors of the difference text by text. A bin of few tokens has no
+    point."""
+    control = result.total.gain is not None
+    figure, plots = canvas(9.6, 6.4 if control else 3.8, 2 if control else 1, 2)
+    rows = plots if control else [plots]
+    for column, view in enumerate(("position", "place")):
+        bins = [one for one in result.view(view) if one.sums.tokens >= FEW] or result.view(view)
+        x = list(range(len(bins)))
+        top, bottom = rows[0][column], rows[-1][column]
+        if control:
+            y = [one.reset_bits_per_byte for one in bins]
+            top.plot(x, y, "o", color=GREY, ls=(0, (1, 1.5)), lw=1.8, ms=4, label="memory reset")
+            _saved(bottom, x, bins)
+        y = [one.bits_per_byte for one in bins]
+        top.plot(x, y, "o-", color=COLOURS[0], lw=1.8, ms=4, label="with memory")
+        for axes in (top, bottom):
+            step = max(1, -(-len(x) // 8))
+            names = [_short(one) for one in bins]
+            axes.set_xticks(x[::step], names[::step], fontsize=8)
+            axes.yaxis.grid(True, color=PALE, lw=0.8)
+            axes.set_axisbelow(True)
+        bottom.set_xlabel(VIEWS[view], fontsize=9)
+    rows[0][0].set_ylabel("bits per byte", fontsize=9)
+    rows[0][0].set_title(figure_title("Bits per byte", title or result.name))
+    if control:
+        rows[0][1].legend(loc="best", fontsize=8.5, handlelength=2.6)
+        rows[1][0].set_ylabel("saved by the memory", fontsize=9)
+    band = " · band: two standard errors" if control and len(result.texts) > 1 else ""
     figure.supxlabel(
         f"{result.total.sums.tokens:,} tokens of {result.tokenizer} · segments of"
-        f" {result.segment_tokens:,} tokens · texts: {len(result.texts):,}{errors}",
+        f" {result.segment_tokens:,} tokens · texts: {len(result.texts):,}{band}",
         fontsize=7,
         color="#6B6B6B",
     )
     return save(figure, path, pdf=True)
+
+
+def _saved(axes: Any, x: list[int], bins: list[TextBin]) -> None:
+    gain = [one.gain or 0.0 for one in bins]
+    wide = [2 * (one.gain_error or 0.0) for one in bins]
+    low, high = ([g + sign * w for g, w in zip(gain, wide, strict=True)] for sign in (-1, 1))
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.fill_between(x, low, high, color=COLOURS[2], alpha=0.15, lw=0)
+    axes.plot(x, gain, "o-", color=COLOURS[2], lw=1.8, ms=4)
+
+
+def _short(one: TextBin) -> str:
+    last = one.stop - 1
+    if last == one.start:
+        return short_number(last)
+    return f"{short_number(one.start)}-{short_number(one.stop if last >= 1000 else last)}"
