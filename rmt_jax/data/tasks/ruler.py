@@ -2,16 +2,18 @@
 
     python -m rmt_jax.prepare --format ruler --out DATA --tasks niah_single_1,vt --lengths 4k
 
-| task                 | a needle is one of          | hidden in  | asked                     |
-|----------------------|-----------------------------|------------|---------------------------|
-| niah_single_1        | 1 word -> number            | noise      | its number                |
-| niah_single_2, 3     | 1 word -> number, UUID      | background | its number, UUID          |
-| niah_multikey_1      | 4 words -> numbers          | background | the number of one         |
-| niah_multikey_2, 3   | words -> numbers, UUID ->   | needles of | the number, UUID of one   |
-|                      | UUID, of which all text is  | the kind   |                           |
-| niah_multivalue      | 1 word -> 4 numbers         | background | all four                  |
-| niah_multiquery      | 4 words -> a number each    | background | all four                  |
-| vt                   | 1 variable -> 4 others      | noise      | all five that are equal   |
+| task             | needles                         | hidden in     | asked             |
+|------------------|---------------------------------|---------------|-------------------|
+| niah_single_1    | a word's number                 | noise         | that number       |
+| niah_single_2    | a word's number                 | background    | that number       |
+| niah_single_3    | a word's UUID                   | background    | that UUID         |
+| niah_multikey_1  | four words, a number each       | background    | one's number      |
+| niah_multikey_2  | a word's number                 | other needles | that number       |
+| niah_multikey_3  | a UUID's UUID                   | other needles | that UUID         |
+| niah_multivalue  | four numbers of one word        | background    | all four          |
+| niah_multiquery  | four words, a number each       | background    | all four          |
+| vt               | variables, each assigned to the | noise         | all of one number |
+|                  | next, in a chain                |               |                   |
 
 `background` is the config's, where RULER has essays; noise is RULER's, five sentences again and
 again. `task_options: {niah_single_1: {haystack: background}}` takes another one. Words are ours.
