@@ -58,6 +58,8 @@ class MemoryCell(nnx.Module):
     prefers_diagonal: ClassVar[bool] = False
     # May the places of a segment stand in another order while the layers run?
     reorders: ClassVar[bool] = True
+    # Do the memory tokens behind the text see each other, later ones too? No fused kernel serves.
+    joint_writing: bool = False
     # What a row of `state_change` is; what a row and a value of `inspect_segment` are.
     state_row_label: ClassVar[str] = "memory token"
     view_labels: ClassVar[tuple[str, str]] = ("write token", "attention")

@@ -20,7 +20,7 @@ from rmt_jax import models
 from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import adapters, gguf, names, weights
+from rmt_jax.models.io import adapters, authors, gguf, names, weights
 from rmt_jax.models.io.folder import (
     end_ids,
     read_config,
@@ -58,7 +58,8 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
         return _open_run(folder, local)
     if (folder / adapters.CONFIG).is_file():
         return _open_adapter(folder, local)
-    theirs, said = read_tensors(folder), with_defaults(read_config(folder), folder)
+    theirs, said, told = authors.settle(read_tensors(folder), read_config(folder), str(folder))
+    said = with_defaults(said, folder)
     ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
     if ours is None:
         backbone = names.backbone_of(theirs, said.get("model_type"), str(folder))
@@ -70,6 +71,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     if ours is None:
         names.check_sizes(read_config(folder), held_sizes(config.model, flat), str(folder))
         names.check_head(said, theirs, flat, BACKBONES[backbone], str(folder))
+        guessed = (*guessed, *told)
     if not config.model.tied_head:  # a head that happens to equal the embedding
         flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[backbone].embedding}"])
     return Source(folder, config, weights.unflatten(flat), end_ids(folder, said), guessed)
@@ -253,7 +255,9 @@ def infer(
         layout, base = _layout(model.max_positions, grown, said)
         model = replace(model, position_layout=layout, max_positions=base)
     prompt = settings.Prompt(source="none", tokens=0)
-    return settings.Config(model=model, prompt=prompt), tuple(guessed)
+    align = said.get("segment_alignment")
+    data = settings.Data(align=align if align in ("left", "right") else "left")
+    return settings.Config(model=model, prompt=prompt, data=data), tuple(guessed)
 
 
 def held_sizes(model: settings.Model, flat: Mapping[str, np.ndarray]) -> dict[str, set]:
