@@ -217,7 +217,7 @@ def test_variants_are_refused_by_name(tmp_path):
             "base_model_config": module.config.to_dict(), "segment_size": LENGTH}  # fmt: skip
     for number, (changes, sentence) in enumerate(
         (
-            ({"sliding_window": True}, "says sliding_window = True, but of ARMT only False"),
+            ({"sliding_window": True}, "says sliding_window = True, but of armt only False"),
             ({"use_sink": True}, "says use_sink = True"),
             ({"n_heads": 2}, "says n_heads = 2"),
             ({"use_denom": False}, "says use_denom = False"),

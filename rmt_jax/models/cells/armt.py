@@ -16,6 +16,7 @@ from rmt_jax.models.cells import (
     CELLS,
     Memory,
     MemoryCell,
+    TheirConfig,
     new_memory_tokens,
     relative_change,
     repeat_for_texts,
@@ -60,6 +61,17 @@ class ARMT(MemoryCell):
     their_layer = THEIR_NAMES
     their_block = "layer."
     saves_layers_twice = True
+    their_config = TheirConfig(
+        model_type="armt",
+        required={
+            "n_heads": 1, "gating": False, "act_on": False, "use_denom": True, "wrap_pos": False,
+            "sliding_window": False, "use_sink": False, "attend_to_previous_input": False,
+        },
+        classes={
+            "ARMTForCausalLM": {"unit_keys": True, "joint_writing": False},
+            "InnerLoopARMTForCausalLM": {"unit_keys": True, "joint_writing": True},
+        },
+    )  # fmt: skip
 
     def __init__(self, config: settings.Model, backbone: Backbone, rngs: nnx.Rngs):
         super().__init__(config, backbone, rngs)

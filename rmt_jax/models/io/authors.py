@@ -2,12 +2,11 @@
 
 What their public code says (RodkinIvan/associative-recurrent-memory-transformer):
 
-- A model of class `ARMTForCausalLM` or `InnerLoopARMTForCausalLM` has `model_type` armt, the config
-  of its backbone as `base_model_config` (or a name), and its tensors below `armt.memory_cell.`, or
-  as `memory` and below `model.`. Keys and queries have length 1; in the inner loop the memory
-  tokens of a segment see each other.
-- RMT-Llama-3.2-1B-Instruct-…-lora-babilong-… is an ARMT around a PEFT model: backbone weights with
-  LoRA factors of rank 8 beside those of queries and values, below
+- A class of its own around a backbone (`MemoryCell.their_config`) has the backbone's config as
+  `base_model_config` (or a name), and its tensors below `armt.memory_cell.`, or as `memory` and
+  below `model.`.
+- RMT-Llama-3.2-1B-Instruct-…-lora-babilong-… has a memory in every layer of a PEFT model: the
+  backbone's weights, LoRA factors of rank 8 beside those of queries and values, below
   `memory_cell.model.base_model.model.`, and no config of the backbone. Alpha is in no file.
 - A safetensors file keeps one of two names of a tensor: layers may stand below
   `memory_cell.layers.` alone, and a tied embedding as the head alone.
@@ -22,24 +21,14 @@ from typing import Any
 import numpy as np
 
 from rmt_jax.models.backbones import BACKBONES, Backbone
-from rmt_jax.models.cells import CELLS
+from rmt_jax.models.cells import CELLS, TheirConfig
 from rmt_jax.models.io import adapters
 from rmt_jax.models.io.names import COPY, WRAPPER
 from rmt_jax.models.io.weights import WeightsError
 
-ARMT = "armt"  # their model_type
 CELL = WRAPPER.split(".")[0] + "."
 PEFT = f"{WRAPPER}{adapters.PREFIX}"
 ALPHA = 32.0  # lora_alpha in their scripts
-# What an armt's config.json must say, where it says it: other values compute something else.
-REQUIRED = {
-    "n_heads": 1, "gating": False, "act_on": False, "use_denom": True, "wrap_pos": False,
-    "sliding_window": False, "use_sink": False, "attend_to_previous_input": False,
-}  # fmt: skip
-CLASSES = {
-    "ARMTForCausalLM": False,
-    "InnerLoopARMTForCausalLM": True,
-}  # -> do tokens see each other
 # Config of a backbone that a checkpoint says nothing of, by (vocabulary, width, layers).
 BACKBONE_CONFIGS: dict[tuple[int, int, int], dict[str, Any]] = {
     (128_256, 2048, 16): {  # Llama 3.2 1B
@@ -63,14 +52,16 @@ def settle(
     in words. What is none of the later layouts comes back as it is. Raises WeightsError for
     variants that our ARMT does not compute, by name."""
     tensors, config, guessed = dict(theirs), dict(said), []
-    if said.get("model_type") == ARMT:
-        tensors, config = _in_the_cell(tensors), _of_armt(said, what)
+    classes = (CELLS[name].their_config for name in CELLS)
+    own = next((c for c in classes if c and c.model_type == said.get("model_type")), None)
+    if own is not None:
+        tensors, config = _in_the_cell(tensors), _of_both(said, own, what)
     lora = any(name.startswith((PEFT, COPY)) and "lora_" in name for name in tensors)
     if lora:
         tensors = {n.replace(PEFT, WRAPPER, 1): v for n, v in tensors.items()}
     copies = [name for name in tensors if name.startswith(COPY)]
     alone = copies and not any(re.search(r"\.\d+\.", n) for n in tensors if n.startswith(WRAPPER))
-    if not (lora or alone or said.get("model_type") == ARMT):
+    if not (lora or alone or own):
         return tensors, config, guessed
     backbone = _backbone(tensors, what)
     for name in copies:
@@ -102,32 +93,32 @@ def _in_the_cell(tensors: Tensors) -> dict[str, np.ndarray]:
     return {n if n.startswith(CELL) else f"{CELL}{n}": v for n, v in bare.items()}
 
 
-def _of_armt(said: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _of_both(said: Mapping[str, Any], own: TheirConfig, what: str) -> dict[str, Any]:
     """The config of the backbone, with what is said of the memory."""
-    for key, value in REQUIRED.items():
+    for key, value in own.required.items():
         if said.get(key) is not None and said[key] != value:
             raise WeightsError(
-                f"The config of {what} says {key} = {said[key]!r}, but of ARMT only {value!r} can"
-                " be loaded."
+                f"The config of {what} says {key} = {said[key]!r}, but of {own.model_type} only"
+                f" {value!r} can be loaded."
             )
     if not all(said.get("wrap_layers") or [True]):
         raise WeightsError(
-            f"The config of {what} says wrap_layers with layers that have no memory: ARMT has one"
-            " in every layer here."
+            f"The config of {what} says wrap_layers with layers that have no memory: here every"
+            " layer has one."
         )
-    kind = (said.get("architectures") or ["ARMTForCausalLM"])[0]
-    if kind not in CLASSES:
+    kind = (said.get("architectures") or list(own.classes))[0]
+    if kind not in own.classes:
         raise WeightsError(
-            f"{what} is a {kind}, but of the authors' classes only {' and '.join(CLASSES)} can be"
-            " loaded."
+            f"{what} is a {kind}, but of the authors' classes only {' and '.join(own.classes)} can"
+            " be loaded."
         )
     base = said.get("base_model_config") or said.get("base_model_name")
     if not isinstance(base, Mapping):
         base = _config_of(str(base), what)
     memory = ("num_mem_tokens", "segment_size", "segment_alignment", "correction")
-    own = {key: said[key] for key in memory if said.get(key) is not None}
-    own |= {"nu": 3, "correction": own.get("correction", True)}
-    return dict(base) | own | {"unit_keys": True, "joint_writing": CLASSES[kind]}
+    found = {"nu": 3, "correction": True}
+    found |= {key: said[key] for key in memory if said.get(key) is not None}
+    return dict(base) | found | dict(own.classes[kind])
 
 
 def _config_of(name: str, what: str) -> dict[str, Any]:
