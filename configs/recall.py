@@ -8,9 +8,9 @@
     python -m rmt_jax.report runs/delta runs/armt runs/prmt runs/rmt --capacity --out runs/capacity
 
 Three minutes each on two cores. `segment` teaches a tiny model without a memory, from random
-weights, to find a value behind its key within one segment. The other presets are memory cells, which
-start from it: as in the paper a segment holds a pair or two. --config.model.memory_tokens (rmt,
-prmt) and --config.model.d_mem (armt, delta) are the sizes of a memory.
+weights, to find a value behind its key within one segment. The other presets are memory cells,
+which start from it: as in the paper a segment holds a pair or two. --config.model.memory_tokens
+(rmt, prmt) and --config.model.d_mem (armt, delta) are the sizes of a memory.
 """
 
 import dataclasses

@@ -76,7 +76,6 @@ def test_no_tokenizer_there(tmp_path):
         tokenizer.load(tmp_path)
 
 
-@needs_files
 def bpe(folder, **files):
     """A folder of GPT-2's older form: 256 bytes and <|endoftext|>, and other files."""
     alphabet = sorted(ByteLevel.alphabet())
@@ -139,6 +138,7 @@ def test_a_name_on_the_hub_ends_and_pads_as_its_config_says(tmp_path, monkeypatc
         tokenizer.load("somebody/model")
 
 
+@needs_files
 def test_gpt2_is_used_as_the_authors_do():
     gpt2 = tokenizer.load(Path(SHARED, "data/gpt2_tokenizer"))
     assert gpt2.vocab_size == 50_257

@@ -104,6 +104,18 @@ def test_sigterm_then_sigkill_in_a_save_then_the_same_bits(whole, tmp_path):
     assert same_bits(path, whole)
 
 
+@pytest.fixture
+def own_signals():
+    """As a terminal starts a process: one in the background of a shell begins without SIGINT."""
+    fresh = {signal.SIGINT: signal.default_int_handler}
+    fresh |= dict.fromkeys((signal.SIGHUP, signal.SIGUSR1), signal.SIG_DFL)
+    kept = {number: signal.signal(number, handler) for number, handler in fresh.items()}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGUSR1, REQUEUE), (signal.SIGHUP, REQUEUE), (signal.SIGINT, 130)],
@@ -119,6 +131,7 @@ def test_other_signals_save_too(whole, tmp_path, monkeypatch, capfd, number, cod
     assert ("Ctrl-C again stops at once" in said) == (number == signal.SIGINT)
 
 
+@pytest.mark.usefixtures("own_signals")
 def test_a_second_ctrl_c_stops_at_once_and_nohup_is_obeyed():
     kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

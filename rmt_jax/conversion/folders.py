@@ -59,7 +59,7 @@ def sizes(config: Config, flat: dict[str, Any]) -> str:
     )
 
 
-def _tokenizer(folder: Path) -> Path:
+def tokenizer_folder(folder: Path) -> Path:
     """Where a checkpoint's tokenizer lies: inside it, or, of those that ship, beside it."""
     from rmt_jax.models.io.folder import ASSETS
 
@@ -98,7 +98,7 @@ def say_if_unusable(folder: Path) -> None:
 
 def tokenizer_files(source: Path) -> list[Path]:
     """Those of a checkpoint's folder. Raises PointerError."""
-    source = _tokenizer(source)
+    source = tokenizer_folder(source)
     found = [source / n for n in TOKENIZER_FILES if (source / n).is_file()]
     found = found or [p for p in (source / "tokenizer").glob("*") if p.name in TOKENIZER_FILES]
     for file in found:
