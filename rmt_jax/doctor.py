@@ -104,8 +104,8 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     if not 0 <= args.utilisation <= 1:
         raise ConfigError(f"--utilisation is between 0 and 1, but got {args.utilisation}.")
     vocab = GPT2_VOCAB  # known without fetching anything
-    if config.data.tokenizer != "gpt2":
-        vocab = tokenizer.load(config.data.tokenizer).vocab_size
+    if config.tokenizer != "gpt2":
+        vocab = tokenizer.load(config.tokenizer).vocab_size
     plan.show(config, vocab, args.devices, names, args.utilisation or plan.UTILISATION)
     return 0
 

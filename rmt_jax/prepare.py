@@ -79,7 +79,7 @@ def _check_own(config: str, overrides: list[str]) -> int:
     known = cli.apply_overrides(cli.load_config(config), cli.parse_overrides(overrides))
     import_extensions(known)
     validate(known)
-    for line in Loader(known, tokenizer.load(known.data.tokenizer)).describe():
+    for line in Loader(known, tokenizer.load(known.tokenizer)).describe():
         print(line)
     return 0
 

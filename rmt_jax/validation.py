@@ -97,6 +97,11 @@ def _validate_training(config: Config) -> None:
             f"optimizer.train={optimizer.train} keeps the backbone as it starts, but config.init is"
             " empty: name the weights to start from, or set optimizer.train=all."
         )
+    if not config.tokenizer:
+        raise ConfigError(
+            "data.tokenizer=init is the tokenizer of the weights to start from, but config.init is"
+            " empty: name them, or another tokenizer."
+        )
     first = config.stages[0].learning_rate
     if optimizer.name == "muon" and not first > 0:
         raise ConfigError(

@@ -132,6 +132,8 @@ def test_a_name_on_the_hub_ends_and_pads_as_its_config_says(tmp_path, monkeypatc
     text = "Mary moved to the garden. Where is Mary?"
     assert (found.end, found.pad) == (TOKENS.end, TOKENS.pad)
     assert found.encode(text) == TOKENS.encode(text) and found.name == "somebody/model"
+    local = tokenizer.load(tmp_path)  # the same in a folder
+    assert (local.end, local.pad, local.answer) == (found.end, found.pad, found.answer)
     del said["eos_token"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
     with pytest.raises(DataError, match="'somebody/model' has no end-of-text token"):

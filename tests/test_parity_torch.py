@@ -63,12 +63,12 @@ def test_an_exported_rmt_backbone_loads_as_the_model_card_says(tmp_path):
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from rmt_jax.config import Config, Prompt
+    from rmt_jax.config import Config, Prompt, to_dict
 
     config = Config(model=tiny.settings(), prompt=Prompt("none"))
     _, params = tiny.model()
     weights.save(tmp_path / "run", params)
-    (tmp_path / "run" / "config.json").write_text(json.dumps(convert.to_dict(config)))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(config)))
     convert.export_weights(tmp_path / "run", tmp_path / "out")
     state = load_file(tmp_path / "out" / "model.safetensors")
     assert np.array_equal(state["memory_cell.memory"].numpy(), params["memory"]["tokens"])

@@ -9,6 +9,7 @@ alone. Every field can be set from the command line as `--config.section.field=v
 from rmt_jax.config.gates import GateTraining
 from rmt_jax.config.schema import (
     OFFICIAL,
+    SHIPPED,
     Checkpoint,
     Config,
     Data,
@@ -37,6 +38,7 @@ from rmt_jax.errors import ConfigError
 
 __all__ = [
     "OFFICIAL",
+    "SHIPPED",
     "Checkpoint",
     "Config",
     "ConfigError",

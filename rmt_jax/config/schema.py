@@ -8,6 +8,8 @@ from rmt_jax.config.setting import FrozenDict, freeze, section, setting
 from rmt_jax.config.sources import Questions, Texts
 
 LARGEST_SEED = 2**31 - 1
+# Checkpoints that come with the package; all have its tokenizer.
+SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,12 @@ class Data:
         least=0,
         most=1,
     )
-    tokenizer: str = setting("builtin", "builtin, a name on the hub, or a folder.", path=True)
+    tokenizer: str = setting(
+        "builtin",
+        "builtin, init (that of the weights in `init`), a name on the hub, a folder, or a GGUF"
+        " file.",
+        path=True,
+    )
     task_options: Mapping[str, Mapping[str, object]] = setting(
         FrozenDict(), "Further settings that tasks declare, by task: {recall: {rewrites: 0.5}}."
     )
@@ -330,7 +337,7 @@ class Config:
     init: str = setting(
         "",
         "Weights to start from: a folder, a GGUF file, a name on the hub, or what ships with the"
-        " package (backbone, backbone-rmt, multitask, multitask-wide); empty: random.",
+        f" package ({', '.join(SHIPPED)}); empty: random.",
         path=True,
     )
     imports: tuple[str, ...] = setting(
@@ -344,6 +351,13 @@ class Config:
 
     def replace(self, **sections) -> "Config":
         return dataclasses.replace(self, **sections)
+
+    @property
+    def tokenizer(self) -> str:
+        """What `data.tokenizer` stands for: builtin, a name on the hub, a folder or a GGUF file."""
+        if self.data.tokenizer != "init":
+            return self.data.tokenizer
+        return "builtin" if self.init in SHIPPED else self.init
 
     @property
     def adapters(self) -> Lora | None:

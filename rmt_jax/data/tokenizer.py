@@ -14,6 +14,7 @@ import numpy as np
 
 from rmt_jax.data.errors import DataError
 from rmt_jax.files import refuse_pointer
+from rmt_jax.gguf_file import SUFFIX
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN = ASSETS / "tokenizer"
@@ -107,13 +108,19 @@ class Tokenizer:
 
 
 def load(name: str | Path = "builtin") -> Tokenizer:
-    """'builtin', a folder (tokenizer.json, or GPT-2's vocab.json and merges.txt), or a name on the
-    hub, which `transformers` opens. DataError with the way out when there is none."""
+    """'builtin', a folder (tokenizer.json, or GPT-2's vocab.json and merges.txt), a run with such a
+    folder tokenizer/ in it, a GGUF file, or a name on the hub, which `transformers` opens.
+    DataError with the way out when there is none."""
     if str(name) == "builtin":
         return _from_folder(BUILTIN, "builtin")
     folder = Path(name)
+    if folder.suffix == SUFFIX:
+        from rmt_jax.data import gguf_tokenizer
+
+        return gguf_tokenizer.load(folder)
     if folder.is_dir():
-        return _from_folder(folder, folder.name)
+        inside = folder / "tokenizer"
+        return _from_folder(inside if inside.is_dir() else folder, folder.name)
     from huggingface_hub import snapshot_download
 
     try:
@@ -162,7 +169,15 @@ def _from_folder(folder: Path, name: str) -> Tokenizer:
             return Tokenizer(inner, **_read_json(side))
         except TypeError:
             raise DataError(f"{side} should hold name, pad, answer and end.") from None
-    return foreign(inner, name)
+    said = _read_json(folder / "tokenizer_config.json")
+    end, pad = (_known(inner, said.get(f"{role}_token")) for role in ("eos", "pad"))
+    return foreign(inner, name, end, pad)
+
+
+def _known(inner, token: str | dict[str, Any] | None) -> str | None:
+    """The text of a token of tokenizer_config.json; None for one that the vocabulary lacks."""
+    text = token["content"] if isinstance(token, dict) else token
+    return text if text and inner.token_to_id(text) is not None else None
 
 
 def _add_tokens(inner, folder: Path) -> None:

@@ -13,7 +13,7 @@ from rmt_jax.models.ops.positions import gather_positions
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["positions", "mask", "visible", "position_data"],
-    meta_fields=["sections", "read_tokens", "write_tokens", "packed"],
+    meta_fields=["sections", "read_tokens", "write_tokens", "packed", "causal"],
 )
 @dataclass(frozen=True)
 class AttentionContext:
@@ -30,6 +30,7 @@ class AttentionContext:
     read_tokens: int = 0  # places of read memory in front
     write_tokens: int = 0  # places of write memory at the end
     packed: bool = False  # all padding stands behind everything real, and so behind write memory
+    causal: bool = True  # no place sees a later one; else write memory sees all of itself
 
     @property
     def text(self) -> tuple[int, int]:

@@ -171,7 +171,7 @@ def _prepared(
 
     first, context = enter(jax.tree.map(lambda x: x[0], segments), started[0])
     sizes = (context.sections, context.read_tokens, context.write_tokens)
-    writes = context.write_tokens
+    writes, causal = context.write_tokens, context.causal
     # Where each place goes, of all segments at once: sorting is slow in small pieces.
     packs, order = model.packs(first), None
     if packs:
@@ -205,7 +205,7 @@ def _prepared(
         weights = jax.tree.map(
             lambda w, c: cast_fp32_grad(w, c) if w.ndim > 1 else w, weights, cast
         )
-        context = layout.make_context(model.backbone, mask, *sizes, packs)
+        context = layout.make_context(model.backbone, mask, *sizes, packs, causal)
         x, new, _ = model.run_layer(weights, x, state, started, context)
 
         def keep(new, old):

@@ -31,7 +31,11 @@ class PackingOrder(NamedTuple):
 
 
 def join(
-    backbone: Backbone, parts: list[Part], read_tokens: int, write_tokens: int
+    backbone: Backbone,
+    parts: list[Part],
+    read_tokens: int,
+    write_tokens: int,
+    joint_writing: bool = False,
 ) -> tuple[jax.Array, AttentionContext]:
     """The input of the first layer [B, N, D], positions added, and its context."""
     mask = jnp.concatenate([part.mask for part in parts], axis=1)
@@ -44,7 +48,8 @@ def join(
         if part.is_text:
             sections.append((start, stop))
         start = stop
-    context = make_context(backbone, mask, tuple(sections), read_tokens, write_tokens)
+    sizes = (tuple(sections), read_tokens, write_tokens)
+    context = make_context(backbone, mask, *sizes, causal=not joint_writing)
     return jnp.concatenate(placed, axis=1), context
 
 
@@ -55,16 +60,21 @@ def make_context(
     read_tokens: int,
     write_tokens: int,
     packed: bool = False,
+    causal: bool = True,
 ) -> AttentionContext:
-    """What a segment with mask bool[B, N] may see: everything real that is not behind it."""
+    """What a segment with mask bool[B, N] may see: everything real that is not behind it; write
+    memory all of itself too, where it is not `causal`."""
     positions, places = count_positions(mask), mask.shape[1]
-    causal = jnp.tril(jnp.ones((places, places), bool))
+    seen = jnp.tril(jnp.ones((places, places), bool))
     place = jnp.arange(places)
+    if not causal:
+        written = place >= places - write_tokens
+        seen |= written[:, None] & written[None]
     text = (place >= read_tokens) & (place < places - write_tokens)
     data = backbone.position_data(positions, positions, text[:, None] & text[None])
-    visible = causal & mask[:, None, :]
+    visible = seen & mask[:, None, :]
     return AttentionContext(
-        positions, mask, visible, data, sections, read_tokens, write_tokens, packed
+        positions, mask, visible, data, sections, read_tokens, write_tokens, packed, causal
     )
 
 

@@ -163,7 +163,8 @@ class RecurrentModel(nnx.Module):
             writes = self.memory.memory_tokens if self.memory.writes and not decoding else 0
             parts = [held] * bool(reads) + parts
             parts = parts + [held._replace(positions=self._write_rows())] * bool(writes)
-        return layout.join(self.backbone, parts, reads, writes)
+        joint = self.memory.joint_writing and writes > 0
+        return layout.join(self.backbone, parts, reads, writes, joint)
 
     def layers(
         self,
@@ -250,7 +251,8 @@ class RecurrentModel(nnx.Module):
 
     def packs(self, x: jax.Array) -> bool:
         """Whether padding moves to the end of x [B, N, D] while the layers run."""
-        return self.memory.reorders and self.backbone.fuses_attention(x.shape[:2])  # pyright: ignore
+        fixed = self.memory.joint_writing or not self.memory.reorders
+        return not fixed and self.backbone.fuses_attention(x.shape[:2])  # pyright: ignore
 
     def write_attention(self, memory: Memory, segment: Segment, prompt: Prompt | None) -> jax.Array:
         """Attention f32[M, L] of each write token to the text of one segment, B = 1, mean over

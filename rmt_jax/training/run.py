@@ -38,7 +38,7 @@ def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
     startup.prepare()
     path = path or new_folder()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
-        tokenizer = tokenizers.load(config.data.tokenizer)
+        tokenizer = tokenizers.load(config.tokenizer)
         config = tasks.resolve(config, tokenizer)
         workdir.settle(config)
         try:

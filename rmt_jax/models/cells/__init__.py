@@ -37,6 +37,14 @@ class Memory(NamedTuple):
     started: jax.Array  # bool[B]  a segment with tokens was read
 
 
+class TheirConfig(NamedTuple):
+    """Of a class that others made: this cell around a backbone, whose config is inside its own."""
+
+    model_type: str  # of config.json
+    required: Mapping[str, Any]  # what it must say, where it says it
+    classes: Mapping[str, Mapping[str, Any]]  # name of a class -> the cell's settings
+
+
 class MemoryCell(nnx.Module):
     """No memory: every segment for itself. Also the default of everything a cell may say.
 
@@ -58,6 +66,8 @@ class MemoryCell(nnx.Module):
     prefers_diagonal: ClassVar[bool] = False
     # May the places of a segment stand in another order while the layers run?
     reorders: ClassVar[bool] = True
+    # Do the memory tokens behind the text see each other, later ones too? No fused kernel serves.
+    joint_writing: bool = False
     # What a row of `state_change` is; what a row and a value of `inspect_segment` are.
     state_row_label: ClassVar[str] = "memory token"
     view_labels: ClassVar[tuple[str, str]] = ("write token", "attention")
@@ -212,6 +222,7 @@ class MemoryCell(nnx.Module):
     their_layer: ClassVar[Mapping[str, str]] = {}  # their name in a layer -> ours
     their_block: ClassVar[str] = ""  # what stands before the backbone's names in a layer: 'layer.'
     saves_layers_twice: ClassVar[bool] = False
+    their_config: ClassVar[TheirConfig | None] = None
     in_pytorch: ClassVar[bool] = True  # does PyTorch code of others know this memory?
 
     @classmethod

@@ -1,6 +1,7 @@
 """Associative matrices per layer (Rodkin et al. 2024), exact to the authors' code."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import config as settings
+from rmt_jax.config import setting
 from rmt_jax.models.backbones import Backbone
 from rmt_jax.models.cells import (
     CELLS,
     Memory,
     MemoryCell,
+    TheirConfig,
     new_memory_tokens,
     relative_change,
     repeat_for_texts,
@@ -25,6 +28,20 @@ from rmt_jax.models.ops.block import matmul
 from rmt_jax.types import WeightInfo
 
 NU = 3  # where nothing says otherwise: the authors'
+TINY = 1e-12  # the least length that a key is divided by
+
+
+@dataclass(frozen=True)
+class ARMTOptions:
+    """model.cell_options."""
+
+    correction: bool = setting(True, "Keys that are known already add less to the normaliser.")
+    unit_keys: bool = setting(
+        False, "Keys and queries have length 1, as in the authors' code from 2025 on."
+    )
+    joint_writing: bool = setting(
+        False, "Memory tokens of a segment see each other, as in the authors' inner loop."
+    )
 
 
 @CELLS.register("armt")
@@ -35,6 +52,7 @@ class ARMT(MemoryCell):
     State: `Associations`, both parts zero at the start.
     """
 
+    Options = ARMTOptions
     writes = layerwise = prefers_diagonal = True
     not_diagonal = ""
     state_row_label = "layer's associations"
@@ -43,9 +61,23 @@ class ARMT(MemoryCell):
     their_layer = THEIR_NAMES
     their_block = "layer."
     saves_layers_twice = True
+    their_config = TheirConfig(
+        model_type="armt",
+        required={
+            "n_heads": 1, "gating": False, "act_on": False, "use_denom": True, "wrap_pos": False,
+            "sliding_window": False, "use_sink": False, "attend_to_previous_input": False,
+        },
+        classes={
+            "ARMTForCausalLM": {"unit_keys": True, "joint_writing": False},
+            "InnerLoopARMTForCausalLM": {"unit_keys": True, "joint_writing": True},
+        },
+    )  # fmt: skip
 
     def __init__(self, config: settings.Model, backbone: Backbone, rngs: nnx.Rngs):
         super().__init__(config, backbone, rngs)
+        options: ARMTOptions = self.options(config)
+        self.correction, self.unit_keys = options.correction, options.unit_keys
+        self.joint_writing = options.joint_writing
         self.keys = 2 * config.nu * config.d_mem
         self.tokens = new_memory_tokens((config.memory_tokens, config.width), backbone, rngs)
         self.layers = AssociativeMaps(config, rngs)
@@ -62,7 +94,7 @@ class ARMT(MemoryCell):
         self, layer: Any, x: jax.Array, state: Associations, context: AttentionContext
     ) -> jax.Array:
         maps = layer.weights
-        query = maps.features(matmul(x, maps.query[...].astype(x.dtype)))
+        query = self._features(maps, matmul(x, maps.query[...].astype(x.dtype)))
         return x + recall(state, query).astype(x.dtype)
 
     def after_layer(
@@ -77,19 +109,29 @@ class ARMT(MemoryCell):
         if not context.write_tokens:
             return state
         maps, tokens = layer.weights, context.write_memory(x)
-        key = maps.features(matmul(tokens, maps.key[...].astype(x.dtype)))
+        key = self._features(maps, matmul(tokens, maps.key[...].astype(x.dtype)))
         value = matmul(tokens, maps.value[...].astype(x.dtype)).astype(jnp.float32)
         strength = tokens.astype(jnp.float32) @ maps.beta[...] + maps.beta_bias[...]
         known = started[:, None]
         old = jnp.where(known[:, :, None], recall(state, key), 0)
         overlap = jnp.einsum("bk,bmk->bm", state.norm, key) + EPSILON
-        news = 1 - overlap / (jnp.square(key).sum(axis=-1) + EPSILON)
-        gamma = jax.lax.stop_gradient(jnp.where(known, jnp.clip(news, 0, 1), 1))
+        size = jnp.square(key).sum(axis=-1) + (0 if self.unit_keys else EPSILON)
+        news = jnp.clip(1 - overlap / size, 0, 1) if self.correction else jnp.ones_like(overlap)
+        gamma = jax.lax.stop_gradient(jnp.where(known, news, 1))
         written = jax.nn.sigmoid(strength) * (value - old)
         return Associations(
             state.matrix + jnp.einsum("bmk,bmd->bkd", key, written),
             state.norm + jnp.einsum("bm,bmk->bk", gamma, key),
         )
+
+    def _features(self, maps: AssociativeMaps, x: jax.Array) -> jax.Array:
+        """Keys or queries f32[..., K] of [..., d_mem]."""
+        found = maps.features(x)
+        if not self.unit_keys:
+            return found
+        # Not of the root, whose slope has no bound at zero.
+        size = jnp.square(found).sum(axis=-1, keepdims=True)
+        return found * jax.lax.rsqrt(jnp.maximum(size, TINY**2))
 
     def state_change(self, old: Associations, new: Associations) -> np.ndarray:
         return matrix_change(old, new)
@@ -127,6 +169,8 @@ class ARMT(MemoryCell):
     ) -> tuple[dict[str, Any], list[str]]:
         sizes, guessed = segment_sizes(said, weights["tokens"])
         sizes |= {"d_mem": weights["layers/query"].shape[-1], "nu": int(said.get("nu") or NU)}
+        names = (field.name for field in fields(ARMTOptions))
+        sizes["cell_options"] = {n: bool(said[n]) for n in names if said.get(n) is not None}
         return sizes, guessed + ([] if said.get("nu") else [f"nu {NU} (the authors')"])
 
 

@@ -112,8 +112,8 @@ def fold(
     for name, pair in pairs.items():
         weight = np.asarray(out[f"{name}.weight"], np.float32)
         added = scale * (pair["B"] @ pair["A"])  # (out, in), as torch's linear maps
-        inside = re.sub(rf".*{re.escape(backbone.hf.layer_prefix)}\d+\.", "", f"{name}.weight")
-        added = added if backbone.hf.layer.get(inside) in backbone.hf.transposed else added.T
+        turned = [n for n, ours in backbone.hf.layer.items() if ours in backbone.hf.transposed]
+        added = added if any(f"{name}.weight".endswith(f".{n}") for n in turned) else added.T
         if added.shape != weight.shape:
             raise WeightsError(
                 f"{what}: the adapter of {name} is {list(added.shape)}, its weight"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rmt_jax.config import SHIPPED
 from rmt_jax.files import refuse_pointer
 from rmt_jax.models.io import torch_pickle, weights
 from rmt_jax.models.io.weights import WeightsError
@@ -19,8 +20,6 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 PATTERNS = ["*.json", "*model*.safetensors", "rmt_jax.safetensors", "merges.txt", "*.jinja"]
 OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are there
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-# Checkpoints that come with the package.
-SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:

@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmt_jax.files import refuse_pointer
+from rmt_jax.gguf_file import GGUFError, open_file, tokenizer_of
 from rmt_jax.models.io import rope
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops.rotary import RopeOptions, frequencies
 
-SUFFIX = ".gguf"
-TOKENIZER = "tokenizer."  # begins the keys of what the file says of its tokenizer
 SIZES = {  # their key after 'llama.' -> HF's in config.json
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
@@ -44,30 +42,18 @@ class Contents(NamedTuple):
     architecture: str
     tensors: dict[str, np.ndarray]  # float32, by their names: 'blk.0.attn_q.weight', (out, in)
     said: dict[str, Any]  # fields of a config.json
-    tokenizer: dict[str, Any]  # the metadata below `TOKENIZER`, as it stands there
+    tokenizer: dict[str, Any]  # what the metadata say of a tokenizer, as it stands there
 
 
 def read(file: Path) -> Contents:
     """Raises WeightsError for a file that is cut off or no GGUF, and for quantisations that the
     package `gguf` does not know."""
     try:
-        from gguf import GGUFReader, dequantize
-    except ImportError as error:
-        raise WeightsError(
-            f"{file} is a GGUF file, which the package gguf reads: pip install 'rmt_jax[gguf]'."
-        ) from error
-    if not file.is_file():
-        raise WeightsError(f"There is no file {file}; check the spelling.")
-    refuse_pointer(file)
-    try:
-        reader = GGUFReader(file)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f"{file} ({file.stat().st_size:,} bytes) can't be read as GGUF ({error}). It is cut"
-            " off, no GGUF, or holds a quantisation that the installed package gguf does not know:"
-            " copy or download it again, or pip install -U gguf."
-        ) from error
+        reader, metadata = open_file(file)
+    except GGUFError as error:
+        raise WeightsError(str(error)) from error
+    from gguf import dequantize
+
     tensors = {}
     for tensor in reader.tensors:
         kind = tensor.tensor_type
@@ -81,9 +67,8 @@ def read(file: Path) -> Contents:
         shape = [int(size) for size in reversed(tensor.shape)]
         tensors[tensor.name] = np.asarray(value, np.float32).reshape(shape)
     architecture = str(metadata.get("general.architecture", ""))
-    tokenizer = {n: v for n, v in metadata.items() if n.startswith(TOKENIZER)}
     said = _config(metadata, architecture, tensors, file)
-    return Contents(architecture, tensors, said, tokenizer)
+    return Contents(architecture, tensors, said, tokenizer_of(metadata))
 
 
 def _config(

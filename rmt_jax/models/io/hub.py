@@ -17,10 +17,11 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax import models
+from rmt_jax.gguf_file import SUFFIX
 from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import adapters, gguf, names, weights
+from rmt_jax.models.io import adapters, authors, gguf, names, weights
 from rmt_jax.models.io.folder import (
     end_ids,
     read_config,
@@ -50,7 +51,7 @@ class Source:
 def open_source(name: str | Path, revision: str | None = None) -> Source:
     """Reads a folder, hub name or GGUF file. Raises WeightsError with what was found and what was
     expected."""
-    if Path(name).suffix == gguf.SUFFIX:
+    if Path(name).suffix == SUFFIX:
         return _open_gguf(Path(name).expanduser())
     folder = resolve(name, revision)
     local = Path(name).expanduser().is_dir()
@@ -58,7 +59,8 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
         return _open_run(folder, local)
     if (folder / adapters.CONFIG).is_file():
         return _open_adapter(folder, local)
-    theirs, said = read_tensors(folder), with_defaults(read_config(folder), folder)
+    theirs, said, told = authors.settle(read_tensors(folder), read_config(folder), str(folder))
+    said = with_defaults(said, folder)
     ours = settings.from_dict(said["rmt_jax"]) if "rmt_jax" in said else None
     if ours is None:
         backbone = names.backbone_of(theirs, said.get("model_type"), str(folder))
@@ -70,6 +72,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     if ours is None:
         names.check_sizes(read_config(folder), held_sizes(config.model, flat), str(folder))
         names.check_head(said, theirs, flat, BACKBONES[backbone], str(folder))
+        guessed = (*guessed, *told)
     if not config.model.tied_head:  # a head that happens to equal the embedding
         flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[backbone].embedding}"])
     return Source(folder, config, weights.unflatten(flat), end_ids(folder, said), guessed)
@@ -177,7 +180,7 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
 
     The backbone must fit by name and shape; memory and prompt are taken where the source has the
     same cell. What it lacks stays as drawn, except memory tokens, which are scaled to the source's
-    embeddings.
+    embeddings. An embedding gets a row per token of the tokenizer, where that is the source's own.
     `source`: folder, hub name, or one of `SHIPPED`. Raises WeightsError.
     """
     opened = open_source(source)
@@ -202,18 +205,32 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
     if theirs.cell == ours.cell:
         start |= {n: v for n, v in found.items() if n in fresh and not n.startswith("backbone/")}
     scale = _std(own[backbone.embedding]) / _std(drawn[backbone.embedding])
+    if config.tokenizer == source:
+        for name in {backbone.embedding, "head"} & own.keys():
+            full = start[f"backbone/{name}"]
+            start[f"backbone/{name}"] = _with_rows(full, drawn[name] * scale)
     result = {}
     for name, value in fresh.items():
         taken = start.get(name)
         if taken is not None and taken.shape != value.shape:
+            table = name in (f"backbone/{backbone.embedding}", "backbone/head")
+            way = " It has a row per token: data.tokenizer=init is the tokenizer of these weights."
             raise WeightsError(
                 f"Training can't start from {source}: {name} is {list(taken.shape)} there and "
-                f"{list(value.shape)} with this config."
+                f"{list(value.shape)} with this config.{way if table else ''}"
             )
         if taken is None and name in CELLS[ours.cell].scaled_by_embedding:
             taken = value * scale
         result[name] = np.asarray(value if taken is None else taken, np.float32)
     return weights.unflatten(result)
+
+
+def _with_rows(table: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """[V, D] `table` with as many rows as `drawn` has. Makers round the rows up, so that the last
+    belong to no token; the rows of tokens that were added to a tokenizer are as drawn."""
+    if table.shape[1:] != drawn.shape[1:]:
+        return table
+    return np.concatenate([table[: len(drawn)].astype(np.float32), drawn[len(table) :]])
 
 
 def _std(table: np.ndarray) -> np.floating:
@@ -253,7 +270,9 @@ def infer(
         layout, base = _layout(model.max_positions, grown, said)
         model = replace(model, position_layout=layout, max_positions=base)
     prompt = settings.Prompt(source="none", tokens=0)
-    return settings.Config(model=model, prompt=prompt), tuple(guessed)
+    align = said.get("segment_alignment")
+    data = settings.Data(align=align if align in ("left", "right") else "left")
+    return settings.Config(model=model, prompt=prompt, data=data), tuple(guessed)
 
 
 def held_sizes(model: settings.Model, flat: Mapping[str, np.ndarray]) -> dict[str, set]:

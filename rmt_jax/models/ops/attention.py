@@ -112,7 +112,7 @@ def attend_segment(
         if bias is not None:
             bias = gather_positions(bias.swapaxes(1, 2), query_positions).swapaxes(1, 2)
     # With a cache, or at some places only, what is visible is not the causal triangle.
-    whole = fused and cache is None and query_positions is None
+    whole = fused and context.causal and cache is None and query_positions is None
     known = context.mask if whole else None
     return attend(queries, keys, values, visible, bias, known, context.packed)
 
