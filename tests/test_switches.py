@@ -9,8 +9,8 @@ import pytest
 import tiny_run
 
 from rmt_jax import cli, doctor, evaluation
+from rmt_jax.data import text_stream
 from rmt_jax.evaluation import session as recall
-from rmt_jax.evaluation import text_stream
 from rmt_jax.runtime import switches
 
 TEXT = "Mary went to the garden. " + "The sun shone on the old house again. " * 20
