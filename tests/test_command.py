@@ -168,7 +168,7 @@ def test_config_survives_json():
         (["--config.model.cell_options.rate=0.9"], "has no field 'model.cell_options.rate'"),
         (
             ["--config.model.backbone=bert"],
-            "model.backbone is 'bert', but there is no such backbone: choose gemma3, gpt2",
+            "model.backbone is 'bert', but there is no such backbone: choose",
         ),
         (["--config.imports=no_such_module"], "names 'no_such_module', which cannot be imported"),
         (["--config.model.heads=3"], "model.width 64 does not divide into model.heads 3"),
