@@ -69,7 +69,11 @@ def language(cell: str) -> Config:
             warmup=0.05,
             decay="linear",
         ),
-        stages=(Stage(segments=16, steps=1500, batch=16, learning_rate=0.01),),
+        stages=(
+            Stage(segments=16, steps=1200, batch=16, learning_rate=0.01),
+            # Without it a memory of 64 segments and more does harm: it was never that full.
+            Stage(segments=64, steps=300, batch=4, learning_rate=0.003),
+        ),
         evaluation=Evaluation(lengths=("128s",), samples=16, batch=16),
         checkpoint=Checkpoint(every=100),
         log_every=20,

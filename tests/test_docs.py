@@ -31,6 +31,7 @@ LEFT_OUT = {
     "doctor$": "minutes: it measures the machine; test_doctor.py runs it in parts",
     "gating ": "minutes of training; test_gating.py trains a small one",
     "evaluate .*niah": "segments that hold RULER's questions; test_suites.py has some",
+    "report .*--capacity": "eight trained memories; test_suites.py draws such a picture",
     "lmeval ": "the harness, whose test is in test_lmeval.py",
     "prepare --download": "the network",
     "prepare --pg19": "the network",

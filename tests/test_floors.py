@@ -24,6 +24,7 @@ FLOORS = (
         "registry",
         "cli",
         "files",
+        "gguf_file",
     ),
     ("models", "data", "runtime"),
     ("report",),
