@@ -247,6 +247,13 @@ class Backbone(nnx.Module):
         raise ConfigError(f"The backbone {cls.__name__} can't load Hugging Face's files.")
 
     @classmethod
+    def hf_shapes(cls, said: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes that a config.json says of the weights, by name below `backbone/`: of those that
+        `from_hf_config` looks at. It knows a model by them before its weights are there. A field
+        that is missing is a KeyError."""
+        raise ConfigError(f"The backbone {cls.__name__} can't load Hugging Face's files.")
+
+    @classmethod
     def from_gguf(
         cls, weights: Mapping[str, np.ndarray], config: settings.Model, architecture: str
     ) -> dict[str, np.ndarray]:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rmt_jax.config import SHIPPED
 from rmt_jax.files import refuse_pointer
 from rmt_jax.models.io import torch_pickle, weights
+from rmt_jax.models.io.lazy import Array
 from rmt_jax.models.io.weights import WeightsError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -66,12 +65,13 @@ def argument(folder: Path) -> str:
     return shlex.quote(f"./{folder}" if str(folder) in SHIPPED else str(folder))
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder: one file, or the files that an index names."""
+def read_tensors(folder: Path) -> dict[str, Array]:
+    """All tensors of a folder: one file, or the files that an index names. Those of safetensors
+    stay there until they are asked for."""
     for name in SINGLE:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return _read_file(folder / name)
+            return dict(_read_file(folder / name))
         if index.is_file():
             return _read_sharded(index)
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
@@ -127,11 +127,11 @@ def end_ids(folder: Path, said: Mapping[str, Any]) -> tuple[int, ...]:
     return ()
 
 
-def _read_file(file: Path) -> dict[str, np.ndarray]:
-    return torch_pickle.read(file) if file.suffix == ".bin" else weights.read_safetensors(file)
+def _read_file(file: Path) -> Mapping[str, Array]:
+    return torch_pickle.read(file) if file.suffix == ".bin" else weights.open_safetensors(file)
 
 
-def _read_sharded(index: Path) -> dict[str, np.ndarray]:
+def _read_sharded(index: Path) -> dict[str, Array]:
     refuse_pointer(index)
     try:
         table = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
@@ -141,7 +141,7 @@ def _read_sharded(index: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{index} is not an index of weight files: {error!r}.") from error
     if not inside:
         raise WeightsError(f"{index} names files outside its own folder; it was not followed.")
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Array] = {}
     for name in files:
         tensors |= _read_file(index.parent / name)
     missing = sorted(table.keys() - tensors.keys())
