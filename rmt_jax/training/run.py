@@ -14,13 +14,13 @@ from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
 from rmt_jax.evaluation import perplexity
-from rmt_jax.models.io import hub
+from rmt_jax.models.io import hub, shapes
 from rmt_jax.models.io.folder import argument
 from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 from rmt_jax.runtime.preemption import Signals, Stopped
-from rmt_jax.runtime.workdir import Workdir, new_folder
+from rmt_jax.runtime.workdir import Workdir, config_to_continue, new_folder
 from rmt_jax.training import optimizer, step
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.divergence import Diverged, Rescues
@@ -33,12 +33,16 @@ log = logging.getLogger(__name__)
 def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
     """Trains, evaluates, reports; returns the exit code. Without a `path` it makes a folder."""
     looks.profiled()
+    known = config_to_continue(path)
+    config = shapes.settle(config, known)
     models.check(config.model, config.prompt)
     startup.one_device_a_core(config)
     startup.prepare()
     path = path or new_folder()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
-        tokenizer = tokenizers.load(config.tokenizer)
+        # A continued run needs nothing of what it started from.
+        own = known is not None and known.init == config.init and config.data.tokenizer == "init"
+        tokenizer = tokenizers.load(path / "tokenizer" if own else config.tokenizer)
         config = tasks.resolve(config, tokenizer)
         workdir.settle(config)
         try:

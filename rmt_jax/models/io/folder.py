@@ -21,10 +21,11 @@ OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are the
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
-def resolve(name: str | Path, revision: str | None = None) -> Path:
+def resolve(name: str | Path, revision: str | None = None, only: list[str] | None = None) -> Path:
     """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
     the hub (weights and json only). NAME@REVISION pins a branch, tag or commit wherever a hub name
-    is taken. A `Path` is a folder before it is a name; a text that is both is refused."""
+    is taken. A `Path` is a folder before it is a name; a text that is both is refused. only:
+    patterns of the files that are wanted of a hub name, not all of them."""
     folder = Path(name).expanduser()
     if str(name) in SHIPPED and not (folder.is_dir() and isinstance(name, Path)):
         shipped = ASSETS / str(name)
@@ -47,8 +48,9 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     repository, _, pinned = str(name).partition("@")
     revision = revision or pinned or None
     try:
-        found = Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
-        if not any(found.glob("model*.safetensors*")):
+        wanted = only or PATTERNS
+        found = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        if not only and not any(found.glob("model*.safetensors*")):
             snapshot_download(repository, revision=revision, allow_patterns=OLDER)
         return found
     except Exception as error:  # the hub's errors have no common parent below Exception

@@ -114,7 +114,7 @@ def _llama3(base: float, factors: np.ndarray, file: Path) -> dict[str, Any]:
     scaling = LLAMA3 | {"rope_type": "llama3", "factor": float(factors.max())}
     options = RopeOptions(**rope.from_hf({"rope_theta": base, "rope_scaling": scaling}, str(file)))
     width = 2 * factors.size
-    expected = frequencies(width, base) / options.frequencies(width)
+    expected = frequencies(width, base, np) / options.frequencies(width, np)
     if not np.allclose(expected, factors, rtol=1e-3):
         raise WeightsError(
             f"{file} divides its rotary frequencies by other factors ({ROPE_FACTORS}) than Llama"

@@ -73,7 +73,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     if ours is None:
         backbone = names.backbone_of(theirs, said.get("model_type"), str(folder))
     else:
-        _import_extensions(ours, folder, local)
+        import_extensions(ours, folder, local)
         backbone = ours.model.backbone
     flat = names.to_ours(theirs, BACKBONES[backbone], str(folder))
     config, guessed = (ours, ()) if ours else infer(backbone, flat, said, str(folder))
@@ -96,7 +96,7 @@ def _open_run(folder: Path, local: bool) -> Source:
     said.pop("segment_size")
     ends = end_ids(folder, {})
     config = settings.from_dict(said)
-    _import_extensions(config, folder, local)
+    import_extensions(config, folder, local)
     flat = lora.merged(weights.open_own(folder), config.lora)
     return Source(folder, config, flat, ends, ())
 
@@ -107,7 +107,7 @@ def _open_adapter(folder: Path, local: bool) -> Source:
     base = open_source(found.base)
     config, flat = found.config or base.config, dict(base.flat)
     if found.config is not None:
-        _import_extensions(config, folder, local)
+        import_extensions(config, folder, local)
         flat = {n: v for n, v in flat.items() if n.startswith("backbone/")}
     flat |= found.ours
     backbone = BACKBONES[config.model.backbone]
@@ -141,7 +141,7 @@ def _open_gguf(file: Path) -> Source:
     return Source(file.parent, config, flat, *rest)
 
 
-def _import_extensions(config: settings.Config, folder: Path, local: bool) -> None:
+def import_extensions(config: settings.Config, folder: Path, local: bool) -> None:
     """Imports the modules that a checkpoint's backbone, cell or tasks come from. Modules run as
     code, so a checkpoint from the hub may not choose them: they must be imported already."""
     if local:
