@@ -40,6 +40,7 @@ LEFT_OUT = {
     "ask --workdir HuggingFaceTB": "the network; test_chat.py asks in a template",
     "convert adapter": "a run with adapters; test_lora.py trains one",
     "convert import --from booydar": "the network",
+    "doctor --plan .*--config.init": "a model's config.json; test_shapes.py plans with some",
     "data.tokenizer_recipe": "a folder of books; the tokenizer's test has its result",
 }
 # So that a command ends soon.
