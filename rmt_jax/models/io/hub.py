@@ -248,7 +248,10 @@ def _with_rows(table: Array, drawn: Array, scale: Callable[[], np.floating]) -> 
 
 
 def _std(table: Array) -> np.floating:
-    return np.asarray(table, np.float32).std()
+    """As numpy's, with one copy of the table in memory."""
+    own = np.array(table, np.float32)
+    own -= own.sum(keepdims=True) / own.size
+    return np.sqrt(np.multiply(own, own, out=own).sum() / own.size)
 
 
 def _list(names: list[str]) -> str:

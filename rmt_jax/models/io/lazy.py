@@ -46,7 +46,7 @@ class LazyArray:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         found = self[()]
-        return found if dtype is None else found.astype(dtype, copy=False)
+        return np.array(found, dtype, copy=True if copy else None)
 
     @property
     def T(self) -> "LazyArray":
