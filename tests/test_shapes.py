@@ -32,12 +32,11 @@ FAMILIES = {
 }
 
 
-def folder(path: Path, backbone: str, options: dict, tied: bool) -> Path:
+def folder(path: Path, backbone: str, options: dict, tied: bool, **sizes) -> Path:
     """A Hugging Face folder of a drawn model."""
     rotary = {} if backbone == "gpt2" else {"positions": "rotary"}
-    config = tiny.settings(
-        backbone=backbone, cell="none", backbone_options=options, tied_head=tied, **rotary
-    )
+    sizes = {"backbone_options": options} | rotary | sizes
+    config = tiny.settings(backbone=backbone, cell="none", tied_head=tied, **sizes)
     built = models.build(config, cfg.Prompt("none"), tiny.VOCAB, 1, nnx.Rngs(0))
     flat = {n: np.asarray(v) for n, v in weights.flatten(models.split(built)[1]).items()}
     theirs = names.to_theirs(flat, BACKBONES[backbone], CELLS["none"])

@@ -55,9 +55,13 @@ class Start:
         Raises WeightsError for weights that can't be started from."""
         params = self.loaded() if self.config.init else self.drawn()
         trained = step.divide(params, self.config.optimizer.trains)[0]
-        moments = jax.jit(self._optimizer.init, out_shardings=self.place.opt)(trained)
+        moments = self.moments()(trained)
         count = jax.device_put(jnp.zeros((), jnp.int32), self.place.step)
         return TrainState(count, params, moments)
+
+    def moments(self) -> Any:
+        """The program that makes the optimiser's state of the weights that are trained."""
+        return jax.jit(self._optimizer.init, out_shardings=self.place.opt)
 
     def drawn(self) -> dict[str, Any]:
         """Fresh weights by the config's seed, nested."""

@@ -143,6 +143,7 @@ def to_devices(value: Array, sharding: jax.sharding.Sharding, dtype: Any = np.fl
     arrays = []
     for key, devices in places.items():
         part = parts.pop(key)
-        arrays += [jax.device_put(part, device) for device in devices]
+        # Copied before the next one is: a part would be there twice until then.
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
         del part
     return jax.make_array_from_single_device_arrays(value.shape, sharding, arrays)
