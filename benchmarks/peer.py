@@ -41,8 +41,7 @@ class Cell(torch.nn.Module):
                 n_positions=size.positions, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                 bos_token_id=0, eos_token_id=0,
             )  # fmt: skip
-            kind = LlamaForCausalLM if size.kv_heads else GPT2LMHeadModel
-            self.model: Any = kind(llama if size.kv_heads else config)
+            self.model: Any = LlamaForCausalLM(llama) if size.kv_heads else GPT2LMHeadModel(config)
         deviation = self.model.get_input_embeddings().weight.std()
         self.memory = torch.nn.Parameter(deviation * torch.randn(size.memory, size.width))
 

@@ -21,6 +21,7 @@ from rmt_jax import config as settings
 from rmt_jax.config import ConfigError, NoOptions
 from rmt_jax.models import platform
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
+from rmt_jax.models.io.lazy import Array
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.registry import Registry
 from rmt_jax.types import WeightInfo
@@ -255,8 +256,8 @@ class Backbone(nnx.Module):
 
     @classmethod
     def from_gguf(
-        cls, weights: Mapping[str, np.ndarray], config: settings.Model, architecture: str
-    ) -> dict[str, np.ndarray]:
+        cls, weights: Mapping[str, Array], config: settings.Model, architecture: str
+    ) -> dict[str, Array]:
         """Weights of a GGUF file, already under our names, in the order that ours have inside."""
         return dict(weights)
 

@@ -255,8 +255,8 @@ class GatedBackbone(Backbone):
             "key": (said.get("num_key_value_heads") or heads) * head,
             "gate": said["intermediate_size"],
         }
-        found = {f"blocks/{name}/kernel": (layers, width, n) for name, n in columns.items()}
-        found["embed_tokens"] = (said["vocab_size"], width)
+        found: dict[str, tuple[int, ...]] = {"embed_tokens": (said["vocab_size"], width)}
+        found |= {f"blocks/{name}/kernel": (layers, width, n) for name, n in columns.items()}
         return found if said.get("tie_word_embeddings") else found | {"head": found["embed_tokens"]}
 
     @classmethod

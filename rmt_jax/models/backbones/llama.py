@@ -23,6 +23,7 @@ from rmt_jax.models.backbones.gated import (
     layer_names,
 )
 from rmt_jax.models.io import lazy, rope
+from rmt_jax.models.io.lazy import Array
 from rmt_jax.models.ops.rotary import RotaryAngles, halves_from_pairs, rotary_angles
 
 # What HF's config.json must say, where it says it: other values compute something else.
@@ -119,8 +120,8 @@ class Llama(GatedBackbone):
 
     @classmethod
     def from_gguf(
-        cls, weights: Mapping[str, np.ndarray], config: settings.Model, architecture: str
-    ) -> dict[str, np.ndarray]:
+        cls, weights: Mapping[str, Array], config: settings.Model, architecture: str
+    ) -> dict[str, Array]:
         """Llama's own queries and keys stand in pairs there, Qwen's as here."""
         found, options = dict(weights), cls.options(config)
         if architecture == "llama":

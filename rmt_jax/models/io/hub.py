@@ -105,7 +105,7 @@ def _open_adapter(folder: Path, local: bool) -> Source:
     """A base model with the adapters of a folder in PEFT's layout put into its weights."""
     found = adapters.read(folder)
     base = open_source(found.base)
-    config, flat = found.config or base.config, dict(base.flat)
+    config, flat = found.config or base.config, dict[str, Any](base.flat)
     if found.config is not None:
         import_extensions(config, folder, local)
         flat = {n: v for n, v in flat.items() if n.startswith("backbone/")}
@@ -208,7 +208,7 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
             f"Training can't start from {source}: it lacks {_list(missing)} and has"
             f" {_list(extra)} too many for this config; compare its config ({theirs}) with yours."
         )
-    start = {f"backbone/{name}": value for name, value in own.items()}
+    start: dict[str, Any] = {f"backbone/{name}": value for name, value in own.items()}
     if theirs.cell == ours.cell:
         start |= {n: v for n, v in found.items() if n in fresh and not n.startswith("backbone/")}
 
@@ -242,9 +242,10 @@ def _with_rows(table: Array, drawn: Array, scale: Callable[[], np.floating]) -> 
     (rows, *rest), (wanted, *width) = table.shape, drawn.shape
     if rest != width or rows == wanted:
         return table
-    added = np.asarray(drawn)[rows:] * scale() if wanted > rows else ()
     own = LazyArray((min(rows, wanted), *rest), table.dtype, lambda index: table[index])
-    return lazy.concatenate(own, added) if len(added) else own
+    if wanted <= rows:
+        return own
+    return lazy.concatenate(own, np.asarray(drawn)[rows:] * scale())
 
 
 def _std(table: Array) -> np.floating:
@@ -259,7 +260,7 @@ def _list(names: list[str]) -> str:
 
 
 def infer(
-    backbone: str, flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
+    backbone: str, flat: Mapping[str, Array], said: Mapping[str, Any], what: str
 ) -> tuple[settings.Config, tuple[str, ...]]:
     """Config of others' weights under our names, and the sizes that had to be guessed."""
     try:
@@ -292,7 +293,7 @@ def infer(
     return settings.Config(model=model, prompt=prompt, data=data), tuple(guessed)
 
 
-def held_sizes(model: settings.Model, flat: Mapping[str, np.ndarray]) -> dict[str, set]:
+def held_sizes(model: settings.Model, flat: Mapping[str, Array]) -> dict[str, set]:
     """Fields of a config.json that weights under our names say too, and what they may be."""
     backbone, cell = BACKBONES[model.backbone], CELLS[model.cell]
     own, grown = part_of(flat, "backbone"), cell.token_copies() * model.memory_tokens

@@ -115,8 +115,9 @@ def equal(a: Array, b: Array) -> bool:
 def to_devices(value: Array, sharding: jax.sharding.Sharding, dtype: Any = np.float32) -> jax.Array:
     """`value` as one array laid out by `sharding`, of which each process reads what its devices
     hold. Of stacked layers one is in memory at a time, beside the parts that are being filled."""
-    places: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    places: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(value.shape).items():
+        assert index is not None  # a device of this process
         pairs = zip(index, value.shape, strict=True)
         key = tuple(part.indices(size)[:2] for part, size in pairs)
         places.setdefault(key, []).append(device)

@@ -46,9 +46,9 @@ def settle(config: settings.Config, known: settings.Config | None = None) -> set
     """
     if config.model.backbone != INIT:
         return config
-    goes_on = known is not None and known.init == config.init
-    found = known.model if goes_on else of_source(config.init).model
-    return config.replace(model=_filled(config.model, found, config.init))
+    if known is None or known.init != config.init:
+        known = config.replace(model=of_source(config.init).model)
+    return config.replace(model=_filled(config.model, known.model, config.init))
 
 
 def of_source(name: str) -> Shape:
