@@ -19,7 +19,7 @@ NAMES = {
 
 HEAD = """# rmt_jax beside PyTorch
 
-Written by `python -m benchmarks.run`; the figures are in [results.json](results.json).
+Written by `python -m benchmarks.run`; the figures are in `results.json`.
 
 - **rmt_jax**: `rmt_jax.steps.make_train_step` and `rmt_jax.api`, as they are, on GPT-2's block.
 - **PyTorch, best form** (`benchmarks/peer.py`): Hugging Face's `GPT2LMHeadModel` in a loop over

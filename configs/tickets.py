@@ -2,7 +2,7 @@
 
     python -m rmt_jax.train --config configs/tickets.py --workdir runs/tickets
 
-Copy this file and put your rows in their place (docs/own_data.md).
+Copy this file and put your rows in their place (docs/howto/own_data.md).
 """
 
 from pathlib import Path
