@@ -22,7 +22,6 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["EXPERIMENTS.md", "pretraining"]
 
 html_theme = "furo"
 html_title = f"rmt_jax {release}"
