@@ -70,7 +70,9 @@ class ConfigFields(SphinxDirective):
         rows = [["field", "default", "meaning"]]
         for field in dataclasses.fields(cls):
             about = describe(cls, field.name)
-            more = "; ".join(x for x in (about.unit, " | ".join(about.choices), about.limits()) if x)
+            more = "; ".join(
+                x for x in (about.unit, " | ".join(about.choices), about.limits()) if x
+            )
             help = f"{about.help} [{more}]" if more else about.help
             rows.append([f"``{field.name}``", default_of(field), help.replace("*", r"\*")])
         own = cls.__doc__ if not (cls.__doc__ or "").startswith(f"{name}(") else ""
@@ -95,7 +97,7 @@ def to_rst(app, what, name, obj, options, lines):
 
 
 def markdown_to_rst(lines):
-    """Docstrings hold Markdown tables and indented code, which reStructuredText writes otherwise."""
+    """Docstrings hold Markdown's tables and indented code: reStructuredText has other forms."""
     done, table, code = [], [], False
     for line in [*lines, ""]:
         if line.startswith("|"):

@@ -60,7 +60,9 @@ def recurrence() -> None:
     p.arrow((625, 30), (625, 12), (705, 12))
     p.say(710, 16, "answer", anchor="start", size=12)
     p.say(20, 178, "Attention sees one segment. Everything else must pass through m.", 12, "start")
-    p.save("recurrence.svg", "A text is read segment by segment; a memory goes from one to the next")
+    p.save(
+        "recurrence.svg", "A text is read segment by segment; a memory goes from one to the next"
+    )
 
 
 def memories() -> None:
@@ -103,7 +105,9 @@ def memories() -> None:
             p.arrow((left + 44, y + 13), (left + 78, y + 13))
             p.box(left + 320, y, 34, 26, MEMORY, inner, 12)
             p.arrow((left + 280, y + 13), (left + 318, y + 13))
-        p.say(left + 80, tokens + 44, "left: from the last segment; right: to the next", 10, "start")
+        p.say(
+            left + 80, tokens + 44, "left: from the last segment; right: to the next", 10, "start"
+        )
     p.save("memories.svg", "What four memory cells carry from segment to segment")
 
 
