@@ -57,10 +57,19 @@ def run(path: Path, write: bool) -> bool:
 
 
 def clean(cell: nbformat.NotebookNode) -> None:
-    """Leaves out what differs from run to run and says nothing."""
+    """Leaves out what differs from run to run."""
     cell.metadata.pop("execution", None)
-    if cell.cell_type == "code":
-        cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    if cell.cell_type != "code":
+        return
+    kept: list[nbformat.NotebookNode] = []
+    for one in cell.outputs:
+        if one.get("name") == "stderr":
+            continue
+        if kept and one.get("name") == "stdout" == kept[-1].get("name"):
+            kept[-1].text += one.text  # a stream comes in pieces
+        else:
+            kept.append(one)
+    cell.outputs = kept
 
 
 def printed(cell: nbformat.NotebookNode) -> list[str]:
