@@ -17,6 +17,10 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
+METADATA = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
 
 
 def main(argv: list[str]) -> int:
@@ -51,7 +55,7 @@ def run(path: Path, write: bool) -> bool:
         lines = difflib.unified_diff(printed(old), printed(now), "kept", "printed", lineterm="")
         print(path.name, *lines, sep="\n")
     if write:
-        new.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        new.metadata = METADATA
         nbformat.write(new, path)
     return same or write
 
