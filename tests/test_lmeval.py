@@ -115,7 +115,7 @@ def test_long_contexts_are_read_through_memory(tmp_path, cell, monkeypatch):
     model = plain(tmp_path, cell)
     found = lmeval.rank(model, ranking(PAIRS), batch=3)
     monkeypatch.setattr(likelihood, "BLOCK", 2)
-    likelihood._programs.cache_clear()
+    likelihood.programs.cache_clear()
     alone = [lmeval.rank(model, [request], batch=1)[0] for request in ranking(PAIRS)]
     words = model.tokenizer
     context, continuation = PAIRS[3]
