@@ -19,7 +19,7 @@
 from the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
 seven of what `hard_negatives` made of it (runs/mixed); a fifth of each run of `threshold` and two
 of runs/mixed, with `python -m rmt_jax.gating --gates.steps=900 --threshold 0.2` after that, are
-`multitask`. Each of these puts together what was run in pieces (docs/EXPERIMENTS.md: 1 to 8 are
+`multitask`. Each of these puts together what was run in pieces (docs/findings.md: 1 to 8 are
 `tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33 `hard_negatives`, 45 `threshold`,
 46 the gates), so it will give weights like these, not these; what they taught in one run, with
 three seeds, is `configs/multitask.py:long`. The `wide` presets, nine times as large, from random
@@ -27,7 +27,7 @@ weights in four minutes of a GPU (piece 34), `python -m rmt_jax.gating` after th
 `wide_stories` from there with two seeds (42 and 43), `python -m rmt_jax.convert mean` of all three
 and the gates once more (44) are `multitask-wide`.
 
-Why a curriculum (measured, docs/EXPERIMENTS.md): all five tasks at once from random weights stay at
+Why a curriculum (measured, docs/findings.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
 fact, leaves that plateau within 300 steps, and each further task, with questions about the steps
 between ("Who has the milk?"), builds on the one before. Steps count more than tokens: texts start
@@ -221,7 +221,7 @@ def official() -> Config:
 
 def hard_negatives() -> Config:
     """A little more of that, hidden among sentences that hold the tasks' names, at a high price on
-    what background does to the memory. From the mean of `long` and `official` (docs/EXPERIMENTS.md
+    what background does to the memory. From the mean of `long` and `official` (docs/findings.md
     says how it is made). Give --config.data.babi_dir and --config.data.background: the built-in
     text has no such sentences."""
     config = official()

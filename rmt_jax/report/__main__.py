@@ -2,10 +2,13 @@
 
     python -m rmt_jax.report RUN [RUN …] [--names a,b] [--groups a,a] [--references] [--out DIR]
     python -m rmt_jax.report RUN [RUN …] --capacity [--out DIR]
+    python -m rmt_jax.report --history [ID …] [--out DIR]
 
 RUN is a folder with a `summary.json`. Runs of one group (seeds, say) are also averaged: mean ±
 standard deviation. With --capacity also accuracy against the number of facts in a text, and the
 most facts kept against the size of the memory; runs of one memory cell and size are a group.
+--history lists the runs behind docs/findings.md; with their ids it writes their configs, logs and
+learning curves. `--history ID --add RUN` puts a run among them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from rmt_jax import cli
 from rmt_jax.files import write_text
-from rmt_jax.report import ReportError, capacity, comparison, main_rule, read, reference
+from rmt_jax.report import ReportError, capacity, comparison, history, main_rule, read, reference
 from rmt_jax.results import EvalResult
 from rmt_jax.scores import NAMES
 
@@ -22,16 +25,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         prog="python -m rmt_jax.report", description="Several runs side by side, and their spread."
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders with a summary.json")
+    parser.add_argument("runs", nargs="*", help="folders with a summary.json, or ids of --history")
     parser.add_argument("--names", default="", help="a name for each run, with commas between")
     parser.add_argument(
         "--groups", default="", help="one group per run: seeds of one setting share one"
     )
     parser.add_argument("--references", action="store_true", help="published curves behind ours")
     parser.add_argument("--capacity", action="store_true", help="facts that memories hold")
+    parser.add_argument("--history", action="store_true", help="the runs behind docs/findings.md")
+    parser.add_argument("--add", default="", metavar="RUN", help="a folder to put among them")
     parser.add_argument("--score", default="", choices=("", *NAMES), help="of table and curves")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     args = parser.parse_args(argv)
+    if args.history:
+        return _show_history(args.runs, args.out, args.add)
+    if args.add:
+        raise ReportError("--add puts a run among those of --history: say --history ID --add RUN.")
+    if not args.runs:
+        raise ReportError("Name one folder or more that have a summary.json: RUN/results, say.")
+    args.runs = [Path(folder) for folder in args.runs]
     runs = [read(folder) for folder in args.runs]
     names = _one_each(args.names, args.runs, "--names")
     groups = _one_each(args.groups, args.runs, "--groups") if args.groups else names
@@ -60,6 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         text += f"\n{held}"
     print(text)
     print("written:", ", ".join(str(p) for p in [args.out / "comparison.md", *paths]))
+    return 0
+
+
+def _show_history(names: Sequence[str], out: Path, folder: str) -> int:
+    if folder:
+        if len(names) != 1:
+            raise ReportError(f"--add takes one id, but got {len(names)}: --history ID --add RUN.")
+        history.add(names[0], Path(folder))
+        print(f"written: {history.FILE}; a row for {names[0]} in experiments.csv is yours to write")
+    elif names:
+        print("written:", ", ".join(str(p) for p in history.draw(names, out)))
+    else:
+        print(history.table())
     return 0
 
 

@@ -98,7 +98,8 @@ def capacity_curves(groups: Groups, path: Path, *, rule: str, title: str = "") -
             axes.yaxis.grid(True, color=PALE, lw=0.8)
             axes.set_axisbelow(True)
         if right.get_legend_handles_labels()[0]:
-            right.legend(loc="best", fontsize=8.5)
+            right.set_ylim(0, 1.25 * right.dataLim.ymax)  # room for the legend
+            right.legend(loc="upper center", ncols=len(cells), fontsize=8.5)
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5)
     heading = figures.figure_title("Facts that a memory holds", title)

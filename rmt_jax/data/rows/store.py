@@ -31,7 +31,7 @@ from rmt_jax.files import cache_folder
 
 VERSION = 1  # of the files
 BATCH = 2_000_000  # characters of contexts that are tokenised together
-REMEMBERED = 4096  # latest contexts, so that one with many questions is kept once
+REMEMBERED = 65_536  # hashes of the latest contexts: one with many questions is kept once
 SHOWN = 3  # places that a note names
 
 
@@ -189,7 +189,7 @@ class _Writer:
         self._files = {n: open(folder / n, "wb") for n in ("tokens", "starts", "table", "lines")}
         self._files["starts"].write(np.int64(0).tobytes())
         self._tokenizer, self._kind, self._hides = tokenizer, token_type(tokenizer), source.hide
-        self._known: OrderedDict[str, int] = OrderedDict()  # numbers of the latest contexts
+        self._known: OrderedDict[bytes, int] = OrderedDict()  # hash -> number of the context
         self._waiting: list[Row] = []
         self._size = self._contexts = self._end = self._at = 0
         self.rows, self.contexts = array("Q"), array("Q")  # hashes
@@ -202,16 +202,21 @@ class _Writer:
 
     def flush(self) -> None:
         """Writes what waits: contexts first, then the rows that are about them."""
-        new = list(dict.fromkeys(r.context for r in self._waiting if r.context not in self._known))
-        for context, ids in zip(new, self._encode(new), strict=True):
+        digests = [_digest(row.context) for row in self._waiting]
+        new = {
+            digest: row.context
+            for digest, row in zip(digests, self._waiting, strict=True)
+            if digest not in self._known
+        }
+        for digest, ids in zip(new, self._encode(list(new.values())), strict=True):
             self._files["tokens"].write(np.asarray(ids, self._kind).tobytes())
             self._end += len(ids)
             self._files["starts"].write(np.int64(self._end).tobytes())
-            self._known[context] = self._contexts
+            self._known[digest] = self._contexts
             self._contexts += 1
-            self.contexts.append(_number(context))
-        for row in self._waiting:
-            self._write(row)
+            self.contexts.append(int.from_bytes(digest[:8]))
+        for digest, row in zip(digests, self._waiting, strict=True):
+            self._write(row, self._known[digest])
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         self._waiting, self._size = [], 0
@@ -225,12 +230,13 @@ class _Writer:
             else:
                 yield text_stream.encode(self._tokenizer, " " + context)
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: Row, number: int) -> None:
+        """`number`: of the row's context."""
         context = row.context if self._hides else ""
         line = json.dumps([row.question, row.answers, row.place, context], ensure_ascii=False)
         encode, line = self._tokenizer.encode, line.encode()
         longest = max(len(encode(" " + answer)) for answer in row.answers)
-        entry = [self._known[row.context], len(encode(" " + row.question)), longest, self._at]
+        entry = [number, len(encode(" " + row.question)), longest, self._at]
         self._files["table"].write(np.array(entry, np.int64).tobytes())
         self._files["lines"].write(line)
         self._at += len(line)
@@ -275,7 +281,11 @@ def _share(context: str) -> str:
 
 
 def _number(text: str) -> int:
-    return int.from_bytes(sha256(text.encode(errors="surrogatepass")).digest()[:8])
+    return int.from_bytes(_digest(text)[:8])
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode(errors="surrogatepass")).digest()
 
 
 def some(places: Sequence[str], count: int) -> str:

@@ -68,6 +68,9 @@ class MemoryCell(nnx.Module):
     reorders: ClassVar[bool] = True
     # Do the memory tokens behind the text see each other, later ones too? No fused kernel serves.
     joint_writing: bool = False
+    # Set where a text is read segment by segment and no gradient will be asked for: exact savings
+    # that a gradient, or layers side by side, would not have.
+    only_reads: bool = False
     # What a row of `state_change` is; what a row and a value of `inspect_segment` are.
     state_row_label: ClassVar[str] = "memory token"
     view_labels: ClassVar[tuple[str, str]] = ("write token", "attention")
