@@ -23,7 +23,7 @@ PAGES = (
     "docs/backbones.md",
     "docs/language.md",
     "docs/suites.md",
-    "docs/inspect.md",
+    "docs/howto/inspect.md",
 )
 
 # Commands that need what a test has not, and what that is.
