@@ -37,9 +37,15 @@ def shipped():
 
 def fits(shown: Browser, address: str) -> None:
     """Dark, on a phone, printed: no word to the console, nothing wider than the window."""
-    for width, dark in ((1000, True), (375, False), (320, True)):
-        shown.open(address, width, 800, dark)
+    for width, night in ((1000, True), (375, False), (320, True)):
+        shown.open(address, width, 800, night)
         assert shown.overflow() <= 0, f"{shown.overflow()} pixels too wide at {width}"
+    dark = {"name": "prefers-color-scheme", "value": "dark"}  # paper is white all the same
+    emulated = {"media": "print", "features": [dark]}
+    shown.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
+    paper = shown.run("return getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"
+    shown.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     printed = shown.pdf()
     assert printed.startswith(b"%PDF") and printed.count(b"/Page\n") + printed.count(b"/Page ") >= 1
     assert shown.errors() == []
