@@ -23,10 +23,12 @@ PAGES = (
     "docs/backbones.md",
     "docs/language.md",
     "docs/suites.md",
+    "docs/howto/inspect.md",
 )
 
 # Commands that need what a test has not, and what that is.
 LEFT_OUT = {
+    "ask --web": "a browser; test_pages.py has one, test_ask_web.py its requests",
     "ask --file t.txt": "nothing; test_ask.py runs it and knows the answer",
     "doctor$": "minutes: it measures the machine; test_doctor.py runs it in parts",
     "gating ": "minutes of training; test_gating.py trains a small one",
