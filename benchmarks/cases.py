@@ -22,6 +22,9 @@ class Size:
     memory: int  # M
     batch: int  # texts a train step, on a CPU
     large: int  # texts a train step, on an accelerator
+    # Of a Llama, in place of GPT-2: key-value heads, and the width of the feed-forward.
+    kv_heads: int = 0
+    mlp: int = 0
 
     def __post_init__(self):
         assert self.segment + 2 * self.memory <= self.positions
@@ -32,6 +35,8 @@ SIZES = {
     # The preset `rmt` of configs/multitask.py, but with GPT-2's block: HF has no other.
     "small": Size(4, 64, 4, 4096, 128, 64, 12, 32, 512),
     "base": Size(12, 768, 12, 50257, 1024, 512, 16, 1, 16),  # GPT-2 small, 124M weights
+    # SmolLM2-135M, with the segments of configs/multitask.py's `pretrained`.
+    "smollm2": Size(30, 576, 9, 49152, 8192, 256, 16, 1, 32, kv_heads=3, mlp=1536),
 }
 
 LENGTHS = {"4k": 4096, "32k": 32768, "128k": 131072, "1M": 1048576}
@@ -78,8 +83,10 @@ def cases(accelerator: bool) -> list[Case]:
     found = []
     for name, size in SIZES.items():
         batch = (size.large if accelerator else size.batch,)
-        for segments in (1, 4, 16):
+        for segments in (1, 4) if size.kv_heads else (1, 4, 16):
             case = Case(f"train/{name}/{segments}", "train", name, segments, batch, SIDES)
+            if size.kv_heads:
+                case = case._replace(contenders=("ours", "best"), rounds=3)
             if name == "small":
                 case = case._replace(contenders=(*SIDES, "preset"))
             if name == "base" and segments == 4:
@@ -108,6 +115,9 @@ def cases(accelerator: bool) -> list[Case]:
         )
         found.append(base._replace(name="read/base/1M-batch", batches=(4, 8, 16)))
     found.append(base)
+    texts = (1, 8, 32) if accelerator else (1,)
+    case = Case("read/smollm2/2k", "read", "smollm2", 8, texts, ("ours", "best"), rounds=3)
+    found.append(case)
     for name in ("small", "base"):
         found.append(Case(f"answer/{name}/4", "answer", name, 4, (1,), ("ours", "best")))
     return sorted(found, key=lambda case: case.name == "train/base/16")

@@ -21,9 +21,13 @@ MICRO = 4  # texts of a microbatch on a CPU
 
 
 def config_of(size: Size, remat: bool = False) -> settings.Config:
-    """A plain RMT on GPT-2's block, trained with AdamW at a constant rate."""
+    """A plain RMT on GPT-2's block or a Llama's, trained with AdamW at a constant rate."""
+    llama: dict[str, Any] = {"kv_heads": size.kv_heads, "mlp_width": size.mlp}
     return settings.Config(
         model=settings.Model(
+            backbone="llama" if size.kv_heads else "gpt2",
+            positions="rotary" if size.kv_heads else "learned",
+            backbone_options=llama if size.kv_heads else {},
             cell="rmt",
             layers=size.layers,
             width=size.width,

@@ -21,11 +21,12 @@ HEAD = """# rmt_jax beside PyTorch
 
 Written by `python -m benchmarks.run`; the figures are in `results.json`.
 
-- **rmt_jax**: `rmt_jax.steps.make_train_step` and `rmt_jax.api`, as they are, on GPT-2's block.
-- **PyTorch, best form** (`benchmarks/peer.py`): Hugging Face's `GPT2LMHeadModel` in a loop over
-  segments with memory embeddings at both ends, SDPA attention without a mask array, each segment
-  under `torch.compile`, logits at answer places only, fused AdamW. Answers are decoded with Hugging
-  Face's cache, not compiled.
+- **rmt_jax**: `rmt_jax.steps.make_train_step` and `rmt_jax.api`, as they are, on GPT-2's block or a
+  Llama's (smollm2).
+- **PyTorch, best form** (`benchmarks/peer.py`): Hugging Face's `GPT2LMHeadModel`, or
+  `LlamaForCausalLM`, in a loop over segments with memory embeddings at both ends, SDPA attention
+  without a mask array, each segment under `torch.compile`, logits at answer places only, fused
+  AdamW. Answers are decoded with Hugging Face's cache, not compiled.
 - **PyTorch, as published**: the same loop, but logits of all segments made, kept and joined before
   the answer's are picked; nothing compiled; an attention mask passed along; AdamW without fusion.
 

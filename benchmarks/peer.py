@@ -1,4 +1,5 @@
-"""The peer: a recurrent memory transformer in PyTorch on Hugging Face's `GPT2LMHeadModel`.
+"""The peer: a recurrent memory transformer in PyTorch on Hugging Face's `GPT2LMHeadModel` or
+`LlamaForCausalLM`.
 
 What the authors' wrapper does (Bulatov et al. 2022), written anew: a loop over segments, memory
 embeddings at both ends of each, the last hidden states as the next memory, loss on the answer.
@@ -27,15 +28,21 @@ class Cell(torch.nn.Module):
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from transformers import GPT2Config, GPT2LMHeadModel
+            from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+            llama = LlamaConfig(
+                num_hidden_layers=size.layers, hidden_size=size.width, vocab_size=size.vocab,
+                num_attention_heads=size.heads, num_key_value_heads=size.kv_heads or size.heads,
+                intermediate_size=size.mlp, max_position_embeddings=size.positions,
+                rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+            )  # fmt: skip
             config = GPT2Config(
                 n_layer=size.layers, n_embd=size.width, n_head=size.heads, vocab_size=size.vocab,
                 n_positions=size.positions, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                 bos_token_id=0, eos_token_id=0,
             )  # fmt: skip
-            self.model = GPT2LMHeadModel(config)
-        deviation = self.model.transformer.wte.weight.std()
+            self.model: Any = LlamaForCausalLM(llama) if size.kv_heads else GPT2LMHeadModel(config)
+        deviation = self.model.get_input_embeddings().weight.std()
         self.memory = torch.nn.Parameter(deviation * torch.randn(size.memory, size.width))
 
 
@@ -48,8 +55,9 @@ class Peer(torch.nn.Module):
 
     def segment(self, memory: torch.Tensor, tokens: torch.Tensor):
         """One segment: hidden [B, L, D] after the final LayerNorm, memory [B, M, D]."""
-        transformer, places = self.memory_cell.model.transformer, self.size.memory
-        embedded = torch.cat([memory, transformer.wte(tokens), memory], dim=1)
+        transformer, places = self.memory_cell.model.base_model, self.size.memory
+        embed = transformer.get_input_embeddings()
+        embedded = torch.cat([memory, embed(tokens), memory], dim=1)
         mask = torch.ones(embedded.shape[:2], device=tokens.device) if self.published else None
         out = transformer(inputs_embeds=embedded, attention_mask=mask, use_cache=False)
         hidden = out.last_hidden_state
@@ -99,11 +107,11 @@ class Peer(torch.nn.Module):
         return memory
 
     def answer(self, memory: torch.Tensor, tail: torch.Tensor, new: int) -> torch.Tensor:
-        """Greedy continuation i64[B, new] of the last segment, with a KV cache."""
+        """Greedy continuation i64[B, new] of the last segment, with a KV cache (GPT-2)."""
         from transformers import DynamicCache
 
-        transformer, cache = self.memory_cell.model.transformer, DynamicCache()
-        embedded = torch.cat([memory, transformer.wte(tail)], dim=1)
+        transformer, cache = self.memory_cell.model.base_model, DynamicCache()
+        embedded = torch.cat([memory, transformer.get_input_embeddings()(tail)], dim=1)
         # By position: version 5 renames this argument.
         out = transformer(None, cache, inputs_embeds=embedded, use_cache=True)
         made = [self.head(out.last_hidden_state[:, -1]).argmax(-1, keepdim=True)]
@@ -118,7 +126,7 @@ def optimizer_of(peer: Peer) -> torch.optim.Optimizer:
     on what ours decays: the blocks' matrices."""
     matrices, rest = [], []
     for name, weight in peer.named_parameters():
-        inner = ".h." in name and weight.ndim == 2
+        inner = (".h." in name or ".layers." in name) and weight.ndim == 2
         (matrices if inner else rest).append(weight)
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=RATE, fused=not peer.published)

@@ -5,8 +5,8 @@
     python -m rmt_jax.train --config configs/multitask.py:gpt2     the paper's model
     python -m rmt_jax.train --config configs/multitask.py:long     novels, half an hour on a core
     python -m rmt_jax.train --config configs/multitask.py:rmt      (armt, prmt, none) other memory
-    python -m rmt_jax.train --config configs/multitask.py:smollm2  SmolLM2-135M (also
-                                                                   smollm2-rmt, smollm2-lora)
+    python -m rmt_jax.train --config configs/multitask.py:pretrained  SmolLM2-135M, or what
+                                --config.init=NAME says (also pretrained-rmt, pretrained-lora)
 
 `small` starts from the backbone that ships with the package (made by configs/pretrain.py);
 --config.init= (empty) starts from nothing.
@@ -37,8 +37,8 @@ SHORT, LONG = Facts(3, 12), Facts(8, 24)
 
 def get_config(preset: str = "small") -> Config:
     presets = {"small": small, "long": long, "gpt2": gpt2, "smoke": smoke}
-    presets |= {"smollm2": smollm2, "smollm2-rmt": functools.partial(smollm2, "rmt")}
-    presets |= {"smollm2-lora": functools.partial(smollm2, train="lora")}
+    presets |= {"pretrained": pretrained, "pretrained-rmt": functools.partial(pretrained, "rmt")}
+    presets |= {"pretrained-lora": functools.partial(pretrained, train="lora")}
     presets |= {name: functools.partial(cell, name) for name in ("rmt", "armt", "prmt", "none")}
     if preset not in presets:
         raise ConfigError(
@@ -197,16 +197,17 @@ def gpt2() -> Config:
     )
 
 
-def smollm2(cell: str = "delta", train: str = "all") -> Config:
-    """SmolLM2-135M-Instruct with a memory: the delta memory, which starts as exactly the model
-    itself, or memory tokens (`smollm2-rmt`), all weights or adapters alone (`smollm2-lora`). Give
-    --config.init=FILE.gguf or a folder where the hub can't be reached. For official stories and
-    real books: --config.data.facts=both --config.data.babi_dir=DIR --config.data.background=DIR.
+def pretrained(cell: str = "delta", train: str = "all") -> Config:
+    """A pretrained model with a memory: the delta memory, which starts as exactly the model itself,
+    or memory tokens (`pretrained-rmt`), all weights or adapters alone (`pretrained-lora`). The
+    model is SmolLM2-135M-Instruct, or what --config.init=NAME says: another one of
+    docs/howto/pretrained.md on the hub, a folder, a GGUF file, a run. For official stories and real books:
+    --config.data.facts=both --config.data.babi_dir=DIR --config.data.background=DIR.
     """
     # Adapters are few and their products begin at zero: they take several times the weights' rate.
     rate = 5e-4 if train == "lora" else 1e-4
     stage = Stage(
-        segments=1,
+        segments=2,
         steps=150,
         batch=8,
         learning_rate=rate,
@@ -214,24 +215,11 @@ def smollm2(cell: str = "delta", train: str = "all") -> Config:
         background=0.5,
         question_rates=OFTEN,
     )
-    longer = dataclasses.replace(stage, segments=4, background=0.9)
-    longest = dataclasses.replace(longer, segments=8, steps=100, learning_rate=rate / 2)
+    longer = dataclasses.replace(stage, segments=8, background=0.9)
+    longest = dataclasses.replace(longer, segments=16, steps=100, learning_rate=rate / 2)
     return Config(
-        model=Model(
-            backbone="llama",
-            cell=cell,
-            layers=30,
-            width=576,
-            heads=9,
-            positions="rotary",
-            max_positions=8192,
-            backbone_options={
-                "kv_heads": 3,
-                "mlp_width": 1536,
-                "norm_epsilon": 1e-5,
-                "rope_base": 100_000.0,
-            },
-        ),
+        # A CPU reads short segments faster: attention is quadratic in them.
+        model=Model(backbone="init", cell=cell, segment_tokens=256),
         init="HuggingFaceTB/SmolLM2-135M-Instruct",
         prompt=Prompt(source="description", place="every", tokens=16),
         data=Data(tasks=TASKS, tokenizer="init", align="sentence" if cell == "delta" else "left"),

@@ -90,7 +90,9 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     import_extensions(config)
     validate(config)
     os.environ["JAX_PLATFORMS"] = "cpu"
+    from rmt_jax import models
     from rmt_jax.data import tasks, tokenizer
+    from rmt_jax.models.io import shapes
     from rmt_jax.runtime import hardware
     from rmt_jax.training import plan
 
@@ -103,9 +105,14 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
         raise ConfigError(f"--devices must be 1 or more, but got {args.devices}.")
     if not 0 <= args.utilisation <= 1:
         raise ConfigError(f"--utilisation is between 0 and 1, but got {args.utilisation}.")
-    vocab = GPT2_VOCAB  # known without fetching anything
-    if config.tokenizer != "gpt2":
-        vocab = tokenizer.load(config.tokenizer).vocab_size
+    vocab = None
+    if config.model.backbone == shapes.INIT:
+        vocab = shapes.of_source(config.init).vocab if config.data.tokenizer == "init" else None
+        config = shapes.settle(config)
+    models.check(config.model, config.prompt)
+    if config.tokenizer == "gpt2":
+        vocab = vocab or GPT2_VOCAB  # known without fetching anything
+    vocab = vocab or tokenizer.load(config.tokenizer).vocab_size
     plan.show(config, vocab, args.devices, names, args.utilisation or plan.UTILISATION)
     return 0
 

@@ -97,6 +97,11 @@ def _validate_training(config: Config) -> None:
             f"optimizer.train={optimizer.train} keeps the backbone as it starts, but config.init is"
             " empty: name the weights to start from, or set optimizer.train=all."
         )
+    if config.model.backbone == "init" and not config.init:
+        raise ConfigError(
+            "model.backbone=init is the backbone of the weights to start from, but config.init is"
+            " empty: name a folder, a name on the hub or a GGUF file, or another backbone."
+        )
     if not config.tokenizer:
         raise ConfigError(
             "data.tokenizer=init is the tokenizer of the weights to start from, but config.init is"

@@ -34,6 +34,7 @@ PAGES = [page for page in pages.all_pages() if not page.startswith(tuple(NOT_RUN
 
 # Commands that need what a test has not, and what that is.
 LEFT_OUT = {
+    "ask --web": "a browser; test_pages.py has one, test_ask_web.py its requests",
     "ask --file t.txt": "nothing; test_ask.py runs it and knows the answer",
     "doctor$": "minutes: it measures the machine; test_doctor.py runs it in parts",
     "gating( |$)": "minutes of training; test_gating.py trains a small one",
@@ -48,6 +49,7 @@ LEFT_OUT = {
     "ask --workdir HuggingFaceTB": "the network; test_chat.py asks in a template",
     "convert adapter": "a run with adapters; test_lora.py trains one",
     "convert import --from booydar": "the network",
+    "doctor --plan .*--config.init": "a model's config.json; test_shapes.py plans with some",
     "data.tokenizer_recipe": "a folder of books; the tokenizer's test has its result",
 }
 # Programs that stand in shell blocks beside `python -m rmt_jax.NAME`, and why they are not run.

@@ -18,7 +18,7 @@ from rmt_jax import cli, convert, models, validation
 from rmt_jax import config as cfg
 from rmt_jax.data import gguf_tokenizer, tokenizer
 from rmt_jax.models.io import gguf as files
-from rmt_jax.models.io import hub, weights
+from rmt_jax.models.io import hub, shapes, weights
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.training import run as training
 
@@ -333,14 +333,18 @@ SMOLLM2_SAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ("smollm2", "smollm2-rmt", "smollm2-lora"))
-def test_the_preset_is_smollm2(name):
+@pytest.mark.parametrize("name", ("pretrained", "pretrained-rmt", "pretrained-lora"))
+def test_the_preset_takes_the_shape_of_smollm2(name, tmp_path, monkeypatch):
     config = preset(name)
     validation.validate(config)
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2_SAYS))
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "resolve", lambda name, only: tmp_path)
+        config = shapes.settle(config)
     models.check(config.model, config.prompt)
     assert config.tokenizer == config.init and config.init.endswith("SmolLM2-135M-Instruct")
-    shapes = models.outline(config.model, config.prompt, 49152, 5).shapes
-    flat = {n: v for n, v in weights.flatten(shapes).items() if n.startswith("backbone/")}
+    made = models.outline(config.model, config.prompt, 49152, 5).shapes
+    flat = {n: v for n, v in weights.flatten(made).items() if n.startswith("backbone/")}
     assert sum(np.prod(v.shape) for v in flat.values()) == 134_515_008
     found = hub.infer("llama", flat, SMOLLM2_SAYS, "SmolLM2")[0].model
     options = [models.BACKBONES["llama"].options(m) for m in (config.model, found)]
@@ -356,15 +360,13 @@ def test_the_preset_trains_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "VOCAB", tokens + 2)
     config, flat = model()
     file = write(tmp_path / "m.gguf", config, tensors_of(config, flat, "llama"), more=more)
-    overrides = (f"init={file}", "model.layers=2", "model.width=32", "model.heads=4",
-        "model.d_mem=8", "prompt.tokens=80", "data.tasks=qa1", "stages.0.steps=1",
+    overrides = (f"init={file}", "model.d_mem=8", "prompt.tokens=80", "data.tasks=qa1",
+        "stages.0.steps=1",
         "stages.1.steps=0", "stages.2.steps=0", "stages.0.batch=1", "stages.1.batch=1",
         "stages.2.batch=1", "optimizer.accumulate=1", "lora.rank=2", "model.dtype=float32",
         "evaluation.samples=1", "evaluation.batch=1",
     )  # fmt: skip
-    found = preset("smollm2-lora", *(f"--config.{line}" for line in overrides))
-    options = {"backbone_options": config.backbone_options}
-    found = found.replace(model=dataclasses.replace(found.model, **options))
+    found = preset("pretrained-lora", *(f"--config.{line}" for line in overrides))
     validation.validate(found)
     assert training.run(found, tmp_path / "run") == 0
     trained = rmt_jax.load(tmp_path / "run")
@@ -372,6 +374,12 @@ def test_the_preset_trains_from_a_file(tmp_path, monkeypatch):
     assert trained.vocab == trained.tokenizer.vocab_size == tokens
     assert np.array_equal(own["embed_tokens"], flat["embed_tokens"][:tokens])
     assert (np.asarray(own["blocks"]["query"]["kernel"]) != flat["blocks/query/kernel"]).any()
+    said = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert (said["backbone"], said["layers"], said["width"]) == ("llama", 2, 32)
+    assert said["backbone_options"] == dict(hub.open_source(file).config.model.backbone_options)
+    # The same command, after the file has gone: it has nothing to do, and finds that out.
+    file.unlink()
+    assert training.run(found, tmp_path / "run") == 0
 
 
 @pytest.mark.parametrize("tied", (True, False))

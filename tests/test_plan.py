@@ -1,14 +1,18 @@
 """`doctor --plan`: the loader's numbers, honest sentences, and no device needed."""
 
 import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rmt_jax import cli, doctor
 from rmt_jax.config import ConfigError
 from rmt_jax.data import tokenizer
 from rmt_jax.data.loader import Loader
+from rmt_jax.models import costs
+from rmt_jax.models.io import shapes
 from rmt_jax.runtime import hardware
 from rmt_jax.training import plan, step_costs
 
@@ -87,3 +91,54 @@ def test_time_is_the_longest_of_three():
     moved = products._replace(moved=14 * chip.bandwidth)
     assert moved.seconds(chip, 2, 0.25) == pytest.approx(10.0)  # 70 % of the bandwidth
     assert products._replace(least=5.0).seconds(chip, 2, 0.25) == 5.0
+
+
+# What config.json of meta-llama/Llama-3.2-1B and Llama-3.1-8B say of their sizes.
+LLAMA = {
+    "model_type": "llama", "vocab_size": 128_256, "num_attention_heads": 32, "rms_norm_eps": 1e-5,
+    "num_key_value_heads": 8, "max_position_embeddings": 131_072, "rope_theta": 500_000.0,
+}  # fmt: skip
+SIZES = {
+    "1B": {"num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "head_dim": 64,
+        "tie_word_embeddings": True},
+    "8B": {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14_336,
+        "head_dim": 128, "tie_word_embeddings": False},
+}  # fmt: skip
+COUNTS = {"1B": 1_235_814_400, "8B": 8_030_261_248}  # as their model cards have it
+
+
+@pytest.mark.parametrize(
+    ("size", "preset", "chip", "devices", "mesh", "accumulate"),
+    [
+        ("1B", "pretrained", "v5e", 16, (16, 1), 4),
+        ("1B", "pretrained", "v6e", 64, (64, 1), 1),
+        ("1B", "pretrained", "h100", 8, (8, 1), 8),
+        ("8B", "pretrained", "v5e", 16, (4, 4), 16),
+        ("8B", "pretrained-lora", "v5e", 16, (4, 4), 16),
+        ("8B", "pretrained", "v6e", 64, (64, 1), 1),
+        ("8B", "pretrained", "h100", 8, (8, 1), 8),
+    ],
+)
+def test_the_table_of_llamas(tmp_path, size, preset, chip, devices, mesh, accumulate):
+    """docs/howto/cluster.md has the plan's figures of a model that is not here."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | SIZES[size]))
+    words = {"init": str(tmp_path), "mesh.fsdp": mesh[0], "mesh.tensor": mesh[1]}
+    words |= {f"stages.{n}.batch": 64 for n in range(3)} | {"optimizer.accumulate": accumulate}
+    config = cli.apply_overrides(cli.load_config(f"{MULTITASK}:{preset}"), words)
+    config = shapes.settle(config)
+    vocab = shapes.of_source(str(tmp_path)).vocab
+    own = costs.weight_shapes(config, vocab).items()
+    assert COUNTS[size] == sum(np.prod(s) for n, s in own if n.startswith("backbone/"))
+    rows, kind = plan.stages(config, vocab, devices), hardware.CHIPS[chip]
+    hours = sum(row.seconds(kind, devices, plan.UTILISATION) for row in rows) / 3600
+    held = max(row.held.total for row in rows)
+    weights, moments = rows[0].held.weights, rows[0].held.moments
+    fits = "yes" if held <= kind.room else "no"
+    cells = (
+        size, f"`{preset}`", f"{devices} {chip}", f"fsdp={mesh[0]}, tensor={mesh[1]}", accumulate,
+        f"{weights / 1e9:.2f}", f"{moments / 1e9:.2f}",
+        f"{held / 1e9:.1f} of {kind.room / 1e9:.1f}", fits, f"{hours:.2f}",
+    )  # fmt: skip
+    line = " | ".join(map(str, cells))
+    page = Path(__file__).parents[1] / "docs" / "howto" / "cluster.md"
+    assert f"| {line} |" in page.read_text(encoding="utf-8"), line

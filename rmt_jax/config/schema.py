@@ -14,7 +14,11 @@ SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
 
 @dataclass(frozen=True)
 class Model:
-    backbone: str = setting("gpt2", "Name of a registered backbone.")
+    backbone: str = setting(
+        "gpt2",
+        "Name of a registered backbone. init: that of the weights in `init`, with their layers,"
+        " width, heads, positions, tied_head and backbone_options, which are left out then.",
+    )
     cell: str = setting("delta", "Name of a registered memory cell: what segments hand on.")
     layers: int = setting(12, "Transformer layers.", least=1)
     width: int = setting(768, "Size D of hidden states.", least=1)

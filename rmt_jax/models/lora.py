@@ -16,6 +16,7 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax.config import ConfigError
 from rmt_jax.models.backbones import Backbone, Block
+from rmt_jax.models.io.lazy import Array, Index, LazyArray
 from rmt_jax.models.ops.block import matmul
 from rmt_jax.models.ops.linear import Linear
 from rmt_jax.types import WeightInfo
@@ -134,15 +135,27 @@ def short_name(matrix: str) -> str:
     return matrix.removeprefix(BLOCKS).removesuffix(KERNEL).replace("/", ".")
 
 
-def merged(flat: Mapping[str, np.ndarray], lora: settings.Lora) -> dict[str, np.ndarray]:
+def merged(flat: Mapping[str, Array], lora: settings.Lora) -> dict[str, Array]:
     """Weights by name, 'backbone/wte', with the adapters among them put into their matrices: the
-    same model without adapters, in float32."""
+    same model without adapters, in float32. Lazy matrices stay so."""
     own = {n: v for n, v in flat.items() if not n.startswith(f"{TREE}/")}
     for name in {n.split("/")[1] for n in flat.keys() - own.keys()}:
-        a, b = (np.asarray(flat[f"{TREE}/{name}/{part}"], np.float32) for part in "ab")
+        a, b = (flat[f"{TREE}/{name}/{part}"] for part in "ab")
         matrix = next(n for n in own if _is_matrix(n, name))
-        own[matrix] = np.asarray(own[matrix], np.float32) + lora.alpha / lora.rank * (a @ b)
+        found = _with_product(own[matrix], a, b, lora.alpha / lora.rank)
+        own[matrix] = np.asarray(found) if isinstance(own[matrix], np.ndarray) else found
     return own
+
+
+def _with_product(matrix: Array, a: Array, b: Array, scale: float) -> LazyArray:
+    """matrix [layers, D, E] + scale·a·b, as many layers at a time as are asked for."""
+
+    def read(index: Index) -> np.ndarray:
+        layers, *rest = index
+        own, a_, b_ = (np.asarray(part[layers], np.float32) for part in (matrix, a, b))
+        return (own + scale * (a_ @ b_))[(slice(None), *rest)]
+
+    return LazyArray(matrix.shape, np.float32, read)
 
 
 def _is_matrix(weight: str, name: str) -> bool:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.models.backbones import Backbone
+from rmt_jax.models.ops.draw import normal
 from rmt_jax.types import Prompt, WeightInfo
 
 STD = 0.02  # of a learned prompt at the start, as of any embedding
@@ -23,7 +24,7 @@ class TaskPrompt(nnx.Module):
         self.source, self.place = config.source, config.place
         if config.source == "learned":
             shape = (tasks, config.tokens, width)
-            self.table = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+            self.table = nnx.Param(normal(rngs, shape, STD))
 
     def __call__(self, backbone: Backbone, prompt: Prompt | None, started: jax.Array):
         """Returns [B, P, D] and bool[B, P]; None where there is no prompt at all.

@@ -80,8 +80,7 @@ class Workdir:
           ConfigError: naming the fields that changed since the run was started.
         """
         file = self.path / "config.json"
-        # A start that failed before there was anything to continue binds nobody to its settings.
-        begun = any(f.name.isdecimal() for f in (self.path / "checkpoints").glob("*"))
+        begun = _begun(self.path)
         if file.exists():
             was, now = cfg.fields(read_config(file)), cfg.fields(config)
             changed = [
@@ -96,6 +95,17 @@ class Workdir:
                 )
         if self.owner:
             write_text(file, json.dumps(cfg.to_dict(config), indent=1))
+
+
+def config_to_continue(path: Path | None) -> Config | None:
+    """The config of the run in a folder that has something to go on from; None: there is none."""
+    file = path and path / "config.json"
+    return read_config(file) if path and file and _begun(path) and file.exists() else None
+
+
+def _begun(path: Path) -> bool:
+    """A start that failed before there was anything to continue binds nobody to its settings."""
+    return any(f.name.isdecimal() for f in (path / "checkpoints").glob("*"))
 
 
 def read_config(file: Path) -> Config:

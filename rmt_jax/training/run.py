@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 
 import jax
-import numpy as np
-from flax import nnx
 
 from rmt_jax import api, evaluation, models, report
 from rmt_jax.config import Config
@@ -14,17 +12,18 @@ from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.loader import Loader
 from rmt_jax.evaluation import perplexity
-from rmt_jax.models.io import hub
+from rmt_jax.models.io import shapes as source
 from rmt_jax.models.io.folder import argument
 from rmt_jax.report import curves, language
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 from rmt_jax.runtime.preemption import Signals, Stopped
-from rmt_jax.runtime.workdir import Workdir, new_folder
+from rmt_jax.runtime.workdir import Workdir, config_to_continue, new_folder
 from rmt_jax.training import optimizer, step
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.divergence import Diverged, Rescues
 from rmt_jax.training.loop import Loop, Programs, save_weights
+from rmt_jax.training.start import Start
 from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
 
 log = logging.getLogger(__name__)
@@ -33,12 +32,16 @@ log = logging.getLogger(__name__)
 def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
     """Trains, evaluates, reports; returns the exit code. Without a `path` it makes a folder."""
     looks.profiled()
+    known = config_to_continue(path)
+    config = source.settle(config, known)
     models.check(config.model, config.prompt)
     startup.one_device_a_core(config)
     startup.prepare()
     path = path or new_folder()
     with Signals() as signals, Workdir(path, startup.owner()) as workdir:
-        tokenizer = tokenizers.load(config.tokenizer)
+        # A continued run needs nothing of what it started from.
+        own = known is not None and known.init == config.init and config.data.tokenizer == "init"
+        tokenizer = tokenizers.load(path / "tokenizer" if own else config.tokenizer)
         config = tasks.resolve(config, tokenizer)
         workdir.settle(config)
         try:
@@ -63,15 +66,12 @@ def _run(
             log.info("%s", line)
 
     count = len(config.data.tasks)
-    rngs = nnx.Rngs(config.seed)
-    vocab = tokenizer.vocab_size
-    model = models.build(config.model, config.prompt, vocab, count, rngs, config.adapters)
-    static, params = models.split(model)
-    infos = model.weights()
+    start = Start(config, tokenizer.vocab_size, count)
+    static, shapes, infos = start.outline
     optimizer.check_trained(config, infos)
     trains = config.optimizer.trains
     rescues = Rescues(path, owner)
-    log.info("model: %s, %s", config.model.cell, _counts(params, trains))
+    log.info("model: %s, %s", config.model.cell, _counts(shapes, trains))
 
     rows = count + 1
     check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
@@ -81,14 +81,8 @@ def _run(
     trackers = open_trackers(looks.log_to, path, config) if owner else []
     state = None
     while state is None:  # again from the last good checkpoint, if training goes wrong
-        if config.init and not checkpoints.steps():  # a continued run needs nothing of it
-            params = hub.initialise(params, config, config.init)
-        # On the host: the step gives its arrays away, and a rescue may have to begin again.
-        params = jax.tree.map(np.asarray, params)
         opt = optimizer.build(config, infos, rescues.scale)
-        start = step.init_state(params, opt, trains)
-        place = sharding.place_state(start, params, infos, mesh)
-        start = jax.device_put(start, place)
+        start.lay_out(opt, mesh)
         train = Programs(
             step.make_train_step(
                 static,
@@ -102,16 +96,18 @@ def _run(
                 mesh=mesh,
             ),
             donate_argnums=0,
-            out_shardings=(place, sharding.replicated(mesh)),
+            out_shardings=(start.place, sharding.replicated(mesh)),
         )
         try:
-            if checkpoints.steps():
-                start = checkpoints.restore(start)
-                log.info("continuing from step %s", f"{int(start.step):,}")
+            if checkpoints.steps():  # a continued run needs nothing of its init
+                begun = checkpoints.restore(start.like)
+                log.info("continuing from step %s", f"{int(begun.step):,}")
+            else:
+                begun = start.first()
             loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
             loop.trackers, loop.profiled = trackers, looks.profiled()
-            loop.compile(start, loader, validation)
-            state = loop.run(start, loader, validation)
+            loop.compile(begun, loader, validation)
+            state = loop.run(begun, loader, validation)
         except Diverged as trouble:
             log.warning("%s", rescues.add(trouble))
             checkpoints.drop_after(trouble.good)

@@ -28,7 +28,7 @@ class Held:
     weights: int  # float32, to the byte
     moments: int = 0  # of the optimiser, to the byte
     gradients: int = 0  # and the updates made of them
-    cast: int = 0  # the weights in the compute dtype
+    cast: int = 0  # the weights in the compute dtype, or those that are gathered at a time
     activations: int = 0  # what the backward pass needs of the layers, or one layer's, reading
     carried: int = 0  # the recurrence's memory, one per segment that is differentiated
     logits: int = 0  # of the answers and of a chunk of a language, their softmax and gradient
@@ -96,6 +96,7 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
     weights, trained_weights, moments, widest = state_bytes(config, vocab, sizes)
     rows = -(-shape.batch // (sizes[0] * sizes[1] * config.optimizer.accumulate))
     layer, carry = costs.layer_memory(config, rows, sizes[2])
+    by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
     activations = layer * (m.layers * stored + 1)
@@ -108,7 +109,7 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
         weights=weights,
         moments=moments,
         gradients=trained_weights * (2 + (config.optimizer.accumulate > 1)),
-        cast=_cast_bytes(config, widest),
+        cast=_gathered(config, vocab, sizes[2]) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
         logits=3 * 4 * (asked * vocab + told),
@@ -146,6 +147,21 @@ def state_bytes(
 
     gathered = costs.count_weights(config, vocab) // sizes[2]
     return held(made.shapes), held(trained), held(state), gathered
+
+
+def _gathered(config: Config, vocab: int, tensor: int) -> int:
+    """Bytes of what is whole at a time where `fsdp` splits layers that run in a loop: the weights
+    of a layer and of the next one, the table of the logits, and copies of these in the compute
+    dtype."""
+    infos = costs.outline(config, vocab).weights
+    layers, tables = 0.0, [0]
+    for name, shape in costs.weight_shapes(config, vocab).items():
+        if infos[name].axes[0] == "layers":
+            layers += math.prod(shape) / shape[0]
+        elif infos[name].kind == "embedding":
+            tables.append(math.prod(shape))
+    size = costs.item_bytes(config)
+    return int((2 * layers + max(tables)) / tensor) * (4 if size == 4 else 4 + size)
 
 
 def _cast_bytes(config: Config, weights: int) -> int:

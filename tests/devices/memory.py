@@ -6,6 +6,7 @@ from flax import nnx
 
 from rmt_jax import models
 from rmt_jax.config import Config, Data, Mesh, Model, Prompt, Stage
+from rmt_jax.models import costs
 from rmt_jax.runtime import hardware
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import optimizer, step_costs
@@ -22,10 +23,15 @@ CONFIG = Config(
         segment_tokens=8,
         memory_tokens=2,
         positions="alibi",
+        dtype="float32",
     ),
     prompt=Prompt(source="none"),
     stages=(Stage(2, 10, 8, 1e-3),),
 )
+
+
+# A text a device, of two segments, one question of two tokens at its end.
+SHAPE = costs.Shape(8, 2, 1, 1, 2)
 
 
 def needed(mesh: Mesh) -> int:
@@ -59,6 +65,9 @@ def needed(mesh: Mesh) -> int:
     assert 0 <= left < 1024, left
     size = hardware.needed_memory(compiled)
     assert size is not None
+    held = step_costs.step_memory(CONFIG, SHAPE, 512, sharding.mesh_sizes(mesh, 8))
+    print(f"{mesh}: planned {held.total:,}, needed {size:,}")
+    assert abs(held.total / size - 1) < 0.25, held
     return size
 
 

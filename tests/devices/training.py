@@ -22,6 +22,27 @@ def test_eight_devices_give_the_curve_of_one(mesh):
     np.testing.assert_allclose(curve(config(), mesh), curve(config(), None), rtol=1e-5)
 
 
+@pytest.mark.parametrize("train", ("memory", "lora"))
+def test_a_part_trained_on_fsdp_as_on_one_device(train):
+    """The rest is split as well, stays as it was to the bit, and has no moments."""
+    tuned = dataclasses.replace(config().optimizer, train=train)
+    settings = config(optimizer=tuned, lora=Lora(rank=2))
+    grid, said = sharding.make_mesh(Mesh(data=1, fsdp=8)), infos(settings)
+    found = curve(settings, Mesh(data=1, fsdp=8))
+    np.testing.assert_allclose(found, curve(settings, None), rtol=1e-5)
+    step, state = make(settings, grid)
+    place = sharding.place_state(state, state.params, said, grid)
+    state = jax.device_put(state, place)
+    before = jax.tree.map(np.asarray, state.params)
+    after = jax.jit(step, out_shardings=(place, None))(state, sharding.put_batch(batch(), grid))[0]
+    held = sharding.named(after.opt)
+    assert held and not any("backbone/" in name for name in held)
+    kept, changed = sharding.named(before), sharding.named(after.params)
+    for name, value in kept.items():
+        assert np.array_equal(changed[name], value) == name.startswith("backbone/"), name
+        assert changed[name].sharding == sharding.named(place.params)[name]
+
+
 @pytest.mark.parametrize("mesh", [Mesh(data=2, fsdp=2, tensor=2), Mesh(data=8)], ids=str)
 def test_adapters_learn_alike_on_eight_devices(mesh):
     """Their factors are split as the matrices that they stand beside."""

@@ -21,6 +21,7 @@ from rmt_jax import config as settings
 from rmt_jax.config import ConfigError, NoOptions
 from rmt_jax.models import platform
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
+from rmt_jax.models.io.lazy import Array
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.registry import Registry
 from rmt_jax.types import WeightInfo
@@ -247,9 +248,16 @@ class Backbone(nnx.Module):
         raise ConfigError(f"The backbone {cls.__name__} can't load Hugging Face's files.")
 
     @classmethod
+    def hf_shapes(cls, said: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes that a config.json says of the weights, by name below `backbone/`: of those that
+        `from_hf_config` looks at. It knows a model by them before its weights are there. A field
+        that is missing is a KeyError."""
+        raise ConfigError(f"The backbone {cls.__name__} can't load Hugging Face's files.")
+
+    @classmethod
     def from_gguf(
-        cls, weights: Mapping[str, np.ndarray], config: settings.Model, architecture: str
-    ) -> dict[str, np.ndarray]:
+        cls, weights: Mapping[str, Array], config: settings.Model, architecture: str
+    ) -> dict[str, Array]:
         """Weights of a GGUF file, already under our names, in the order that ours have inside."""
         return dict(weights)
 

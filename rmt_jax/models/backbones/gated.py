@@ -16,6 +16,7 @@ from rmt_jax.models.backbones import ROTARY, Backbone, Block
 from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
+from rmt_jax.models.ops.draw import normal
 from rmt_jax.models.ops.linear import Linear
 from rmt_jax.models.ops.positions import gather_tree
 from rmt_jax.models.ops.rms_norm import RMSNorm
@@ -154,11 +155,11 @@ class GatedBackbone(Backbone):
         super().__init__(config)
         self.rope, shape = self.options(config), (vocab, config.width)
         self.heads = config.heads
-        self.embed_tokens = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+        self.embed_tokens = nnx.Param(normal(rngs, shape, STD))
         self.blocks = self.make_blocks(config, self.rope, rngs)
         self.norm = self.make_norm((config.width,), self.rope)
         if not config.tied_head:
-            self.head = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+            self.head = nnx.Param(normal(rngs, shape, STD))
 
     @classmethod
     def make_blocks(cls, config: settings.Model, options: Any, rngs: nnx.Rngs) -> GatedBlock:
@@ -243,6 +244,20 @@ class GatedBackbone(Backbone):
     @classmethod
     def wide_axes(cls, config: settings.Model) -> frozenset[int]:
         return frozenset((cls.options(config).mlp_width,))
+
+    @classmethod
+    def hf_shapes(cls, said: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        layers, heads = said["num_hidden_layers"], said["num_attention_heads"]
+        width = said["hidden_size"]
+        head = said.get("head_dim") or width // heads
+        columns = {
+            "query": heads * head,
+            "key": (said.get("num_key_value_heads") or heads) * head,
+            "gate": said["intermediate_size"],
+        }
+        found: dict[str, tuple[int, ...]] = {"embed_tokens": (said["vocab_size"], width)}
+        found |= {f"blocks/{name}/kernel": (layers, width, n) for name, n in columns.items()}
+        return found if said.get("tie_word_embeddings") else found | {"head": found["embed_tokens"]}
 
     @classmethod
     def sizes_from_hf(

@@ -19,6 +19,7 @@ from rmt_jax.models.context import AttentionContext, KVCache, NormedInput
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
 from rmt_jax.models.ops.convolution import causal_convolution
+from rmt_jax.models.ops.draw import normal
 from rmt_jax.models.ops.kernels import block_ops
 from rmt_jax.models.ops.layer_norm import LayerNorm
 from rmt_jax.models.ops.linear import Linear
@@ -154,14 +155,14 @@ class GPT2(Backbone):
     def __init__(self, config: settings.Model, vocab: int, position_rows: int, rngs: nnx.Rngs):
         super().__init__(config)
         self.alibi = config.positions == "alibi"
-        self.wte = nnx.Param(STD * jax.random.normal(rngs.params(), (vocab, config.width)))
+        self.wte = nnx.Param(normal(rngs, (vocab, config.width), STD))
         if position_rows:
             shape = (position_rows, config.width)
-            self.wpe = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+            self.wpe = nnx.Param(normal(rngs, shape, STD))
         self.blocks = GPT2Block(config, rngs)
         self.ln_f = LayerNorm((config.width,))
         if not config.tied_head:
-            self.head = nnx.Param(STD * jax.random.normal(rngs.params(), (vocab, config.width)))
+            self.head = nnx.Param(normal(rngs, (vocab, config.width), STD))
 
     def position_embedding(self, positions: jax.Array) -> jax.Array:
         if not self.position_rows:
@@ -259,6 +260,17 @@ class GPT2(Backbone):
     @classmethod
     def wide_axes(cls, config: settings.Model) -> frozenset[int]:
         return frozenset((4 * config.width,))
+
+    @classmethod
+    def hf_shapes(cls, said: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        layers, width = said["n_layer"], said["n_embd"]
+        found = {
+            "wte": (said["vocab_size"], width),
+            "wpe": (said["n_positions"], width),
+            "blocks/qkv/kernel": (layers, width, 3 * width),
+        }
+        tied = said.get("tie_word_embeddings", True)
+        return found if tied else found | {"head": found["wte"]}
 
     @classmethod
     def from_hf_config(

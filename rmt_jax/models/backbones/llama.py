@@ -22,7 +22,8 @@ from rmt_jax.models.backbones.gated import (
     GatedOptions,
     layer_names,
 )
-from rmt_jax.models.io import rope
+from rmt_jax.models.io import lazy, rope
+from rmt_jax.models.io.lazy import Array
 from rmt_jax.models.ops.rotary import RotaryAngles, halves_from_pairs, rotary_angles
 
 # What HF's config.json must say, where it says it: other values compute something else.
@@ -109,15 +110,25 @@ class Llama(GatedBackbone):
         return fields | {"backbone_options": options}, []
 
     @classmethod
+    def hf_shapes(cls, said: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        found, kind = super().hf_shapes(said), said.get("model_type")
+        if kind == "qwen2":
+            found["blocks/query/bias"] = found["blocks/query/kernel"][::2]
+        if kind == "qwen3":
+            found["blocks/query_norm/scale"] = (said["num_hidden_layers"], said["head_dim"])
+        return found
+
+    @classmethod
     def from_gguf(
-        cls, weights: Mapping[str, np.ndarray], config: settings.Model, architecture: str
-    ) -> dict[str, np.ndarray]:
+        cls, weights: Mapping[str, Array], config: settings.Model, architecture: str
+    ) -> dict[str, Array]:
         """Llama's own queries and keys stand in pairs there, Qwen's as here."""
         found, options = dict(weights), cls.options(config)
         if architecture == "llama":
             for name, heads in (("query", config.heads), ("key", options.kv_heads)):
                 for part in {f"blocks/{name}/kernel", f"blocks/{name}/bias"} & found.keys():
-                    found[part] = halves_from_pairs(found[part], heads)
+                    columns = np.arange(found[part].shape[-1])
+                    found[part] = lazy.columns(found[part], halves_from_pairs(columns, heads))
         return found
 
     @classmethod

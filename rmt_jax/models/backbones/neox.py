@@ -27,6 +27,7 @@ from rmt_jax.models.io import rope
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops import attention
 from rmt_jax.models.ops.block import gelu
+from rmt_jax.models.ops.draw import normal
 from rmt_jax.models.ops.layer_norm import LayerNorm
 from rmt_jax.models.ops.linear import Linear
 from rmt_jax.models.ops.positions import gather_tree
@@ -154,11 +155,11 @@ class Neox(Backbone):
     def __init__(self, config: settings.Model, vocab: int, position_rows: int, rngs: nnx.Rngs):
         super().__init__(config)
         self.own, shape = self.options(config), (vocab, config.width)
-        self.embed_in = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+        self.embed_in = nnx.Param(normal(rngs, shape, STD))
         self.blocks = NeoxBlock(config, self.own, rngs)
         self.final_layer_norm = LayerNorm((config.width,))
         if not config.tied_head:
-            self.head = nnx.Param(STD * jax.random.normal(rngs.params(), shape))
+            self.head = nnx.Param(normal(rngs, shape, STD))
 
     def position_data(
         self, query_positions: jax.Array, key_positions: jax.Array, distant: jax.Array
@@ -230,6 +231,16 @@ class Neox(Backbone):
     @classmethod
     def wide_axes(cls, config: settings.Model) -> frozenset[int]:
         return frozenset((cls.options(config).mlp_width,))
+
+    @classmethod
+    def hf_shapes(cls, said: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        layers, width = said["num_hidden_layers"], said["hidden_size"]
+        found = {
+            "embed_in": (said["vocab_size"], width),
+            "blocks/qkv/kernel": (layers, width, 3 * width),
+            "blocks/up/kernel": (layers, width, said["intermediate_size"]),
+        }
+        return found if said.get("tie_word_embeddings") else found | {"head": found["embed_in"]}
 
     @classmethod
     def from_hf_config(

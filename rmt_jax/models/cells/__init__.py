@@ -22,6 +22,7 @@ from rmt_jax import config as settings
 from rmt_jax.config import ConfigError, NoOptions
 from rmt_jax.models.backbones import Backbone, Block
 from rmt_jax.models.context import AttentionContext, KVCache
+from rmt_jax.models.ops.draw import normal
 from rmt_jax.registry import Registry
 from rmt_jax.types import Prompt, Segment, WeightInfo
 
@@ -263,8 +264,7 @@ def check_diagonal(name: str) -> None:
 def new_memory_tokens(shape: tuple[int, ...], backbone: Backbone, rngs: nnx.Rngs) -> nnx.Param:
     """Memory tokens [.., M, D] as the authors draw them: normal, with one scalar deviation, that of
     the whole embedding matrix."""
-    noise = jax.random.normal(rngs.params(), shape)
-    return nnx.Param(backbone.embedding_std() * noise)
+    return nnx.Param(normal(rngs, shape, backbone.embedding_std()))
 
 
 def repeat_for_texts(tokens: jax.Array, batch: int) -> jax.Array:

@@ -47,13 +47,25 @@ class Adapter(NamedTuple):
     ours: dict[str, np.ndarray]  # by our names: in place of the base's weights, or beside them
 
 
-def read(folder: Path) -> Adapter:
-    """Raises WeightsError for other kinds of adapters, by name, and for files that are missing."""
+def base_of(folder: Path) -> str:
+    """The hub name or folder that the adapters of a folder are for. Raises WeightsError."""
+    base = _said(folder).get("base_model_name_or_path")
+    if not base:
+        raise WeightsError(f"{folder / CONFIG} lacks base_model_name_or_path.")
+    return str(base)
+
+
+def _said(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{file} is not JSON: {error}.") from error
+
+
+def read(folder: Path) -> Adapter:
+    """Raises WeightsError for other kinds of adapters, by name, and for files that are missing."""
+    file, said = folder / CONFIG, _said(folder)
     for key, allowed in REQUIRED.items():
         if key in said and said[key] not in allowed:
             raise WeightsError(

@@ -42,12 +42,12 @@ BACKBONE_CONFIGS: dict[tuple[int, int, int], dict[str, Any]] = {
     },
 }  # fmt: skip
 
-Tensors = Mapping[str, np.ndarray]
+Tensors = Mapping[str, Any]  # arrays; those of safetensors are lazy
 
 
 def settle(
     theirs: Tensors, said: Mapping[str, Any], what: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Tensors and config.json of any layout -> those of the first one, and what had to be guessed,
     in words. What is none of the later layouts comes back as it is. Raises WeightsError for
     variants that our ARMT does not compute, by name."""
@@ -87,7 +87,7 @@ def settle(
     return tensors, config, guessed
 
 
-def _in_the_cell(tensors: Tensors) -> dict[str, np.ndarray]:
+def _in_the_cell(tensors: Tensors) -> dict[str, Any]:
     """Below `memory_cell.`, whatever class saved them."""
     bare = {name.removeprefix("armt."): value for name, value in tensors.items()}
     return {n if n.startswith(CELL) else f"{CELL}{n}": v for n, v in bare.items()}

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rmt_jax.config import SHIPPED
 from rmt_jax.files import refuse_pointer
 from rmt_jax.models.io import torch_pickle, weights
+from rmt_jax.models.io.lazy import Array
 from rmt_jax.models.io.weights import WeightsError
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -22,10 +21,11 @@ OLDER = [*PATTERNS, "*_model*.bin"]  # the same weights again where both are the
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
-def resolve(name: str | Path, revision: str | None = None) -> Path:
+def resolve(name: str | Path, revision: str | None = None, only: list[str] | None = None) -> Path:
     """A local folder as it is, a name of `SHIPPED` in the package; anything else is downloaded from
     the hub (weights and json only). NAME@REVISION pins a branch, tag or commit wherever a hub name
-    is taken. A `Path` is a folder before it is a name; a text that is both is refused."""
+    is taken. A `Path` is a folder before it is a name; a text that is both is refused. only:
+    patterns of the files that are wanted of a hub name, not all of them."""
     folder = Path(name).expanduser()
     if str(name) in SHIPPED and not (folder.is_dir() and isinstance(name, Path)):
         shipped = ASSETS / str(name)
@@ -48,8 +48,9 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     repository, _, pinned = str(name).partition("@")
     revision = revision or pinned or None
     try:
-        found = Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
-        if not any(found.glob("model*.safetensors*")):
+        wanted = only or PATTERNS
+        found = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        if not only and not any(found.glob("model*.safetensors*")):
             snapshot_download(repository, revision=revision, allow_patterns=OLDER)
         return found
     except Exception as error:  # the hub's errors have no common parent below Exception
@@ -66,12 +67,13 @@ def argument(folder: Path) -> str:
     return shlex.quote(f"./{folder}" if str(folder) in SHIPPED else str(folder))
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder: one file, or the files that an index names."""
+def read_tensors(folder: Path) -> dict[str, Array]:
+    """All tensors of a folder: one file, or the files that an index names. Those of safetensors
+    stay there until they are asked for."""
     for name in SINGLE:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return _read_file(folder / name)
+            return dict(_read_file(folder / name))
         if index.is_file():
             return _read_sharded(index)
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
@@ -127,11 +129,11 @@ def end_ids(folder: Path, said: Mapping[str, Any]) -> tuple[int, ...]:
     return ()
 
 
-def _read_file(file: Path) -> dict[str, np.ndarray]:
-    return torch_pickle.read(file) if file.suffix == ".bin" else weights.read_safetensors(file)
+def _read_file(file: Path) -> Mapping[str, Array]:
+    return torch_pickle.read(file) if file.suffix == ".bin" else weights.open_safetensors(file)
 
 
-def _read_sharded(index: Path) -> dict[str, np.ndarray]:
+def _read_sharded(index: Path) -> dict[str, Array]:
     refuse_pointer(index)
     try:
         table = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
@@ -141,7 +143,7 @@ def _read_sharded(index: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{index} is not an index of weight files: {error!r}.") from error
     if not inside:
         raise WeightsError(f"{index} names files outside its own folder; it was not followed.")
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Array] = {}
     for name in files:
         tensors |= _read_file(index.parent / name)
     missing = sorted(table.keys() - tensors.keys())

@@ -13,6 +13,7 @@ import numpy as np
 
 from rmt_jax.gguf_file import GGUFError, open_file, tokenizer_of
 from rmt_jax.models.io import rope
+from rmt_jax.models.io.lazy import Index, LazyArray
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.models.ops.rotary import RopeOptions, frequencies
 
@@ -40,41 +41,50 @@ class Contents(NamedTuple):
     """What a file holds."""
 
     architecture: str
-    tensors: dict[str, np.ndarray]  # float32, by their names: 'blk.0.attn_q.weight', (out, in)
+    tensors: dict[str, LazyArray]  # float32, by their names: 'blk.0.attn_q.weight', (out, in)
     said: dict[str, Any]  # fields of a config.json
     tokenizer: dict[str, Any]  # what the metadata say of a tokenizer, as it stands there
 
 
 def read(file: Path) -> Contents:
-    """Raises WeightsError for a file that is cut off or no GGUF, and for quantisations that the
-    package `gguf` does not know."""
+    """What a file holds; of the tensors nothing is read yet. Raises WeightsError for a file that is
+    cut off or no GGUF, and for quantisations that the package `gguf` does not know."""
     try:
         reader, metadata = open_file(file)
     except GGUFError as error:
         raise WeightsError(str(error)) from error
-    from gguf import dequantize
-
-    tensors = {}
-    for tensor in reader.tensors:
-        kind = tensor.tensor_type
-        try:
-            value = dequantize(tensor.data, kind)
-        except NotImplementedError as error:
-            raise WeightsError(
-                f"{file}: {tensor.name} is quantised as {kind.name}, which the package gguf can't"
-                " turn into numbers. Take another file of this model, such as one of Q8_0 or F16."
-            ) from error
-        shape = [int(size) for size in reversed(tensor.shape)]
-        tensors[tensor.name] = np.asarray(value, np.float32).reshape(shape)
+    tensors = {tensor.name: _lazy(tensor, file) for tensor in reader.tensors}
     architecture = str(metadata.get("general.architecture", ""))
     said = _config(metadata, architecture, tensors, file)
     return Contents(architecture, tensors, said, tokenizer_of(metadata))
 
 
+def _lazy(tensor: Any, file: Path) -> LazyArray:
+    """A tensor that is turned into numbers some rows at a time."""
+    from gguf import dequantize
+
+    data, kind = tensor.data, tensor.tensor_type
+    try:
+        dequantize(data[:1], kind)
+    except NotImplementedError as error:
+        raise WeightsError(
+            f"{file}: {tensor.name} is quantised as {kind.name}, which the package gguf can't"
+            " turn into numbers. Take another file of this model, such as one of Q8_0 or F16."
+        ) from error
+    shape = [int(size) for size in reversed(tensor.shape)]
+
+    def read(index: Index) -> np.ndarray:
+        rows, *rest = index
+        found = np.asarray(dequantize(data[rows], kind), np.float32)
+        return found.reshape(-1, *shape[1:])[(slice(None), *rest)]
+
+    return LazyArray(shape, np.float32, read)
+
+
 def _config(
     metadata: Mapping[str, Any],
     architecture: str,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, LazyArray],
     file: Path,
 ) -> dict[str, Any]:
     """The metadata as HF's config.json would say it."""
@@ -94,7 +104,7 @@ def _config(
         said["rope_scaling"] = {"rope_type": kind}
     if ROPE_FACTORS in tensors:
         base = said.get("rope_theta", 10_000.0)
-        said["rope_scaling"] = _llama3(base, tensors[ROPE_FACTORS], file)
+        said["rope_scaling"] = _llama3(base, np.asarray(tensors[ROPE_FACTORS]), file)
     return said
 
 
@@ -104,7 +114,7 @@ def _llama3(base: float, factors: np.ndarray, file: Path) -> dict[str, Any]:
     scaling = LLAMA3 | {"rope_type": "llama3", "factor": float(factors.max())}
     options = RopeOptions(**rope.from_hf({"rope_theta": base, "rope_scaling": scaling}, str(file)))
     width = 2 * factors.size
-    expected = frequencies(width, base) / options.frequencies(width)
+    expected = frequencies(width, base, np) / options.frequencies(width, np)
     if not np.allclose(expected, factors, rtol=1e-3):
         raise WeightsError(
             f"{file} divides its rotary frequencies by other factors ({ROPE_FACTORS}) than Llama"

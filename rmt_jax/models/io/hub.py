@@ -6,9 +6,11 @@ beside the weights (ours, HF's, or the form with `num_mem_tokens` and `segment_s
 file's metadata, else from the tensors.
 """
 
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from rmt_jax.gguf_file import SUFFIX
 from rmt_jax.models import lora
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
-from rmt_jax.models.io import adapters, authors, gguf, names, weights
+from rmt_jax.models.io import adapters, authors, gguf, lazy, names, weights
 from rmt_jax.models.io.folder import (
     end_ids,
     read_config,
@@ -29,6 +31,7 @@ from rmt_jax.models.io.folder import (
     resolve,
     with_defaults,
 )
+from rmt_jax.models.io.lazy import Array, LazyArray
 from rmt_jax.models.io.weights import WeightsError
 
 SEGMENT = 1024  # tokens at most, where a checkpoint without memory says nothing of segments
@@ -40,16 +43,21 @@ class Source:
 
     folder: Path
     config: settings.Config
-    params: dict[str, Any]  # nested, numpy, in the dtypes of the file
+    flat: dict[str, Array]  # by name, in the dtypes of the file; most of it is not read yet
     # Ids that end a text or a turn, where a config.json names some; the first ends a text.
     ends: tuple[int, ...]
     guessed: tuple[str, ...]  # sizes that nothing in the folder says outright
     # What a GGUF file says of its tokenizer; empty where the folder may hold one.
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """All weights, nested, numpy."""
+        return weights.unflatten({name: np.asarray(value) for name, value in self.flat.items()})
+
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
-    """Reads a folder, hub name or GGUF file. Raises WeightsError with what was found and what was
+    """Opens a folder, hub name or GGUF file. Raises WeightsError with what was found and what was
     expected."""
     if Path(name).suffix == SUFFIX:
         return _open_gguf(Path(name).expanduser())
@@ -65,7 +73,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     if ours is None:
         backbone = names.backbone_of(theirs, said.get("model_type"), str(folder))
     else:
-        _import_extensions(ours, folder, local)
+        import_extensions(ours, folder, local)
         backbone = ours.model.backbone
     flat = names.to_ours(theirs, BACKBONES[backbone], str(folder))
     config, guessed = (ours, ()) if ours else infer(backbone, flat, said, str(folder))
@@ -75,7 +83,7 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
         guessed = (*guessed, *told)
     if not config.model.tied_head:  # a head that happens to equal the embedding
         flat.setdefault("backbone/head", flat[f"backbone/{BACKBONES[backbone].embedding}"])
-    return Source(folder, config, weights.unflatten(flat), end_ids(folder, said), guessed)
+    return Source(folder, config, flat, end_ids(folder, said), guessed)
 
 
 def _open_run(folder: Path, local: bool) -> Source:
@@ -88,32 +96,30 @@ def _open_run(folder: Path, local: bool) -> Source:
     said.pop("segment_size")
     ends = end_ids(folder, {})
     config = settings.from_dict(said)
-    _import_extensions(config, folder, local)
-    flat = weights.flatten(weights.load(folder))
-    flat = lora.merged(flat, config.lora)
-    return Source(folder, config, weights.unflatten(flat), ends, ())
+    import_extensions(config, folder, local)
+    flat = lora.merged(weights.open_own(folder), config.lora)
+    return Source(folder, config, flat, ends, ())
 
 
 def _open_adapter(folder: Path, local: bool) -> Source:
     """A base model with the adapters of a folder in PEFT's layout put into its weights."""
     found = adapters.read(folder)
     base = open_source(found.base)
-    config, flat = found.config or base.config, weights.flatten(base.params)
+    config, flat = found.config or base.config, dict[str, Any](base.flat)
     if found.config is not None:
-        _import_extensions(config, folder, local)
+        import_extensions(config, folder, local)
         flat = {n: v for n, v in flat.items() if n.startswith("backbone/")}
     flat |= found.ours
     backbone = BACKBONES[config.model.backbone]
-    own = {name: value for name, value in flat.items() if name.startswith("backbone/")}
+    own = {n: np.asarray(v) for n, v in flat.items() if n.startswith("backbone/")}
     theirs = names.to_theirs(own, backbone, CELLS["none"])
     theirs = adapters.fold(theirs | found.tensors, backbone, found.scale, str(folder))
     flat |= names.to_ours(theirs, backbone, str(folder))
     if config.model.tied_head:
         flat.pop("backbone/head", None)
-    params = weights.unflatten(flat)
     if (folder / "tokenizer.json").is_file():
-        return Source(folder, config, params, base.ends, base.guessed)
-    return Source(base.folder, config, params, base.ends, base.guessed, base.tokenizer)
+        return Source(folder, config, flat, base.ends, base.guessed)
+    return Source(base.folder, config, flat, base.ends, base.guessed, base.tokenizer)
 
 
 def _open_gguf(file: Path) -> Source:
@@ -130,12 +136,12 @@ def _open_gguf(file: Path) -> Source:
     config, guessed = infer(known[found.architecture], flat, found.said, str(file))
     names.check_sizes(found.said, held_sizes(config.model, flat), str(file))
     own = backbone.from_gguf(part_of(flat, "backbone"), config.model, found.architecture)
-    params = weights.unflatten({f"backbone/{name}": value for name, value in own.items()})
+    flat = {f"backbone/{name}": value for name, value in own.items()}
     rest = (end_ids(file.parent, found.said), guessed, found.tokenizer)
-    return Source(file.parent, config, params, *rest)
+    return Source(file.parent, config, flat, *rest)
 
 
-def _import_extensions(config: settings.Config, folder: Path, local: bool) -> None:
+def import_extensions(config: settings.Config, folder: Path, local: bool) -> None:
     """Imports the modules that a checkpoint's backbone, cell or tasks come from. Modules run as
     code, so a checkpoint from the hub may not choose them: they must be imported already."""
     if local:
@@ -176,7 +182,9 @@ def part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def initialise(params: Mapping[str, Any], config: settings.Config, source: str) -> dict[str, Any]:
-    """Fresh `params` with everything that `source` holds put in: where a training starts.
+    """Fresh `params` with everything that `source` holds put in: where a training starts. Arrays
+    are float32, and lazy where they come out of a file; those that stay as drawn are the same
+    objects.
 
     The backbone must fit by name and shape; memory and prompt are taken where the source has the
     same cell. What it lacks stays as drawn, except memory tokens, which are scaled to the source's
@@ -185,8 +193,7 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
     """
     opened = open_source(source)
     backbone, theirs, ours = BACKBONES[config.model.backbone], opened.config.model, config.model
-    fresh = {name: np.asarray(value) for name, value in weights.flatten(params).items()}
-    found = weights.flatten(opened.params)
+    fresh, found = weights.flatten(params), opened.flat
     if theirs.backbone != ours.backbone:
         raise WeightsError(
             f"Training can't start from {source}: its backbone is '{theirs.backbone}', this"
@@ -201,14 +208,18 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
             f"Training can't start from {source}: it lacks {_list(missing)} and has"
             f" {_list(extra)} too many for this config; compare its config ({theirs}) with yours."
         )
-    start = {f"backbone/{name}": value for name, value in own.items()}
+    start: dict[str, Any] = {f"backbone/{name}": value for name, value in own.items()}
     if theirs.cell == ours.cell:
         start |= {n: v for n, v in found.items() if n in fresh and not n.startswith("backbone/")}
-    scale = _std(own[backbone.embedding]) / _std(drawn[backbone.embedding])
+
+    @functools.cache
+    def scale() -> np.floating:
+        return _std(own[backbone.embedding]) / _std(drawn[backbone.embedding])
+
     if config.tokenizer == source:
         for name in {backbone.embedding, "head"} & own.keys():
-            full = start[f"backbone/{name}"]
-            start[f"backbone/{name}"] = _with_rows(full, drawn[name] * scale)
+            table = _with_rows(start[f"backbone/{name}"], drawn[name], scale)
+            start[f"backbone/{name}"] = table
     result = {}
     for name, value in fresh.items():
         taken = start.get(name)
@@ -220,21 +231,28 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
                 f"{list(value.shape)} with this config.{way if table else ''}"
             )
         if taken is None and name in CELLS[ours.cell].scaled_by_embedding:
-            taken = value * scale
-        result[name] = np.asarray(value if taken is None else taken, np.float32)
+            taken = np.asarray(value) * scale()
+        result[name] = value if taken is None else taken.astype(np.float32)
     return weights.unflatten(result)
 
 
-def _with_rows(table: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def _with_rows(table: Array, drawn: Array, scale: Callable[[], np.floating]) -> Array:
     """[V, D] `table` with as many rows as `drawn` has. Makers round the rows up, so that the last
-    belong to no token; the rows of tokens that were added to a tokenizer are as drawn."""
-    if table.shape[1:] != drawn.shape[1:]:
+    belong to no token; the rows of tokens that were added to a tokenizer are as drawn, scaled."""
+    (rows, *rest), (wanted, *width) = table.shape, drawn.shape
+    if rest != width or rows == wanted:
         return table
-    return np.concatenate([table[: len(drawn)].astype(np.float32), drawn[len(table) :]])
+    own = LazyArray((min(rows, wanted), *rest), table.dtype, lambda index: table[index])
+    if wanted <= rows:
+        return own
+    return lazy.concatenate(own, np.asarray(drawn)[rows:] * scale())
 
 
-def _std(table: np.ndarray) -> np.floating:
-    return table.astype(np.float32).std()
+def _std(table: Array) -> np.floating:
+    """As numpy's, with one copy of the table in memory."""
+    own = np.array(table, np.float32)
+    own -= own.sum(keepdims=True) / own.size
+    return np.sqrt(np.multiply(own, own, out=own).sum() / own.size)
 
 
 def _list(names: list[str]) -> str:
@@ -242,7 +260,7 @@ def _list(names: list[str]) -> str:
 
 
 def infer(
-    backbone: str, flat: Mapping[str, np.ndarray], said: Mapping[str, Any], what: str
+    backbone: str, flat: Mapping[str, Array], said: Mapping[str, Any], what: str
 ) -> tuple[settings.Config, tuple[str, ...]]:
     """Config of others' weights under our names, and the sizes that had to be guessed."""
     try:
@@ -275,7 +293,7 @@ def infer(
     return settings.Config(model=model, prompt=prompt, data=data), tuple(guessed)
 
 
-def held_sizes(model: settings.Model, flat: Mapping[str, np.ndarray]) -> dict[str, set]:
+def held_sizes(model: settings.Model, flat: Mapping[str, Array]) -> dict[str, set]:
     """Fields of a config.json that weights under our names say too, and what they may be."""
     backbone, cell = BACKBONES[model.backbone], CELLS[model.cell]
     own, grown = part_of(flat, "backbone"), cell.token_copies() * model.memory_tokens

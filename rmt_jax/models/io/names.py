@@ -15,6 +15,8 @@ import numpy as np
 
 from rmt_jax.models.backbones import BACKBONES, Backbone, HFNames
 from rmt_jax.models.cells import CELLS, MemoryCell
+from rmt_jax.models.io import lazy
+from rmt_jax.models.io.lazy import Array
 from rmt_jax.models.io.weights import WeightsError
 
 WRAPPER = "memory_cell.model."
@@ -23,18 +25,12 @@ OWN = "rmt_jax."
 MATRIX = ".weight"  # ends the names of torch's linear maps, which hold (out, in)
 
 
-def backbone_of(theirs: Mapping[str, np.ndarray], model_type: str | None, what: str) -> str:
+def backbone_of(theirs: Mapping[str, Any], model_type: str | None, what: str) -> str:
     """Which backbone these tensors are of: by the `model_type` of a config.json, else by their
     names. Raises WeightsError."""
-    known = {kind: name for name in BACKBONES for kind in BACKBONES[name].model_types}
     if model_type is not None:
-        if model_type not in known:
-            raise WeightsError(
-                f"{what}/config.json says model_type = {model_type!r}, but only"
-                f" {', '.join(map(repr, known))} can be loaded."
-            )
-        return known[model_type]
-    for name in sorted(known.values(), key=lambda name: -len(BACKBONES[name].hf.marks)):
+        return backbone_of_type(model_type, what)
+    for name in sorted(_model_types().values(), key=lambda name: -len(BACKBONES[name].hf.marks)):
         backbone = BACKBONES[name]
         tops = {theirs for theirs, ours in backbone.hf.top.items() if ours == backbone.embedding}
         marked = all(any(t.endswith(f".{mark}") for t in theirs) for mark in backbone.hf.marks)
@@ -43,13 +39,29 @@ def backbone_of(theirs: Mapping[str, np.ndarray], model_type: str | None, what: 
     raise WeightsError(_strange(theirs, list(theirs), what))
 
 
+def backbone_of_type(model_type: str, what: str) -> str:
+    """Which backbone a config.json is of. Raises WeightsError with those that there are."""
+    known = _model_types()
+    if model_type not in known:
+        raise WeightsError(
+            f"{what}/config.json says model_type = {model_type!r}, but only"
+            f" {', '.join(map(repr, known))} can be loaded."
+        )
+    return known[model_type]
+
+
+def _model_types() -> dict[str, str]:
+    return {kind: name for name in BACKBONES for kind in BACKBONES[name].model_types}
+
+
 def to_ours(
-    theirs: Mapping[str, np.ndarray],
+    theirs: Mapping[str, Array],
     backbone: type[Backbone],
     what: str,
     hf: HFNames | None = None,
-) -> dict[str, np.ndarray]:
-    """Flat weights under our names; dtypes are kept. hf: other names than `Backbone.hf`.
+) -> dict[str, Array]:
+    """Flat weights under our names; dtypes are kept, and what is lazy stays so. hf: other names
+    than `Backbone.hf`.
 
     Mask buffers and second copies are dropped; a head equal to the embedding is tied and dropped.
     Raises WeightsError for names that belong to neither, missing layers, or unequal copies.
@@ -61,8 +73,8 @@ def to_ours(
     }
     between = "|".join(re.escape(c.their_block) for c in _cells() if c.their_block)
     layer = re.compile(rf"{re.escape(hf.layer_prefix)}(\d+)\.(?:{between})?(.+)")
-    flat: dict[str, np.ndarray] = {}
-    stacks: dict[str, dict[int, np.ndarray]] = {}
+    flat: dict[str, Array] = {}
+    stacks: dict[str, dict[int, Array]] = {}
     unknown = []
     for name, value in theirs.items():
         if hf.dropped and re.fullmatch(hf.dropped, name):
@@ -95,7 +107,7 @@ def to_ours(
     for name, held in stacks.items():
         flat[name] = _stack(name, held, layers, what)
     head = flat.get("backbone/head")
-    if head is not None and np.array_equal(head, flat[embedding]):
+    if head is not None and lazy.equal(head, flat[embedding]):
         del flat["backbone/head"]
     return flat
 
@@ -156,8 +168,8 @@ def check_sizes(said: Mapping[str, Any], held: Mapping[str, set], what: str) -> 
 
 def check_head(
     said: Mapping[str, Any],
-    theirs: Mapping[str, np.ndarray],
-    flat: Mapping[str, np.ndarray],
+    theirs: Mapping[str, Array],
+    flat: Mapping[str, Array],
     backbone: type[Backbone],
     what: str,
 ) -> None:
@@ -189,7 +201,7 @@ def _short(name: str, backbone: type[Backbone]) -> str:
 
 
 def _check_copy(
-    theirs: Mapping[str, np.ndarray], name: str, value: np.ndarray, prefix: str, what: str
+    theirs: Mapping[str, Array], name: str, value: Array, prefix: str, what: str
 ) -> None:
     twin = name.replace(COPY, WRAPPER + prefix, 1)
     if twin not in theirs or not np.array_equal(theirs[twin], value):
@@ -199,17 +211,17 @@ def _check_copy(
         )
 
 
-def _stack(name: str, held: dict[int, np.ndarray], layers: int, what: str) -> np.ndarray:
+def _stack(name: str, held: dict[int, Array], layers: int, what: str) -> Array:
     missing = [str(layer) for layer in range(layers) if layer not in held]
     if missing:
         raise WeightsError(f"{what}: {name} is missing for layer {', '.join(missing)}.")
     shapes = {value.shape for value in held.values()}
     if len(shapes) > 1:
         raise WeightsError(f"{what}: {name} has different shapes in its layers: {sorted(shapes)}.")
-    return np.stack([held[layer] for layer in range(layers)])
+    return lazy.stack([held[layer] for layer in range(layers)])
 
 
-def _strange(theirs: Mapping[str, np.ndarray], unknown: list[str], what: str) -> str:
+def _strange(theirs: Mapping[str, Array], unknown: list[str], what: str) -> str:
     shown = ", ".join(unknown[:6]) or "none"
     more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
     kinds = [kind for name in BACKBONES for kind in BACKBONES[name].model_types]

@@ -8,6 +8,7 @@ import numpy as np
 
 from rmt_jax.config import ConfigError, FrozenDict
 from rmt_jax.files import atomic_path, refuse_pointer
+from rmt_jax.models.io.lazy import Index, LazyArray
 
 FILE = "weights.safetensors"
 DTYPES = ("float32", "bfloat16")
@@ -76,27 +77,64 @@ def load(file: str | Path) -> dict[str, Any]:
 
     Raises WeightsError when the file is missing, cut off or not ours.
     """
+    return unflatten({k: np.asarray(v, np.float32) for k, v in open_own(file).items()})
+
+
+def open_own(file: str | Path) -> dict[str, LazyArray]:
+    """The same by name, as 'a/b/c', and nothing of it read yet."""
     file = Path(file)
     file = file / FILE if file.is_dir() else file
-    return unflatten({k: v.astype(np.float32) for k, v in read_safetensors(file).items()})
+    return {k: v.astype(np.float32) for k, v in open_safetensors(file).items()}
 
 
 def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     """All tensors of one file, in their own dtypes. Raises WeightsError."""
-    import ml_dtypes  # noqa: F401  (without it safetensors can't name bfloat16)
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    return {name: np.asarray(value) for name, value in open_safetensors(file).items()}
 
+
+def _check_file(file: Path) -> None:
     if not file.is_file():
         raise WeightsError(f"There is no weight file {file}; name a folder that holds one.")
     refuse_pointer(file)
+
+
+# As safetensors names what numpy and ml_dtypes have.
+KINDS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def open_safetensors(file: Path) -> dict[str, LazyArray]:
+    """The tensors of one file, in their own dtypes; nothing but the head of the file is read yet.
+    Raises WeightsError."""
+    import ml_dtypes  # noqa: F401  (names bfloat16)
+    from safetensors import SafetensorError, safe_open
+
+    _check_file(file)
     try:
-        return load_file(file)
+        opened: Any = safe_open(file, "np")
+        cuts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{file} ({file.stat().st_size:,} bytes) can't be read as safetensors: {error}. "
             "It is cut off or something else; copy or download it again."
         ) from error
+
+    def lazy(name: str, cut: Any) -> LazyArray:
+        shape, kind = cut.get_shape(), KINDS.get(cut.get_dtype())
+        if kind is None:
+            raise WeightsError(
+                f"{file}: {name} is stored as {cut.get_dtype()}, which can't be loaded; convert it"
+                " to BF16 or F32."
+            )
+
+        def read(index: Index) -> np.ndarray:
+            return cut[index] if shape else opened.get_tensor(name)
+
+        return LazyArray(shape, kind, read)
+
+    return {name: lazy(name, cut) for name, cut in cuts.items()}
 
 
 def adopt(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax.models.ops.block import broadcast_bias, matmul
+from rmt_jax.models.ops.draw import normal
 
 
 class Linear(nnx.Module):
@@ -27,7 +28,7 @@ class Linear(nnx.Module):
         # What is added to the product, of one layer: `models.lora` puts it here.
         self.adapter: Callable[[jax.Array], jax.Array] | None = None
         shape = (layers, inputs, outputs)
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape))
+        self.kernel = nnx.Param(normal(rngs, shape, std))
         if bias:
             self.bias = nnx.Param(jnp.zeros((layers, outputs)))
 

@@ -5,7 +5,7 @@ angles are made once per segment and serve every layer.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,15 @@ class RopeOptions:
     rope_high_turns: float = setting(4.0, "llama3: turns of a high frequency.", least=0)
     rope_trained_positions: int = setting(8192, "llama3: positions to turn in.", least=1)
 
-    def frequencies(self, head_width: int) -> jax.Array:
-        """Radians per position, f32[d / 2], of heads of d = `head_width` columns (even)."""
-        found = frequencies(head_width, self.rope_base)
+    def frequencies(self, head_width: int, numpy: Any = jnp) -> jax.Array:
+        """Radians per position, f32[d / 2], of heads of d = `head_width` columns (even). numpy:
+        what computes; NumPy itself where JAX must not start yet."""
+        found = frequencies(head_width, self.rope_base, numpy)
         if self.rope_scaling == "none":
             return found
         low, high = self.rope_low_turns, self.rope_high_turns
-        turns = self.rope_trained_positions * found / (2 * jnp.pi)
-        kept = jnp.clip((turns - low) / (high - low), 0, 1)
+        turns = self.rope_trained_positions * found / (2 * numpy.pi)
+        kept = numpy.clip((turns - low) / (high - low), 0, 1)
         return found * (kept + (1 - kept) / self.rope_factor)
 
 
@@ -50,10 +51,10 @@ class RotaryAngles(NamedTuple):
     sine: jax.Array  # f32[B, N, d / 2]
 
 
-def frequencies(head_width: int, base: float = 10_000.0) -> jax.Array:
+def frequencies(head_width: int, base: float = 10_000.0, numpy: Any = jnp) -> jax.Array:
     """Radians per position, f32[d / 2], without scaling."""
     half = head_width // 2
-    return base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    return base ** (-numpy.arange(half, dtype=numpy.float32) / half)
 
 
 def rotary_angles(positions: jax.Array, frequency: jax.Array) -> RotaryAngles:
