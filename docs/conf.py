@@ -23,6 +23,8 @@ extensions = [
     "sphinx_copybutton",
 ]
 
+exclude_patterns = ["_build"]
+
 html_theme = "furo"
 html_title = f"rmt_jax {release}"
 html_static_path = ["_static"]

@@ -11,7 +11,8 @@ DOCS = ROOT / "docs"
 def all_pages() -> list[str]:
     """README.md and every page and notebook of docs/, by their paths."""
     found = [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
-    return ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in found)]
+    names = (path.relative_to(ROOT).as_posix() for path in found if "_build" not in path.parts)
+    return ["README.md", *sorted(names)]
 
 
 def read(page: str) -> str:
