@@ -1,5 +1,6 @@
-"""For tools that call setup.py; everything about the package stands in pyproject.toml."""
+"""What pyproject.toml cannot say: the folder configs/ is a part of the package, rmt_jax/configs."""
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
-setup()
+packages = find_namespace_packages(include=["rmt_jax", "rmt_jax.*"], exclude=["*.__pycache__*"])
+setup(packages=[*packages, "rmt_jax.configs"], package_dir={"rmt_jax.configs": "configs"})

@@ -19,7 +19,7 @@ NAMES = {
 
 HEAD = """# rmt_jax beside PyTorch
 
-Written by `python -m benchmarks.run`; the figures are in [results.json](results.json).
+Written by `python -m benchmarks.run`; the figures are in `results.json`.
 
 - **rmt_jax**: `rmt_jax.steps.make_train_step` and `rmt_jax.api`, as they are, on GPT-2's block or a
   Llama's (smollm2).

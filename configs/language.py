@@ -8,7 +8,7 @@ Presets: `delta` (the default), `rmt`, `armt`, `prmt` and `none` (no memory) are
 the same model; `mixed` trains on bAbI's first two tasks too, three texts in four. BOOKS is a folder
 of .txt or .jsonl files, or one such file. Segments are short, so that the memory has something to
 give: a token sees at most 32 tokens by attention, all else comes out of the memory. What came out
-is in docs/language.md.
+is in docs/howto/language.md.
 """
 
 import dataclasses

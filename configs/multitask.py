@@ -201,8 +201,8 @@ def pretrained(cell: str = "delta", train: str = "all") -> Config:
     """A pretrained model with a memory: the delta memory, which starts as exactly the model itself,
     or memory tokens (`pretrained-rmt`), all weights or adapters alone (`pretrained-lora`). The
     model is SmolLM2-135M-Instruct, or what --config.init=NAME says: another one of
-    docs/backbones.md on the hub, a folder, a GGUF file, a run. For official stories and real books:
-    --config.data.facts=both --config.data.babi_dir=DIR --config.data.background=DIR.
+    docs/howto/pretrained.md on the hub, a folder, a GGUF file, a run. For official stories and real
+    books: --config.data.facts=both --config.data.babi_dir=DIR --config.data.background=DIR.
     """
     # Adapters are few and their products begin at zero: they take several times the weights' rate.
     rate = 5e-4 if train == "lora" else 1e-4

@@ -1,4 +1,5 @@
-"""Associative recall: how many pairs does a memory hold? (ARMT, arXiv 2407.04841; docs/suites.md)
+"""Associative recall: how many pairs does a memory hold? (ARMT, arXiv 2407.04841;
+docs/howto/suites.md)
 
     python -m rmt_jax.train --config configs/recall.py:segment --workdir runs/segment
     python -m rmt_jax.train --config configs/recall.py:delta --workdir runs/delta

@@ -2,7 +2,7 @@
 
     python -m rmt_jax.train --config configs/tickets.py --workdir runs/tickets
 
-Copy this file and put your rows in their place (docs/own_data.md).
+Copy this file and put your rows in their place (docs/howto/own_data.md).
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from rmt_jax.config import (
     Checkpoint,
     Config,
+    ConfigError,
     Data,
     Evaluation,
     Model,
@@ -21,6 +22,8 @@ from rmt_jax.config import (
 
 
 def get_config(preset: str = "") -> Config:
+    if preset:
+        raise ConfigError(f"configs/tickets.py has no preset '{preset}', nor any: leave it out.")
     tickets = Questions(
         train=str(Path(__file__).with_name("tickets.jsonl")),
         description="Say which team has to act.",

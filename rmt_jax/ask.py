@@ -4,6 +4,7 @@
     cat book.txt | python -m rmt_jax.ask --workdir RUN --question 'Where is Mary?'
     python -m rmt_jax.ask --workdir RUN --file book.txt --save_memory book.npz
     python -m rmt_jax.ask --workdir RUN --load_memory book.npz        (asks interactively)
+    python -m rmt_jax.ask --workdir RUN --web                         (a page for a browser)
 
 The memory is all that is kept of the text: the same kilobytes, whatever its size. A model that was
 trained with a task prompt reads the text once for each task asked about: the task is taken from
@@ -65,11 +66,16 @@ def arguments() -> argparse.ArgumentParser:
         help="ask in the tokenizer's chat template (auto: where no task was trained here)",
     )
     add("--quiet", action="store_true", help="answers only")
+    add("--web", action="store_true", help="serve a page that takes a text and questions")
+    add("--host", default="127.0.0.1", help="with --web: where it listens (default: here alone)")
+    add("--port", type=int, default=8765, help="with --web (default: 8765; 0: any that is free)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
+    if args.web:
+        return serve(args)
     with contextlib.ExitStack() as opened:
         stream, source = open_source(args)
         if stream is not None and stream is not sys.stdin:
@@ -83,6 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sampling, model = sampling_of(args), api.load(args.workdir)
         session = recall.Session(model, args.tokens or 0, chat_for(args, model))
         return talk(args, session, stream, source, sampling)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """`--web`: a page, until Ctrl-C. Raises AskError, ServerError."""
+    usual = vars(arguments().parse_args([]))
+    taken = ("web", "host", "port", "workdir", "chat", "quiet")
+    if other := [f"--{n}" for n, x in vars(args).items() if n not in taken and x != usual[n]]:
+        raise AskError(f"--web takes text and questions on its page: leave out {', '.join(other)}.")
+    from rmt_jax import api
+    from rmt_jax.evaluation import server
+    from rmt_jax.runtime import switches
+
+    switches.make_neutral()
+    model = api.load(args.workdir)
+    return server.serve(model, chat_for(args, model), args.host, args.port)
 
 
 def sampling_of(args: argparse.Namespace) -> Any:

@@ -1,7 +1,7 @@
 """From the command line to the typed config, and what every command shares: errors, log, bar.
 
-`--config FILE[:PRESET]` runs the file's `get_config(preset)`; `--config.section.field=value` then
-sets any field. CONTRIBUTING.md says why this is no library's.
+`--config FILE[:PRESET]` runs the file's `get_config(preset)` (`config/files.py`);
+`--config.section.field=value` then sets any field. CONTRIBUTING.md says why this is no library's.
 """
 
 import argparse
@@ -14,31 +14,29 @@ import json
 import logging
 import os
 import re
-import runpy
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from rmt_jax.config import (
     Config,
-    ConfigError,
     Setting,
     describe,
-    from_dict,
     import_extensions,
     settings,
     to_dict,
     update,
 )
+from rmt_jax.config.files import bundled, load_config
 from rmt_jax.config.schema import LARGEST_SEED
 from rmt_jax.errors import RmtError
 from rmt_jax.validation import validate
 
 Tree = TypeVar("Tree")  # a config, or another dataclass of settings
+MODULES = "python -m rmt_jax."
 INDENT = 34  # columns of a field's name and value in --help
 
 
@@ -47,8 +45,15 @@ class Usage(RmtError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours to print, and which takes `--out=~/a` as a shell gives it
-    `--out ~/a`."""
+    """argparse whose errors are ours to print, which takes `--out=~/a` as a shell gives it
+    `--out ~/a`, and whose usage says `rmt-jax NAME` where the command was started so."""
+
+    program = MODULES  # what stands before a command's name in its usage
+
+    def __init__(self, **options: Any):
+        if "prog" in options:
+            options["prog"] = options["prog"].replace(MODULES, self.program, 1)
+        super().__init__(**options)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         given = sys.argv[1:] if args is None else args
@@ -70,41 +75,6 @@ def seed(text: str) -> int:
             f"a seed is a whole number between 0 and {LARGEST_SEED}, but got '{text}'"
         )
     return int(text)
-
-
-def load_config(spec: str) -> Config:
-    """The config that `FILE[:PRESET]` names. The file's folder is appended to `sys.path`, so that
-    modules beside it can be imported, by the file or as `config.imports`.
-
-    Raises:
-      ConfigError: no such file, no `get_config` in it, or no such preset.
-    """
-    path, _, preset = spec.partition(".py:")
-    path = path if not preset and not spec.endswith(".py:") else path + ".py"
-    file = Path(path)
-    if not file.is_file():
-        # An installed package carries no configs/ folder beside the user's working directory.
-        raise ConfigError(
-            f"There is no config file '{path}' (looked in {Path.cwd()}): give a path such as"
-            " configs/multitask.py, or configs/multitask.py:gpt2 for a preset."
-        )
-    folder = str(file.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    try:
-        get_config = runpy.run_path(str(file)).get("get_config")
-        if get_config is None:
-            raise ConfigError(f"{path} has no function get_config(), so it is not a config file.")
-        config = get_config(preset) if preset else get_config()
-    except RmtError:
-        raise
-    except Exception as error:  # the file is the user's own code
-        raise ConfigError(
-            f"{path} does not run as a config file ({type(error).__name__}: {error})."
-        ) from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"get_config() in {path} returned {type(config).__name__}, not a Config.")
-    return from_dict(to_dict(config))  # which checks every type
 
 
 def parse_overrides(tokens: list[str], section: str = "config") -> dict[str, object]:
@@ -133,9 +103,17 @@ def apply_overrides(config: Tree, texts: Mapping[str, object]) -> Tree:
 def parse(argv: list[str], doc: str) -> tuple[Config, argparse.Namespace]:
     """The validated config and the other arguments of a training command line."""
     parser = Parser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+        prog=f"{MODULES}train",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument("--config", metavar="FILE[:PRESET]", help="e.g. configs/multitask.py:gpt2")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:PRESET]",
+        help=f"e.g. mine.py, or one that comes with rmt_jax: {', '.join(bundled())}; multitask:gpt2"
+        " is a preset of it",
+    )
     parser.add_argument("--workdir", help="where everything is written (default: runs/DATE-TIME)")
     parser.add_argument("--log_to", default="", help="tensorboard, wandb, or both with a comma")
     parser.add_argument("--profile_steps", default="", help="e.g. 20-25: a trace of these steps")
@@ -148,7 +126,7 @@ def parse(argv: list[str], doc: str) -> tuple[Config, argparse.Namespace]:
         print(describe_fields(config, shutil.get_terminal_size().columns))
         sys.exit(0)
     if not known.config:
-        raise Usage("--config is missing, e.g. --config configs/multitask.py.")
+        raise Usage("--config is missing, e.g. --config multitask.")
     config = apply_overrides(load_config(known.config), parse_overrides(rest))
     import_extensions(config)
     validate(config)
@@ -189,6 +167,9 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     log_to_stderr()
     try:
         sys.exit(main(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (RmtError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         print(f"error: {error}{': make room there' if full else ''}", file=sys.stderr)

@@ -62,6 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--suite", default="", choices=("", "paper"), help="everything a paper's table needs")
     add("--inspect", action="store_true", help="draw memory and attention for one sample")
+    add("--html", action="store_true", help="with --inspect: one page to look into, for a browser")
     add(
         "--teacher_forced",
         "--teacher-forced",

@@ -108,12 +108,13 @@ class WeightInfo(NamedTuple):
     """What a backbone, a memory cell and the prompt say of each weight, for sharding, the optimiser
     and the compute dtype.
 
-    axes: a logical name per axis of the array, None for one that is never split:
-      'layers', 'vocab', 'table_features' (of embeddings), 'embed' (the model width), 'heads',
-      'mlp', 'memory_keys', 'memory_values'. `runtime.mesh.AXES_OF` maps them to axes of the mesh.
-    kind: 'matrix' (maps a width to a width: Muon's, and decayed), 'embedding' (decayed),
-      'convolution' (has a learning rate of its own) or 'vector'.
-    exact: used in float32 whatever the compute dtype is.
+    Attributes:
+      axes: a logical name per axis of the array, None for one that is never split:
+        'layers', 'vocab', 'table_features' (of embeddings), 'embed' (the model width), 'heads',
+        'mlp', 'memory_keys', 'memory_values'. `runtime.mesh.AXES_OF` maps them to axes of the mesh.
+      kind: 'matrix' (maps a width to a width: Muon's, and decayed), 'embedding' (decayed),
+        'convolution' (has a learning rate of its own) or 'vector'.
+      exact: used in float32 whatever the compute dtype is.
     """
 
     axes: tuple[str | None, ...]

@@ -30,7 +30,7 @@ FLOORS = (
     ("report",),
     ("api", "evaluation", "conversion"),
     ("training",),
-    ("train", "evaluate", "ask", "prepare", "convert", "gating", "doctor", "lmeval"),
+    ("train", "evaluate", "ask", "prepare", "convert", "gating", "doctor", "lmeval", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

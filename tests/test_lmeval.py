@@ -1,6 +1,11 @@
 """lm-evaluation-harness runs its kind of BABILong task on our checkpoint (extra `lmeval`)."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -115,7 +120,7 @@ def test_long_contexts_are_read_through_memory(tmp_path, cell, monkeypatch):
     model = plain(tmp_path, cell)
     found = lmeval.rank(model, ranking(PAIRS), batch=3)
     monkeypatch.setattr(likelihood, "BLOCK", 2)
-    likelihood._programs.cache_clear()
+    likelihood.programs.cache_clear()
     alone = [lmeval.rank(model, [request], batch=1)[0] for request in ranking(PAIRS)]
     words = model.tokenizer
     context, continuation = PAIRS[3]
@@ -199,3 +204,64 @@ def test_the_harness_itself(tmp_path, monkeypatch):
     found = harness.simple_evaluate(model=ours, tasks=["babilong_qa1"], bootstrap_iters=0)
     assert found["results"]["babilong_qa1"]["acc,none"] == pytest.approx(1 / 3)
     assert [s["filtered_resps"][0] for s in found["samples"]["babilong_qa1"]] == answers
+
+
+CHOICE = """
+task: where_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: choice.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}Mary is in the"
+doc_to_choice: "{{choices}}"
+doc_to_target: label
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+ROLLING = """
+task: mary_rolling
+dataset_path: json
+dataset_kwargs: {data_files: {test: rolling.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+- {metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}
+"""
+
+
+@pytest.mark.slow  # a minute: the harness imports much
+def test_tasks_of_the_users_own_by_the_command(tmp_path):
+    """A ranking and a perplexity of local files: the scores are those of our own functions, and
+    nothing warns."""
+    pytest.importorskip("lm_eval", reason="pip install -e '.[lmeval]'")
+    places = ["garden", "office", "kitchen"]
+    long = "The sun shone on the old house. " * 12
+    rows = [
+        {"text": f"Mary went to the {place}. {long}", "choices": places, "label": k}
+        for k, place in enumerate(places)
+    ]
+    for name, text in (("choice", CHOICE), ("rolling", ROLLING)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = plain(tmp_path / "run")
+    command = [sys.executable, "-m", "rmt_jax", "lmeval", "run", "--model", "rmt_jax"]
+    command += ["--model_args", "workdir=run", "--tasks", "where_choice,mary_rolling"]
+    command += ["--include_path", ".", "--batch_size", "2", "--output_path", "out"]
+    root = str(Path(lmeval.__file__).parents[1])
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = done.stdout + done.stderr
+    assert not re.search(r"warn|deprecat|traceback|error", told, re.I), told[-4000:]
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(file.read_text())["results"]
+    pairs = [(f"{row['text']}Mary is in the", f" {place}") for row in rows for place in places]
+    ranked = lmeval.rank(model, ranking(pairs), batch=2)
+    scores = np.array([logprob for logprob, _ in ranked]).reshape(3, 3)
+    right = (scores.argmax(axis=1) == np.arange(3)).mean()
+    assert found["where_choice"]["acc,none"] == pytest.approx(right)
+    rolled = lmeval.roll(model, ranking([(row["text"],) for row in rows]), batch=2)
+    bits = -sum(rolled) / sum(len(row["text"]) for row in rows) / np.log(2)
+    assert found["mary_rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)

@@ -15,7 +15,7 @@ from commands import exit_code
 from rmt_jax import api, convert, evaluate, scores, train
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "howto" / "own_data.md").read_text(encoding="utf-8")
 TINY = [
     "--config.init=",
     "--config.model.layers=1",

@@ -120,7 +120,7 @@ COUNTS = {"1B": 1_235_814_400, "8B": 8_030_261_248}  # as their model cards have
     ],
 )
 def test_the_table_of_llamas(tmp_path, size, preset, chip, devices, mesh, accumulate):
-    """docs/scale.md has the plan's figures of a model that is not here."""
+    """docs/howto/cluster.md has the plan's figures of a model that is not here."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | SIZES[size]))
     words = {"init": str(tmp_path), "mesh.fsdp": mesh[0], "mesh.tensor": mesh[1]}
     words |= {f"stages.{n}.batch": 64 for n in range(3)} | {"optimizer.accumulate": accumulate}
@@ -140,5 +140,5 @@ def test_the_table_of_llamas(tmp_path, size, preset, chip, devices, mesh, accumu
         f"{held / 1e9:.1f} of {kind.room / 1e9:.1f}", fits, f"{hours:.2f}",
     )  # fmt: skip
     line = " | ".join(map(str, cells))
-    page = Path(__file__).parents[1] / "docs" / "scale.md"
+    page = Path(__file__).parents[1] / "docs" / "howto" / "cluster.md"
     assert f"| {line} |" in page.read_text(encoding="utf-8"), line

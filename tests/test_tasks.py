@@ -53,7 +53,7 @@ def config(*names: str, **changes) -> Config:
 
 
 def test_the_task_of_the_guide_trains(registered):
-    guide = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "howto" / "write_task.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(# copy_word\.py\n.*?)```", guide, re.DOTALL)
     monkey: dict = {"__name__": "copy_word"}
     exec(compile(code, "copy_word.py", "exec"), monkey)

@@ -89,3 +89,21 @@ def test_what_was_trained_is_measured_and_goes_on(trained):
     if kind == "alone":
         done = run(folder, "rmt_jax.evaluate", "--workdir", "run")
         assert done.returncode == 2 and "measure it with --perplexity" in done.stderr
+
+
+ROWS = CONFIG.replace("Stage, Texts", "Questions, Stage").replace(
+    'Data(tasks=names, texts={"words": Texts(train="builtin")})',
+    'Data(tasks=("rows",), questions={"rows": Questions(train="rows.jsonl")}, background="none")',
+)
+
+
+def test_rows_of_two_segments_each_train_though_none_has_one(tmp_path):
+    text = "The keys are at the gate and nobody was hurt in the hall. " * 3  # over 32 tokens
+    rows = [{"context": f"{n}. {text}", "question": "Who?", "answer": "x"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "texts.py").write_text(ROWS)
+    done = run(tmp_path, "rmt_jax.train", "--config", "texts.py", "--workdir", "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (checked,) = [x["validation"] for x in lines if "validation" in x]
+    assert set(checked["rows"]) == {"2s"}, checked

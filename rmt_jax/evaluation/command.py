@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.html and not args.inspect:
+        raise Usage("--html is the page of --inspect: give both.")
     model = load(args.workdir, segment_tokens=args.segment_tokens)
     out = args.out or default_out(args.workdir)
     if args.perplexity:
@@ -54,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     tasks, lengths = split_names(args.tasks), split_names(args.lengths)
     if args.inspect:
-        paths = inspection.inspect_memory(model, source, tasks, lengths, out / "inspect")
+        paths = inspection.inspect_memory(model, source, tasks, lengths, out / "inspect", args.html)
         print("written:", ", ".join(str(p) for p in paths))
         return 0
     options = {

@@ -61,7 +61,7 @@ def _score_batch(
     for b, (text, cuts) in enumerate(zip(texts, bounds, strict=True)):
         for k, (begin, end) in enumerate(itertools.pairwise(cuts)):
             tokens[b, k, : end - begin], mask[b, k, : end - begin] = text[begin:end], True
-    begin, read = _programs(model)
+    begin, read = programs(model)
     reading, logprob, likeliest = begin(model.params, model.initial_memory(len(texts))), [], []
     for start in range(0, shape[1], block):
         part = (x[:, start : start + block] for x in (tokens, mask))
@@ -81,7 +81,7 @@ def _bounds(model: Any, text: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _programs(model: Any) -> tuple[Any, Any]:
+def programs(model: Any) -> tuple[Any, Any]:
     """Compiled: the start of a reading, and `models.likelihood.read_scores`."""
     import jax
 

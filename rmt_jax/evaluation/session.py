@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,15 @@ class Session:
         return int(place.bounds[1]) % size if place.segments else 0
 
     @switches.neutral()
-    def read(self, pieces: Iterable[str], prompts: Sequence[TaskPrompt], head: int = 0) -> None:
+    def read(
+        self,
+        pieces: Iterable[str],
+        prompts: Sequence[TaskPrompt],
+        head: int = 0,
+        on_tokens: Callable[[np.ndarray], None] | None = None,
+    ) -> None:
         """Reads a text, given in pieces, once for all prompts side by side; its first `head` tokens
-        as a segment of their own."""
+        as a segment of their own. `on_tokens` is given the tokens of each piece that was read."""
         self.prompts = list(prompts)
         size, many = self.model.segment_tokens, len(self.prompts)
         batch = answering.prompts(self.model, [self._asked(self.rest, t) for t in prompts])
@@ -177,6 +183,8 @@ class Session:
                 self.model, asked, [place] * many, batch, self.memory
             )
             self.rest = held[bounds[-1] :].copy()
+            if on_tokens is not None:
+                on_tokens(some)
 
     def answer(
         self, question: str, task: str = "", sampling: Any = None, stops: Sequence[str] = ()
@@ -221,6 +229,10 @@ class Session:
         memory = self._row(k)
         memory = answering.read_contexts(model, [asked], [place], prompt, memory)
         return memory, *answering.last_segments(model, [asked], [place]), prompt
+
+    def encoded(self, context: np.ndarray, question: str, task: str = "") -> EncodedQuestion:
+        """A question as it is asked of a text of these tokens, i32[n]. Raises RecallError."""
+        return self._asked(context, self.task_prompt(question, task), self._question_ids(question))
 
     def _question_ids(self, question: str) -> np.ndarray:
         """i32[m] of what follows the text."""

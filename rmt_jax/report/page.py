@@ -8,18 +8,10 @@ from typing import NamedTuple
 
 from rmt_jax import report
 from rmt_jax.files import write_text
-from rmt_jax.report import figures
+from rmt_jax.report import document, figures
 from rmt_jax.results import EvalResult
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2.5rem auto;
-       padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e6e6e6; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; height: auto; }
-p.note { color: #6b6b6b; font-size: 13px; }
-"""
+FOOT = ("tokens", "characters")  # rows that say what was read; sorting leaves them below
 
 
 class Section(NamedTuple):
@@ -63,12 +55,9 @@ def write(
             data = base64.b64encode(file.read_bytes()).decode()
             label = html.escape(f"{title}, {picture}")
             body.append(f'<p><img alt="{label}" src="data:image/png;base64,{data}"></p>')
-    document = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation report'
-        f"</title><style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
+    whole = document.page("Evaluation report", "".join(body), ("tables.js",))
     write_text(folder / "report.md", "\n".join(lines))
-    write_text(folder / "report.html", document)
+    write_text(folder / "report.html", whole)
     return [folder / "report.md", folder / "report.html"]
 
 
@@ -94,13 +83,17 @@ def robustness_table(sections: Sequence[Section]) -> str:
 
 
 def markdown_to_html(markdown: str) -> str:
-    """HTML of the Markdown that our tables use: tables, bold entries, lines of text."""
+    """HTML of the Markdown that our tables use: tables (which a script makes sortable), bold
+    entries, lines of text."""
     out: list[str] = []
     rows: list[str] = []
 
     def close_table() -> None:
         if rows:
-            out.append(f"<table>{''.join(rows)}</table>")
+            foot = [row for row in rows if row.startswith(tuple(f"<tr><td>{x}<" for x in FOOT))]
+            body = "".join(row for row in rows[1:] if row not in foot)
+            table = f"<thead>{rows[0]}</thead><tbody>{body}</tbody><tfoot>{''.join(foot)}</tfoot>"
+            out.append(f'<div class="wide"><table class="sortable">{table}</table></div>')
             rows.clear()
 
     for line in markdown.splitlines():

@@ -102,10 +102,11 @@ class Loop:
             wanted.setdefault((0, shapes(batch)), partial(self.train.compiled, state, batch))
         for stage in sorted({stage for stage, _ in firsts}):
             for segments in validation.stages[stage].buckets:
-                rows = next(validation.evaluation_batches(segments, 1, size, stage=stage))
-                batch = sharding.put_whole_batch(rows, self.mesh)
-                check = partial(self.check.compiled, state.params, batch)
-                wanted.setdefault((1, shapes(batch)), check)
+                # None where no task has documents of that length.
+                for rows in validation.evaluation_batches(segments, 1, size, stage=stage):
+                    batch = sharding.put_whole_batch(rows, self.mesh)
+                    check = partial(self.check.compiled, state.params, batch)
+                    wanted.setdefault((1, shapes(batch)), check)
         # Hosts tune kernels together: all must compile in one order.
         tasks = list(wanted.values())[: None if hosts == 1 else 1]
         start, cores = time.monotonic(), os.cpu_count() or 1

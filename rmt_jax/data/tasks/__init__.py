@@ -4,7 +4,7 @@ A task yields samples, each a pure function of (split, seed, index, options): a 
 are hidden in background text, a `Document`, which is read as it is, or a `Passage`, of which every
 token is predicted. It says its description (the
 task prompt), its labels if answers come from a closed set, and how answers are scored. Every file
-of this folder registers tasks; one of yours registers from anywhere (docs/extend.md).
+of this folder registers tasks; one of yours registers from anywhere (docs/howto/write_task.md).
 
     from rmt_jax.data.tasks import Story, Task, register
 

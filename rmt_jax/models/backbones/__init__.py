@@ -3,7 +3,7 @@
 A backbone is one file with two classes: a `Block`, whose weights hold all layers with the layer as
 their first axis, and a `Backbone` around it. Register it with `@BACKBONES.register("name")`; a
 config names it as `model.backbone`. Nothing else in the package knows its weights, their names or
-their shapes. `gpt2.py` is the example to read; docs/extend.md walks through one.
+their shapes. `gpt2.py` is the example to read; docs/howto/port_backbone.md walks through one.
 
 Letters as in `rmt_jax.types`: B texts, N places, D width, V vocabulary.
 """

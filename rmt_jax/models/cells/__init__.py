@@ -4,7 +4,7 @@ A cell is one file with one class. Register it with `@CELLS.register("name")`; a
 `model.cell`. It says which memory tokens stand around a segment, what a layer does beside its
 block, and how the next state is made; `models.recurrent` does all else. A segment that is all
 padding leaves the state as it was, bit for bit: the runner sees to that. `rmt.py` is the shortest
-example; docs/extend.md walks through one.
+example; docs/howto/write_cell.md walks through one.
 
 Letters as in `rmt_jax.types`: B texts, N places, M memory tokens, D width, L tokens of a segment.
 """
