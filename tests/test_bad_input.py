@@ -141,7 +141,7 @@ COMMANDS = [
     (prepare.main, ["--out", "x", "--samples", "-1"], "--samples is -1: a set needs at least 1"),
     (comparison.main, ["nowhere-at-all"], "nowhere-at-all holds no summary.json"),
     (comparison.main, ["x", "--score", "f9"], "invalid choice: 'f9'"),
-    (comparison.main, [], "The following arguments are required: runs"),
+    (comparison.main, [], "Name one folder or more that have a summary.json"),
 ]
 
 

@@ -52,7 +52,12 @@ def run(file: Path, seconds: float = SECONDS) -> str:
     return output
 
 
-@pytest.mark.parametrize("name", FILES)
+SLOW = ("kernels", "language", "memory")  # a minute each beside other tests
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FILES]
+)
 def test_on_eight_devices(name):
     output = run(FOLDER / f"{name}.py")
     if " passed" not in output:

@@ -112,6 +112,7 @@ def test_a_kernel_gives_what_xla_gives(name, dtype, layers, interpreted, monkeyp
         assert np.linalg.norm(a - b) <= least * np.linalg.norm(b), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cell, scanned, schedule",
     (

@@ -13,7 +13,9 @@ FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("train" in n)) for n in NAMES]
+)
 def test_a_notebook_runs(name):
     pytest.importorskip("nbclient", reason="notebooks need pip install -e '.[docs]'")
     # As a user has it: without the flags by which the tests compile quickly and compute slowly.

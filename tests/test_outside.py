@@ -65,6 +65,7 @@ def test_they_train_and_are_evaluated(trained):
     assert all(float(row["chance"]) == pytest.approx(1 / 6, abs=1e-3) for row in rows)
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_learns(trained, tmp_path):
     alone = losses(trained)
     for name, mesh in (("data", "data=8"), ("fsdp", "data=1"), ("both", "data=2")):
