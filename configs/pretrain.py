@@ -19,13 +19,13 @@
 from the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
 seven of what `hard_negatives` made of it (runs/mixed); a fifth of each run of `threshold` and two
 of runs/mixed, with `python -m rmt_jax.gating --gates.steps=900 --threshold 0.2` after that, are
-`multitask`. Each of these puts together what was run in pieces (docs/findings.md: 1 to 8 are
-`tasks` and `memory`, 22 to 26 `segment` to `official`, 32 and 33 `hard_negatives`, 45 `threshold`,
-46 the gates), so it will give weights like these, not these; what they taught in one run, with
-three seeds, is `configs/multitask.py:long`. The `wide` presets, nine times as large, from random
-weights in four minutes of a GPU (piece 34), `python -m rmt_jax.gating` after them (40),
-`wide_stories` from there with two seeds (42 and 43), `python -m rmt_jax.convert mean` of all three
-and the gates once more (44) are `multitask-wide`.
+`multitask`. What ships was made in more runs, which docs/findings.md names: `1-tasks` to `8-memory`
+are `tasks` and `memory` here, `22-segment` to `26-official` `segment` to `official`, `32-decoys`
+and `33-decoys` `hard_negatives`, `45-threshold-*` `threshold`. A preset gives weights like these,
+not these; `configs/multitask.py:long` is all of it in one run. The `wide` presets, nine times as
+large, take four minutes of a GPU from random weights (`34-wide`). `python -m rmt_jax.gating` after
+them (`40-gates`), `wide_stories` from there with two seeds, `python -m rmt_jax.convert mean` of all
+three and the gates once more (`44-gates`) are `multitask-wide`.
 
 Why a curriculum (measured, docs/findings.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every

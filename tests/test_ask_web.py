@@ -3,11 +3,11 @@
 import http.client
 import json
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny_run
+from serving import serving
 
 from rmt_jax import ask
 from rmt_jax.evaluation import readings, server
@@ -25,13 +25,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(model):
-    made = server.Server(Readings(model), port=0, about="A test & more")
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with serving(model, "A test & more") as made:
+        yield made
 
 
 def call(

@@ -1,7 +1,6 @@
 """GGUF files: the weights that they were made of, the tokenizer from the metadata, and a sentence
 for what can't be read."""
 
-import dataclasses
 import json
 import os
 import warnings
@@ -10,104 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from faulty_run import quick
-from flax import nnx
+from gguf_files import model, tensors_of, with_tokenizer, write
 
 import rmt_jax
-from rmt_jax import cli, convert, models, validation
 from rmt_jax import config as cfg
-from rmt_jax.data import gguf_tokenizer, tokenizer
+from rmt_jax import convert, models
+from rmt_jax.data import gguf_tokenizer
 from rmt_jax.models.io import gguf as files
-from rmt_jax.models.io import hub, shapes, weights
+from rmt_jax.models.io import hub, weights
 from rmt_jax.models.io.weights import WeightsError
-from rmt_jax.training import run as training
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[gguf]' brings gguf")
 
-# What llama.cpp's converter calls the weights of a layer, and ours.
-MATRICES = {
-    "attn_q": "query", "attn_k": "key", "attn_v": "value", "attn_output": "out",
-    "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down",
-}  # fmt: skip
-NORMS = {
-    "attn_norm": "attention_norm", "ffn_norm": "mlp_norm", "attn_q_norm": "query_norm",
-    "attn_k_norm": "key_norm",
-}  # fmt: skip
 SMOLLM2 = "RMT_JAX_SMOLLM2"  # names the folder or file of SmolLM2-135M-Instruct.Q4_1.gguf
-
-
-def model(width=32, **options) -> tuple[cfg.Model, dict]:
-    """A drawn model and its weights by our names below `backbone/`."""
-    options = {"kv_heads": 2, "mlp_width": 2 * width, "rope_base": 500.0} | options
-    config = tiny.settings(
-        backbone="llama", cell="none", layers=2, width=width, heads=4, backbone_options=options
-    )
-    built = models.build(config, cfg.Prompt("none"), tiny.VOCAB, 1, nnx.Rngs(0))
-    flat = {n: np.asarray(v) for n, v in weights.flatten(models.split(built)[1]).items()}
-    rng = np.random.default_rng(0)
-    flat = {n: v + 0.1 * rng.standard_normal(v.shape).astype(np.float32) for n, v in flat.items()}
-    return config, hub.part_of(flat, "backbone")
-
-
-def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys as GGUF's llama has them: i and i + d/2 of a head side by side."""
-    half = len(rows) // heads // 2
-    order = [h * 2 * half + i + k * half for h in range(heads) for i in range(half) for k in (0, 1)]
-    return rows[np.array(order)]
-
-
-def tensors_of(config: cfg.Model, flat: dict, architecture: str) -> dict[str, np.ndarray]:
-    found = {"token_embd.weight": flat["embed_tokens"], "output_norm.weight": flat["norm/scale"]}
-    if "head" in flat:
-        found["output.weight"] = flat["head"]
-    heads = {"attn_q": config.heads, "attn_k": config.backbone_options["kv_heads"]}
-    for layer in range(config.layers):
-        for theirs, ours in MATRICES.items():
-            for part, own in (("weight", "kernel"), ("bias", "bias")):
-                if f"blocks/{ours}/{own}" in flat:
-                    value = flat[f"blocks/{ours}/{own}"][layer].T
-                    if theirs in heads and architecture == "llama":
-                        value = in_pairs(value, heads[theirs])
-                    found[f"blk.{layer}.{theirs}.{part}"] = value
-        for theirs, ours in NORMS.items():
-            if f"blocks/{ours}/scale" in flat:
-                found[f"blk.{layer}.{theirs}.weight"] = flat[f"blocks/{ours}/scale"][layer]
-    return found
-
-
-def write(
-    file: Path,
-    config: cfg.Model,
-    tensors: dict[str, np.ndarray],
-    kinds: dict[str, str] | None = None,
-    architecture: str = "llama",
-    more=lambda writer: None,
-) -> Path:
-    """kinds: quantisation of tensors whose name ends so; else F32."""
-    options = models.BACKBONES["llama"].options(config)
-    writer = gguf.GGUFWriter(file, architecture)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(options.mlp_width)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(options.kv_heads)
-    writer.add_layer_norm_rms_eps(options.norm_epsilon)
-    writer.add_rope_freq_base(options.rope_base)
-    writer.add_rope_dimension_count(options.head_width)
-    more(writer)
-    for name, value in tensors.items():
-        kind = next((k for end, k in (kinds or {}).items() if name.endswith(end)), "F32")
-        kind = gguf.GGMLQuantizationType[kind]
-        value = np.ascontiguousarray(value)
-        if value.dtype != np.uint8:
-            value = gguf.quantize(value, kind)
-        writer.add_tensor(name, value, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
 
 
 @pytest.mark.parametrize(
@@ -187,24 +101,6 @@ def test_llama3_scaling_is_known_by_its_factors(tmp_path):
         hub.open_source(write(tmp_path / "other.gguf", config, other, more=more))
 
 
-def with_tokenizer(pre="smollm", kind="gpt2", tokens=tiny.VOCAB):
-    """The metadata of a byte-level BPE with the words 'in', ' in' and two control tokens."""
-
-    def more(writer):
-        known = ["<|endoftext|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz0123Ġ", "in", "Ġin"]
-        known += [f"<x{n}>" for n in range(tokens - len(known))]
-        writer.add_tokenizer_model(kind)
-        writer.add_tokenizer_pre(pre)
-        writer.add_token_list(known)
-        writer.add_token_types([3, 3] + [1] * (len(known) - 2))
-        writer.add_token_merges(["i n", "Ġ in"])
-        writer.add_eos_token_id(1)
-        writer.add_pad_token_id(0)
-        writer.add_chat_template("{{ messages }}")
-
-    return more
-
-
 def test_the_tokenizer_comes_with_it(tmp_path, capsys):
     config, flat = model()
     file = write(
@@ -261,147 +157,6 @@ def test_a_tokenizer_of_another_kind_is_a_sentence(tmp_path, changes, sentence, 
 def test_texts_are_split_by_the_rule(rule, text, parts):
     found = gguf_tokenizer._pre_tokenizer(rule).pre_tokenize_str(text)
     assert [part for part, _ in found] == parts
-
-
-def test_a_training_starts_from_a_file(tmp_path):
-    config, flat = model()
-    file = write(tmp_path / "m.gguf", config, tensors_of(config, flat, "llama"))
-    prompt = cfg.Prompt("none")
-    tree = cfg.Config(model=tiny.settings(**{
-        "backbone": "llama", "cell": "delta", "width": 32, "heads": 4,
-        "backbone_options": config.backbone_options}), prompt=prompt)  # fmt: skip
-    fresh = models.split(models.build(tree.model, prompt, tiny.VOCAB, 1, nnx.Rngs(1)))[1]
-    started = weights.flatten(hub.initialise(fresh, tree, str(file)))
-    assert all(np.array_equal(started[f"backbone/{name}"], flat[name]) for name in flat)
-
-
-def with_bytes(more=()):
-    """The metadata of a tokenizer of 256 bytes, two control tokens and `more`."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    tokens = ["<|endoftext|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), *more]
-
-    def metadata(writer):
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm")
-        writer.add_token_list(tokens)
-        writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-        writer.add_token_merges([])
-        writer.add_eos_token_id(1)
-        writer.add_pad_token_id(0)
-
-    return metadata, len(tokens)
-
-
-def test_a_tokenizer_is_named_by_what_it_comes_with(tmp_path):
-    config, flat = model()
-    more, _ = with_bytes()
-    flat["embed_tokens"] = np.zeros((260, 32), np.float32)
-    file = write(tmp_path / "m.gguf", config, tensors_of(config, flat, "llama"), more=more)
-    convert.main(["import", "--from", str(file), "--out", str(tmp_path / "run")])
-
-    def named(init, name="init"):
-        return tokenizer.load(cfg.Config(init=init, data=cfg.Data(tokenizer=name)).tokenizer)
-
-    own = named("", str(file))
-    assert (own.vocab_size, own.pad, own.end) == (258, 0, 1)
-    for other in (named(str(file)), named(str(tmp_path / "run"))):
-        assert other.fingerprint() == own.fingerprint() and other.end == own.end
-    assert named("backbone").name == "builtin" == named(str(file), "builtin").name
-    with pytest.raises(ValueError, match="data.tokenizer=init is the tokenizer of the weights"):
-        validation.validate(cfg.Config(data=cfg.Data(tasks=("qa1",), tokenizer="init")))
-    bare = write(tmp_path / "bare.gguf", config, tensors_of(config, flat, "llama"))
-    with pytest.raises(ValueError, match="bare holds no tokenizer: put"):
-        named(str(bare))
-    bare.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match="can't be read as GGUF"):
-        named(str(bare))
-
-
-def preset(name: str, *overrides: str) -> cfg.Config:
-    config = Path(__file__).parents[1] / "configs" / "multitask.py"
-    return cli.apply_overrides(
-        cli.load_config(f"{config}:{name}"), cli.parse_overrides(list(overrides))
-    )
-
-
-# What config.json of HuggingFaceTB/SmolLM2-135M-Instruct says of its sizes.
-SMOLLM2_SAYS = {
-    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "rope_theta": 1e5,
-    "max_position_embeddings": 8192, "tie_word_embeddings": True, "vocab_size": 49152,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ("pretrained", "pretrained-rmt", "pretrained-lora"))
-def test_the_preset_takes_the_shape_of_smollm2(name, tmp_path, monkeypatch):
-    config = preset(name)
-    validation.validate(config)
-    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2_SAYS))
-    with monkeypatch.context() as patch:
-        patch.setattr(shapes, "resolve", lambda name, only: tmp_path)
-        config = shapes.settle(config)
-    models.check(config.model, config.prompt)
-    assert config.tokenizer == config.init and config.init.endswith("SmolLM2-135M-Instruct")
-    made = models.outline(config.model, config.prompt, 49152, 5).shapes
-    flat = {n: v for n, v in weights.flatten(made).items() if n.startswith("backbone/")}
-    assert sum(np.prod(v.shape) for v in flat.values()) == 134_515_008
-    found = hub.infer("llama", flat, SMOLLM2_SAYS, "SmolLM2")[0].model
-    options = [models.BACKBONES["llama"].options(m) for m in (config.model, found)]
-    assert options[0] == options[1]
-    same = ("backbone", "layers", "width", "heads", "positions", "max_positions", "tied_head")
-    assert all(getattr(config.model, field) == getattr(found, field) for field in same)
-
-
-def test_the_preset_trains_from_a_file(tmp_path, monkeypatch):
-    """The whole way on a small file, whose embedding has two rows that belong to no token."""
-    quick(monkeypatch.setattr)
-    more, tokens = with_bytes()
-    monkeypatch.setattr(tiny, "VOCAB", tokens + 2)
-    config, flat = model()
-    file = write(tmp_path / "m.gguf", config, tensors_of(config, flat, "llama"), more=more)
-    overrides = (f"init={file}", "model.d_mem=8", "prompt.tokens=80", "data.tasks=qa1",
-        "stages.0.steps=1",
-        "stages.1.steps=0", "stages.2.steps=0", "stages.0.batch=1", "stages.1.batch=1",
-        "stages.2.batch=1", "optimizer.accumulate=1", "lora.rank=2", "model.dtype=float32",
-        "evaluation.samples=1", "evaluation.batch=1",
-    )  # fmt: skip
-    found = preset("pretrained-lora", *(f"--config.{line}" for line in overrides))
-    validation.validate(found)
-    assert training.run(found, tmp_path / "run") == 0
-    trained = rmt_jax.load(tmp_path / "run")
-    own = trained.params["backbone"]
-    assert trained.vocab == trained.tokenizer.vocab_size == tokens
-    assert np.array_equal(own["embed_tokens"], flat["embed_tokens"][:tokens])
-    assert (np.asarray(own["blocks"]["query"]["kernel"]) != flat["blocks/query/kernel"]).any()
-    said = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
-    assert (said["backbone"], said["layers"], said["width"]) == ("llama", 2, 32)
-    assert said["backbone_options"] == dict(hub.open_source(file).config.model.backbone_options)
-    # The same command, after the file has gone: it has nothing to do, and finds that out.
-    file.unlink()
-    assert training.run(found, tmp_path / "run") == 0
-
-
-@pytest.mark.parametrize("tied", (True, False))
-def test_an_embedding_starts_with_a_row_per_token_of_its_own_tokenizer(tmp_path, tied):
-    config, flat = model()
-    if not tied:
-        flat["head"] = flat["embed_tokens"][::-1] * 2
-    source = str(write(tmp_path / "m.gguf", config, tensors_of(config, flat, "llama")))
-    made = dataclasses.replace(config, tied_head=tied)
-    for tokens in (tiny.VOCAB - 2, tiny.VOCAB, tiny.VOCAB + 1):
-        built = models.build(made, cfg.Prompt("none"), tokens, 1, nnx.Rngs(1))
-        fresh = models.split(built)[1]
-        tree = cfg.Config(made, cfg.Prompt("none"), init=source, data=cfg.Data(tokenizer="init"))
-        found = hub.initialise(fresh, tree, source)["backbone"]
-        for name in ("embed_tokens",) if tied else ("embed_tokens", "head"):
-            known = min(tokens, tiny.VOCAB)
-            assert np.array_equal(found[name][:known], flat[name][:known])
-            added = found[name][known:]  # as drawn, as large as the source's
-            assert found[name].shape == (tokens, 32) and (not added.size or added.std() > 0)
-        if tokens != tiny.VOCAB:
-            with pytest.raises(WeightsError, match="row per token: data.tokenizer=init"):
-                hub.initialise(fresh, tree.replace(data=cfg.Data()), source)
 
 
 def test_what_cannot_be_read(tmp_path):

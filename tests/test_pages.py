@@ -2,19 +2,18 @@
 
 import json
 import re
-import threading
 
 import numpy as np
 import pytest
 import tiny_run
 from browser import Browser, browser
+from serving import serving
 from test_report import results
 
 from rmt_jax import api, evaluate, report
 from rmt_jax.cli import Usage
 from rmt_jax.data import tokenizer
-from rmt_jax.evaluation import answering, attribution, inspection, server, sources, views
-from rmt_jax.evaluation.readings import Readings
+from rmt_jax.evaluation import answering, attribution, inspection, sources, views
 from rmt_jax.report import document, page
 
 TEXT = (
@@ -268,13 +267,8 @@ def test_a_report_sorts(shown, tmp_path):
 
 @pytest.fixture(scope="module")
 def served(shipped):
-    made = server.Server(Readings(shipped), port=0, about="A model")
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with serving(shipped, "A model") as made:
+        yield made
 
 
 def test_a_text_is_given_and_asked(shown, served):

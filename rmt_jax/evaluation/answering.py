@@ -153,6 +153,18 @@ def read_contexts(
     return memory
 
 
+def memory_rows(model: Any, memory: Any, rows: Sequence[int]) -> Any:
+    """The memory of these texts of a batch, in this order; one may stand more than once."""
+    import jax
+    import jax.numpy as jnp
+
+    from rmt_jax import models
+
+    axis, which = models.merge(model.graph, model.params).batch_axis, np.asarray(rows)
+    state = jax.tree.map(lambda x: jnp.take(x, which, axis=axis), memory.state)
+    return memory._replace(state=state, started=jnp.take(memory.started, which))
+
+
 def fill_segments(
     context: np.ndarray, layout: Layout, start: int, tokens: np.ndarray, mask: np.ndarray
 ) -> None:

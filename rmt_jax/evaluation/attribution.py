@@ -119,7 +119,7 @@ class _Reader:
     def _score(self, spans: list[tuple[int, int]], earliest: int) -> np.ndarray:
         model, inner = self.model, self.layout.segments
         first = min(int(np.searchsorted(self.edges, earliest, "right")) - 1, inner)
-        memory = self._repeated(self._prefix(first))
+        memory = answering.memory_rows(model, self._prefix(first), [0] * ROWS)
         for block in range(first, inner, BLOCK):
             tokens, mask = self._segments(block, min(block + BLOCK, inner))
             masks = np.repeat(mask[None], ROWS, axis=0)
@@ -156,13 +156,3 @@ class _Reader:
                 memory = self.model.read(memory, tokens[None], mask[None], self.prompt)
             self.prefixes[segments] = memory
         return self.prefixes[segments]
-
-    def _repeated(self, memory: Any) -> Any:
-        import jax
-        import jax.numpy as jnp
-
-        from rmt_jax import models
-
-        axis = models.merge(self.model.graph, self.model.params).batch_axis
-        state = jax.tree.map(lambda x: jnp.repeat(x, ROWS, axis=axis), memory.state)
-        return memory._replace(state=state, started=jnp.repeat(memory.started, ROWS))

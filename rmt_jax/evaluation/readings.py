@@ -23,9 +23,7 @@ from rmt_jax.evaluation.session import RecallError, Session
 
 TEXT_LIMIT = 4_000_000  # bytes of one text
 KEPT = 4  # texts; of one more the oldest is forgotten
-LOOKED_INTO = (
-    50_000  # tokens of a text in which an answer's origin is looked for: minutes of a core
-)
+LOOKED_INTO = 50_000  # tokens of a text in which an answer's origin is looked for: a core's minutes
 PIECE = 4096  # characters read between two events
 
 Event = dict[str, Any]

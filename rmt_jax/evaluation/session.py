@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmt_jax import models
 from rmt_jax.data import segmentation, tasks
 from rmt_jax.data.text_stream import encode_pieces, pieces
 from rmt_jax.errors import RmtError
@@ -226,7 +225,7 @@ class Session:
         size = model.segment_tokens  # of the whole text only the last, ragged segment is left
         place = answering.layout(len(self.rest), len(asked.question), self.room, size)
         prompt = answering.prompts(model, [asked])
-        memory = self._row(k)
+        memory = answering.memory_rows(model, self.memory, [k])
         memory = answering.read_contexts(model, [asked], [place], prompt, memory)
         return memory, *answering.last_segments(model, [asked], [place]), prompt
 
@@ -265,14 +264,6 @@ class Session:
     def _asked(self, context: np.ndarray, prompt: TaskPrompt, tail: Any = ()) -> EncodedQuestion:
         ids = np.asarray(prompt.ids, np.int32)
         return EncodedQuestion(context, np.asarray(tail, np.int32), ids, prompt.learned)
-
-    def _row(self, k: int) -> Any:
-        """The memory of prompt k alone, a batch of one."""
-        axis = models.merge(self.model.graph, self.model.params).batch_axis
-        state = jax.tree.map(
-            lambda x: jax.lax.slice_in_dim(x, k, k + 1, axis=axis), self.memory.state
-        )
-        return self.memory._replace(state=state, started=self.memory.started[k : k + 1])
 
     @switches.neutral()
     def save(self, path: Path) -> int:
