@@ -55,7 +55,12 @@ def built(backbone, prompt=ASKED, **changes):
 
 
 @pytest.mark.parametrize(
-    "backbone, cell", (("gemma3", "rmt"), ("gemma3", "delta"), ("neox", "armt"))
+    "backbone, cell",
+    (
+        ("gemma3", "rmt"),
+        pytest.param("gemma3", "delta", marks=pytest.mark.slow),
+        ("neox", "armt"),
+    ),
 )
 def test_a_train_step_moves_every_weight(backbone, cell):
     """And the axes that are said of them are those that they have."""

@@ -62,7 +62,10 @@ def read(graph, params, tokens, mask):
     return jax.jit(run)(params)
 
 
-@pytest.mark.parametrize("cell", tiny.CELLS)
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(c, marks=[pytest.mark.slow] * (c not in ("rmt", "delta"))) for c in tiny.CELLS],
+)
 def test_a_train_step_moves_every_weight(cell):
     config = cfg.Config(
         model=settings(cell=cell),
@@ -130,7 +133,7 @@ def answers_of(graph, params, batch, by=recurrence):
     return logits, gradient
 
 
-@pytest.mark.parametrize("cell", ("armt", "delta"))
+@pytest.mark.parametrize("cell", ("armt", pytest.param("delta", marks=pytest.mark.slow)))
 def test_the_diagonal_schedule_is_the_sequential_one(cell):
     graph, params = drawn(cell=cell)
     both = (answers_of(graph, params, tiny.batch(), by) for by in (recurrence, diagonal))
@@ -138,7 +141,7 @@ def test_the_diagonal_schedule_is_the_sequential_one(cell):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ("rmt", "armt"))
+@pytest.mark.parametrize("cell", ("rmt", pytest.param("armt", marks=pytest.mark.slow)))
 def test_packed_padding_gives_the_same(cell, monkeypatch):
     """As on a GPU, where cuDNN's kernel has grouped heads and needs no mask (XLA's form here)."""
     graph, params = drawn(cell=cell, scan_layers=False)

@@ -57,7 +57,7 @@ def test_scan_equals_loop_in_values_and_gradients(cell):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ("rmt", "delta"))
+@pytest.mark.parametrize("cell", ("rmt", pytest.param("delta", marks=pytest.mark.slow)))
 def test_what_is_kept_for_the_backward_pass_changes_no_gradient(cell):
     """Nothing, or what products made (on a CPU), with layers sliced before the loop."""
     graph, params = tiny.model(ASKED, cell=cell, layers=2, scan_layers=False)
