@@ -227,6 +227,7 @@ def test_the_command(tmp_path):
     assert all(len(entry["seconds"]) == 2 for entry in found["contenders"].values())
 
 
+@pytest.mark.slow
 def test_variants_of_our_step_are_timed_and_a_wrong_setting_is_named(monkeypatch, capsys):
     monkeypatch.setitem(variants.SIZES, "tiny", SIZE)
     monkeypatch.setattr(variants, "ROUNDS", 1)

@@ -96,6 +96,7 @@ def test_memory_of_a_chat_is_kept(model, tmp_path):
         recall.Session(model, 8).load(tmp_path / "m.npz")
 
 
+@pytest.mark.slow
 def test_the_command_line_chooses_by_itself(model, tmp_path, capsys, monkeypatch):
     book = tmp_path / "book.txt"
     book.write_text(TEXTS[2])

@@ -96,7 +96,7 @@ def test_an_unrolled_step(changes):
     assert 1 < held.total / (memory.temp_size_in_bytes + held.weights + held.moments) < 2.4
 
 
-@pytest.mark.parametrize("train", ("memory", "lora"))
+@pytest.mark.parametrize("train", ("lora", pytest.param("memory", marks=SLOW)))
 def test_a_step_with_a_frozen_backbone(train):
     """A third of the products is never made, nor is an optimiser's state of frozen weights; layers
     in a loop hold no gradient of their matrices."""

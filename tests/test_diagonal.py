@@ -13,7 +13,7 @@ from rmt_jax.models.ops import attention
 from rmt_jax.training import step as steps
 
 
-@pytest.mark.parametrize("cell", ("prmt", "armt", "delta"))
+@pytest.mark.parametrize("cell", tiny.cells("prmt", "delta", of=("prmt", "armt", "delta")))
 def test_equal_to_the_sequential_schedule(cell):
     graph, params = tiny.model(ASKED, cell=cell, layers=3, conv_width=2)
     batch = tiny.batch(segments=4, answered=2)
@@ -35,7 +35,7 @@ def test_equal_to_the_sequential_schedule(cell):
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-5)
 
 
-@pytest.mark.parametrize("cell", ("prmt", "armt"))
+@pytest.mark.parametrize("cell", tiny.cells("prmt", of=("prmt", "armt")))
 def test_padding_goes_to_the_end_where_a_fused_kernel_serves(cell, monkeypatch):
     """As on a GPU (the kernel in XLA's form): write memory stands in another place in each text,
     and layers find it; loss and gradients of the sequential schedule that packs nothing."""

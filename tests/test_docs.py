@@ -129,8 +129,11 @@ def test_each_left_out_command_is_on_a_page():
     assert not unused, f"no page has these programs: take them out: {unused}"
 
 
+SLOW = ("perturb.md", "evaluate.md")
+
+
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=[pytest.mark.slow] * ("perturb" in p)) for p in PAGES]
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * p.endswith(SLOW)) for p in PAGES]
 )
 def test_commands_run(page, place, monkeypatch, capsys):
     monkeypatch.chdir(place)

@@ -88,7 +88,7 @@ def test_segments_are_labelled_and_drawn_again_the_same(model):
     assert (padded[:, 1:] >= padded[:, :-1]).all() and not padded[:, 0].any()
 
 
-@pytest.mark.parametrize("empty", (True, False))
+@pytest.mark.parametrize("empty", (True, pytest.param(False, marks=pytest.mark.slow)))
 def test_openings_are_what_a_step_does(model, empty, monkeypatch):
     batch = next(labelled(model))
     some = gate_labels.LabelledSegments(*(part[:1] for part in batch))

@@ -47,7 +47,10 @@ def naive(graph, params, batch: Batch) -> jax.Array:
 
 @pytest.mark.parametrize(
     ("cell", "remat", "changes"),
-    [("rmt", True, {}), ("delta", False, {"scan_layers": False})],
+    [
+        ("rmt", True, {}),
+        pytest.param("delta", False, {"scan_layers": False}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_loss_is_that_of_all_logits(cell, remat, changes):
     """In value, against plain numpy; in gradient, against automatic differentiation of all logits.
@@ -124,7 +127,7 @@ def test_padding_changes_no_bit():
     assert np.array_equal(np.asarray(read(moved))[1], np.roll(found[1], -1))
 
 
-@pytest.mark.parametrize("bptt", [2, 3])
+@pytest.mark.parametrize("bptt", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_bptt_cuts_the_memory_between_stretches(bptt):
     """Every segment still has its targets; gradients stop where a stretch of `bptt` segments,
     counted from the end, begins. The first stretch learns the memory's own start."""

@@ -62,10 +62,7 @@ def read(graph, params, tokens, mask):
     return jax.jit(run)(params)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [pytest.param(c, marks=[pytest.mark.slow] * (c not in ("rmt", "delta"))) for c in tiny.CELLS],
-)
+@pytest.mark.parametrize("cell", tiny.cells("rmt", "delta"))
 def test_a_train_step_moves_every_weight(cell):
     config = cfg.Config(
         model=settings(cell=cell),
@@ -133,7 +130,7 @@ def answers_of(graph, params, batch, by=recurrence):
     return logits, gradient
 
 
-@pytest.mark.parametrize("cell", ("armt", pytest.param("delta", marks=pytest.mark.slow)))
+@pytest.mark.parametrize("cell", tiny.cells("armt", of=("armt", "delta")))
 def test_the_diagonal_schedule_is_the_sequential_one(cell):
     graph, params = drawn(cell=cell)
     both = (answers_of(graph, params, tiny.batch(), by) for by in (recurrence, diagonal))
@@ -141,7 +138,7 @@ def test_the_diagonal_schedule_is_the_sequential_one(cell):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ("rmt", pytest.param("armt", marks=pytest.mark.slow)))
+@pytest.mark.parametrize("cell", tiny.cells("rmt", of=("rmt", "armt")))
 def test_packed_padding_gives_the_same(cell, monkeypatch):
     """As on a GPU, where cuDNN's kernel has grouped heads and needs no mask (XLA's form here)."""
     graph, params = drawn(cell=cell, scan_layers=False)

@@ -14,7 +14,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("train" in n)) for n in NAMES]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "inside_the_memory")) for n in NAMES]
 )
 def test_a_notebook_runs(name):
     pytest.importorskip("nbclient", reason="notebooks need pip install -e '.[docs]'")

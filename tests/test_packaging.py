@@ -146,6 +146,7 @@ def test_commands_in_an_empty_folder(installed, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "t.txt"}
 
 
+@pytest.mark.slow
 def test_the_suite_on_the_installed_package(installed, tmp_path):
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("golden"))
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

@@ -40,7 +40,7 @@ def by_loop(model, batch):
     return jnp.stack(out, axis=1)
 
 
-@pytest.mark.parametrize("cell", tiny.CELLS)
+@pytest.mark.parametrize("cell", tiny.cells("rmt", "delta"))
 def test_scan_equals_loop_in_values_and_gradients(cell):
     graph, params = tiny.model(ASKED, cell=cell, positions="alibi", conv_width=2, layers=1)
     batch = tiny.batch(segments=3, answered=2)
@@ -78,7 +78,13 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(cell):
 
 @pytest.mark.parametrize(
     "cell, remat",
-    (("rmt", False), ("rmt", True), ("prmt", False), ("armt", False), ("delta", False)),
+    (
+        ("rmt", False),
+        pytest.param("rmt", True, marks=pytest.mark.slow),
+        pytest.param("prmt", False, marks=pytest.mark.slow),
+        pytest.param("armt", False, marks=pytest.mark.slow),
+        ("delta", False),
+    ),
 )
 def test_the_way_of_a_gpu_gives_the_same(cell, remat, monkeypatch):
     """Segments one after another outside a loop, padding behind everything else while the layers
@@ -171,7 +177,7 @@ def test_how_often_the_embedding_table_gets_its_gradient(remat):
     assert len(made) == (2 if remat else 0)  # one for the silent segments' loop, one for the rest
 
 
-@pytest.mark.parametrize("cell", tiny.CELLS)
+@pytest.mark.parametrize("cell", tiny.cells("rmt", "delta"))
 def test_a_probe_reads_the_memory_and_leaves_no_trace(cell):
     graph, params = tiny.model(ASKED, cell=cell, positions="alibi", conv_width=2, layers=1)
     model = models.merge(graph, params)

@@ -35,7 +35,7 @@ def test_logits_and_memory_are_those_of_the_reference(scanned):
     np.testing.assert_allclose(after.state, memory, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", (True, False))
+@pytest.mark.parametrize("remat", (True, pytest.param(False, marks=pytest.mark.slow)))
 def test_gradients_are_those_of_the_reference(remat):
     """Of a loss at the answers, through all segments and every weight."""
     graph, params = tiny.model(PROMPT, cell="rmt")

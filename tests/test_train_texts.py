@@ -42,7 +42,7 @@ def run(folder: Path, *args: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.fixture(scope="module", params=["alone", "beside"])
+@pytest.fixture(scope="module", params=[pytest.param("alone", marks=pytest.mark.slow), "beside"])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "texts.py").write_text(CONFIG)

@@ -1,6 +1,7 @@
 """Tiny models and texts for the tests: sizes that compile in a second."""
 
 import numpy as np
+import pytest
 from flax import nnx
 
 from rmt_jax import config, models
@@ -8,6 +9,11 @@ from rmt_jax.types import Batch, Prompt
 
 VOCAB, LENGTH, WORDS = 37, 8, 3
 CELLS = ("none", "rmt", "prmt", "armt", "delta")
+
+
+def cells(*fast: str, of=CELLS) -> list:
+    """Parameters of a test: the cells, those that are not named marked slow."""
+    return [pytest.param(c, marks=[pytest.mark.slow] * (c not in fast)) for c in of]
 
 
 def settings(**changes) -> config.Model:
