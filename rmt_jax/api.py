@@ -5,7 +5,6 @@
     memory = model.initial_memory(batch_size=2)
     memory = model.read(memory, tokens)
     logits, memory = model.forward(tokens)
-    tokens = model.generate(tokens, max_new_tokens=8)
     model.answer("Mary went to the garden.", "Where is Mary?")
 
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
@@ -18,25 +17,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rmt_jax import config as settings
-from rmt_jax import models
+from rmt_jax import models, placement
 from rmt_jax.errors import RmtError
 from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
-from rmt_jax.models.cells import Memory
+from rmt_jax.models.cells import CELLS, Memory
 from rmt_jax.models.inputs import (
     InputError,
     check_memory,
     checked_prompt,
     checked_tail,
     checked_tokens,
+    head_and_tail,
     prompt_room,
+    whole_segments,
 )
 from rmt_jax.models.io import hub, weights
 from rmt_jax.models.io.folder import ASSETS
+from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.models.sampling import Draw, Sampling
 from rmt_jax.runtime import startup, switches
 from rmt_jax.types import Array, Prompt, Segment
@@ -52,6 +53,7 @@ def load(
     revision: str | None = None,
     dtype: str | None = None,
     segment_tokens: int = 0,
+    everywhere: bool | None = None,
 ) -> "Model":
     """A model from a run's workdir, an exported folder, a Hugging Face model of a registered
     backbone (GPT-2, the Llama family, Gemma 3, GPT-NeoX), a GGUF file or an authors' checkpoint.
@@ -62,6 +64,9 @@ def load(
       revision: of a hub name: a branch, tag or commit to pin.
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
       segment_tokens: tokens of a segment, instead of the config's.
+      everywhere: on all devices of this process, not on its first one alone: texts side by side
+        are spread over them, weights split as the config's mesh says, if they divide so. On a CPU
+        every core is a device, unless JAX has begun already. None: if that mesh splits weights.
 
     Raises:
       WeightsError: with what was found, what was expected and what to do.
@@ -70,17 +75,24 @@ def load(
     source = hub.open_source(name, revision)
     if source.guessed:
         log.warning("%s: not said there, so taken as %s", name, "; ".join(source.guessed))
-    return from_source(source, dtype, segment_tokens)
+    return from_source(source, dtype, segment_tokens, everywhere)
 
 
-def from_source(source: hub.Source, dtype: str | None = None, segment_tokens: int = 0) -> "Model":
+def from_source(
+    source: hub.Source,
+    dtype: str | None = None,
+    segment_tokens: int = 0,
+    everywhere: bool | None = None,
+) -> "Model":
     """The same from what `hub.open_source` found."""
     config = source.config
     if dtype:
         config = settings.update(config, {"model.dtype": dtype})
     if segment_tokens:
         config = settings.update(config, {"model.segment_tokens": segment_tokens})
-    return Model(config, source.params, source.folder, source.ends, source.tokenizer)
+    mesh = placement.mesh_of(config, everywhere)
+    params = weights.unflatten(source.flat) if mesh else source.params
+    return Model(config, params, source.folder, source.ends, source.tokenizer, mesh)
 
 
 class SegmentView(NamedTuple):
@@ -97,8 +109,9 @@ class Model:
 
     Attributes:
       config: the typed tree that the model was made with.
-      params: nested dicts of float32 arrays on the device.
+      params: nested dicts of float32 arrays on the device, or split over those of the mesh.
       segment_tokens: L. vocab: V. prompt_tokens: P, room for the task prompt (0: none).
+      ways: texts side by side are spread over devices where they are a multiple of it.
     """
 
     def __init__(
@@ -108,39 +121,45 @@ class Model:
         folder: Path | None = None,
         ends: Sequence[int] = (),
         gguf_tokenizer: Mapping[str, Any] | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ):
-        """`params` as from `models.split`, or numpy; checked against what `config` makes.
-        gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`."""
+        """`params` as from `models.split`, numpy, or lazy; checked against what `config` makes.
+        gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`. mesh: of this
+        process's devices, with the axes of `runtime.mesh.AXES`."""
         self.config, self.folder = config, folder
         self.gguf_tokenizer = gguf_tokenizer
         with switches.neutral():
-            self.graph, params = hub.fit(config, params, str(folder or "These params"))
-            self.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+            outline, params = hub.fit(config, params, str(folder or "These params"))
+            axis = int(CELLS[config.model.cell].layerwise)
+            self.placement = placement.Placement(outline.weights, axis, mesh)
+            self.params = self.placement.weights(params)
+        self.graph, self.ways = outline.static, self.placement.ways
         backbone = BACKBONES[config.model.backbone]
         self.vocab: int = backbone.vocab_of(weights.flatten(self.params["backbone"]))
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._ends = tuple(ends)
-        self._read = self._compiled(schedule.read_some)
-        self._logits = self._compiled(recurrence.all_logits)
-        self._initial = self._compiled(lambda model, batch: model.initial(batch), static_argnums=1)
+        self._read = self.compiled(schedule.read_some)
+        self._logits = self.compiled(recurrence.all_logits)
+        self._initial = self.compiled(RecurrentModel.initial, static_argnames="batch")
         names = ("max_new_tokens", "ends")
-        self._continue = self._compiled(generate.continue_text, static_argnames=names)
-        self._first = self._compiled(generate.first_token, static_argnames="room")
-        self._following = self._compiled(
-            generate.following_token, static_argnames="max_new_tokens", donate_argnums=3
-        )
-        self._inspect = self._compiled(_inspect)
+        self._continue = self.compiled(generate.continue_text, static_argnames=names)
+        self._first = self.compiled(generate.first_token, apart=False, static_argnames="room")
+        self._following = self.compiled(
+            generate.following_token, apart=False, static_argnames="max_new_tokens",
+            donate_argnums=3,
+        )  # fmt: skip
+        self._inspect = self.compiled(_inspect)
 
-    def _compiled(self, function: Any, **options: Any) -> Any:
+    def compiled(self, function: Any, apart: bool = True, **options: Any) -> Any:
         """`function(model, ...)` compiled, as a function of `params` and the rest, whatever JAX's
-        switches in the user's process."""
-        return switches.Neutral(jax.jit(self._merged(function), **options))
+        switches in the user's process. What goes in and, with `apart`, comes out, and the options:
+        `placement.Placement.compiled`."""
 
-    def _merged(self, function: Any) -> Any:
-        return lambda params, *args, **named: function(
-            models.merge(self.graph, params), *args, **named
-        )
+        def run(params: Any, *args: Any, **named: Any) -> Any:
+            return function(models.merge(self.graph, params), *args, **named)
+
+        return switches.Neutral(self.placement.compiled(run, apart, **options))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -183,7 +202,7 @@ class Model:
 
     def initial_memory(self, batch_size: int = 1) -> Memory:
         """The memory before any text, for `batch_size` texts side by side."""
-        return self._initial(self.params, batch_size)
+        return self._initial(self.params, batch=batch_size)
 
     def read(
         self,
@@ -201,15 +220,9 @@ class Model:
           prompt: task prompt, the same shapes at every call.
         """
         ids, known = checked_tokens(tokens, mask, self.vocab)
-        batch, length = len(ids), self.segment_tokens
-        if ids.shape[1] % length:
-            raise InputError(
-                f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
-                f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
-            )
-        check_memory(memory, batch)
-        prompt = self._prompt(prompt, batch)
-        ids, known = ids.reshape(batch, -1, length), known.reshape(batch, -1, length)
+        ids, known = whole_segments(ids, known, self.segment_tokens)
+        check_memory(memory, len(ids))
+        prompt = self._prompt(prompt, len(ids))
         for start in range(0, ids.shape[1], BLOCK):
             part = ids[:, start : start + BLOCK]
             rest = ((0, 0), (0, BLOCK - part.shape[1]), (0, 0))
@@ -235,9 +248,8 @@ class Model:
         tokens, mask = checked_tokens(tokens, mask, self.vocab)
         batch, places = tokens.shape
         rest = ((0, 0), (0, -places % self.segment_tokens))
-        tokens, mask = (
-            np.pad(x, rest).reshape(batch, -1, self.segment_tokens) for x in (tokens, mask)
-        )
+        pair = (np.pad(x, rest) for x in (tokens, mask))
+        tokens, mask = whole_segments(*pair, self.segment_tokens)
         memory, prompt = self.initial_memory(batch), self._prompt(prompt, batch)
         logits, memory = self._logits(self.params, memory, tokens, mask, prompt)
         return logits.reshape(batch, -1, self.vocab)[:, :places], memory
@@ -266,22 +278,11 @@ class Model:
           i32[B, max_new_tokens], the new tokens only; a row that has ended repeats what ended it.
         """
         tokens, mask = checked_tokens(tokens, mask, self.vocab)
-        batch, length = len(tokens), self.segment_tokens
-        order = np.argsort(~mask, axis=1, kind="stable")  # to the left, in their order
-        tokens = np.take_along_axis(tokens, order, axis=1)
-        counts = mask.sum(axis=1)
-        if not counts.all():
-            raise InputError(f"Text {int(np.argmin(counts))} is empty; give at least one token.")
-        heads = (counts - 1) // length * length
-        tokens = np.pad(tokens, ((0, 0), (0, length)))  # so that every tail can be cut out
-        whole = int(heads.max())
-        memory = memory or self.initial_memory(batch)
-        if whole:
-            known = np.arange(whole) < heads[:, None]
-            memory = self.read(memory, tokens[:, :whole], known, prompt)
-        places = heads[:, None] + np.arange(length)
-        tail, known = np.take_along_axis(tokens, places, axis=1), places < counts[:, None]
-        return self.generate_from(memory, tail, known, prompt, max_new_tokens, end, sampling)
+        head, tail = head_and_tail(tokens, mask, self.segment_tokens)
+        memory = memory or self.initial_memory(len(tokens))
+        if head.tokens.size:
+            memory = self.read(memory, *head[:2], prompt)
+        return self.generate_from(memory, *tail[:2], prompt, max_new_tokens, end, sampling)
 
     def generate_from(
         self,

@@ -172,10 +172,12 @@ def register() -> Any:
 
         def __init__(self, workdir: str, batch_size: int = 8, whole: bool = False, **_: Any):
             super().__init__()
-            self.model = api.load(workdir)
+            self.model = api.load(workdir, everywhere=True)
             if not str(batch_size).isdecimal() or not int(batch_size):
                 raise HarnessError(f"--batch_size is {batch_size}: give a number of texts, as 8.")
-            self.batch, self.whole = int(batch_size), str(whole).lower() == "true"
+            ways = self.model.ways  # devices that texts are spread over
+            self.batch = -(-int(batch_size) // ways) * ways
+            self.whole = str(whole).lower() == "true"
 
         @property
         def tokenizer_name(self) -> str:

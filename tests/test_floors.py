@@ -28,7 +28,7 @@ FLOORS = (
     ),
     ("models", "data", "runtime"),
     ("report",),
-    ("api", "evaluation", "conversion"),
+    ("api", "placement", "evaluation", "conversion"),
     ("training",),
     ("train", "evaluate", "ask", "prepare", "convert", "gating", "doctor", "lmeval", "__main__"),
 )

@@ -95,7 +95,7 @@ def test_numbers_are_those_of_the_models_logits(place, cell):
             for view, at in zip(PLACES, (i + 1, i // LENGTH, i % LENGTH), strict=True):
                 held = expected.setdefault((view, at), np.zeros(4))
                 held += [1, size[tokens[i + 1]], *both]
-    assert perplexity._program(model)._cache_size() == 1  # whatever the lengths, both ways
+    assert perplexity._program(model).function._cache_size() == 1  # whatever the lengths, both ways
     assert result.total.sums.tokens == sum(sums.tokens for _, sums in result.texts)
     assert len(result.view("segment")) >= 7 and result.view("position")[-1].stop > 4 * LENGTH
     for one in result.bins:

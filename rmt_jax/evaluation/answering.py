@@ -274,7 +274,12 @@ def teacher_forced_answers(
             mask[b, start[b] + 1 :][: len(ids)] = True
         likeliest = np.asarray(
             _likeliest_tokens(model)(
-                model.params, memory, Segment(tokens, mask), prompt, start, max_new_tokens
+                model.params,
+                memory,
+                Segment(tokens, mask),
+                prompt,
+                start,
+                max_new_tokens=max_new_tokens,
             )
         )
         # Past the true answer nothing was forced: what END would cut is cut there at the latest.
@@ -290,20 +295,16 @@ def teacher_forced_answers(
 def _likeliest_tokens(model: Any) -> Any:
     """Compiled: the likeliest tokens i32[B, max_new_tokens] after places start, start + 1, … of one
     segment."""
-    import jax
     import jax.numpy as jnp
 
-    from rmt_jax import models
-
-    def run(params, memory, segment, prompt, start, max_new_tokens):
-        module = models.merge(model.graph, params)
+    def run(module, memory, segment, prompt, start, max_new_tokens):
         visible_prompt = None if model.config.prompt.source == "none" else prompt
         hidden, _ = module.step(memory, segment, visible_prompt)
         places = jnp.minimum(start[:, None] + jnp.arange(max_new_tokens), hidden.shape[1] - 1)
         answers = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
         return jnp.argmax(module.backbone.logits(answers), axis=-1)
 
-    return jax.jit(run, static_argnums=5)
+    return model.compiled(run, static_argnames="max_new_tokens")
 
 
 def _in_batches(

@@ -83,18 +83,10 @@ def _bounds(model: Any, text: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def programs(model: Any) -> tuple[Any, Any]:
     """Compiled: the start of a reading, and `models.likelihood.read_scores`."""
-    import jax
-
-    from rmt_jax import models
     from rmt_jax.models import likelihood
 
-    def begin(params, memory):
-        return likelihood.begin(models.merge(model.graph, params), memory)
-
-    def read(params, reading, tokens, mask, prompt):
+    def read(module, reading, tokens, mask, prompt):
         shown = None if model.config.prompt.source == "none" else prompt
-        return likelihood.read_scores(
-            models.merge(model.graph, params), reading, tokens, mask, shown
-        )
+        return likelihood.read_scores(module, reading, tokens, mask, shown)
 
-    return jax.jit(begin), jax.jit(read)
+    return model.compiled(likelihood.begin), model.compiled(read)

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmt_jax import models
 from rmt_jax.cli import progress_bar, restart_clock
 from rmt_jax.config import Texts
 from rmt_jax.data import segmentation, tasks
@@ -120,6 +119,7 @@ def measure(
     count = min(samples or len(reading.texts), len(reading.texts))
     most = tokens or int(reading.texts.lengths.max())
     size = min(batch or model.config.evaluation.batch, count)
+    size = size if size == 1 else -(-size // model.ways) * model.ways
     if most < texts.LEAST:
         raise PerplexityError(f"--tokens is {tokens}: a text needs {texts.LEAST}.")
     lengths = np.minimum(reading.texts.lengths[:count], most)
@@ -219,12 +219,11 @@ def _pairs(bounds: np.ndarray | None) -> Iterator[tuple[int, int]]:
 def _program(model: Any) -> Any:
     """`language.read_nats` of this model, compiled once for each number of texts side by side."""
 
-    def run(params, memory, tokens, mask, following, prompt, count, reset):
+    def run(module, memory, tokens, mask, following, prompt, count, reset):
         prompt = None if model.config.prompt.source == "none" else prompt
-        module = models.merge(model.graph, params)
         return language.read_nats(module, memory, tokens, mask, following, prompt, count, reset)
 
-    return jax.jit(run)
+    return model.compiled(run)
 
 
 class _Sums:

@@ -164,7 +164,7 @@ def answer_questions(
     """All answers, those in the log first; the others are asked in batches, each of which is made
     only when its turn comes."""
     nominal = source.tokens(job.length, job.task)
-    size = batch_size(batch, job.samples, nominal)
+    size = batch_size(batch, job.samples, nominal, model.ways)
     max_new_tokens = source.room(job.task, job.perturb)
     for first in range(len(log.records), job.samples, size):
         start = time.monotonic()
@@ -208,14 +208,17 @@ def answer_questions(
     return log.records[: job.samples]
 
 
-def batch_size(batch: int, samples: int, tokens: int) -> int:
+def batch_size(batch: int, samples: int, tokens: int, ways: int = 1) -> int:
     """`batch`, or the largest power of two below it that keeps the texts of `tokens` tokens within
-    what the host holds: few sizes, so few compilations."""
+    what the host holds: few sizes, so few compilations. More than one text is as many as `ways`
+    devices divide, the next number up."""
     most = HOST_TOKENS if platform.current() == "cpu" else HOST_TOKENS_FOR_ACCELERATORS
     size = min(batch, samples)
     if size * tokens > most:
         size = max(1, most // max(1, tokens))
         size = 1 << (size.bit_length() - 1)
+    if samples > 1:  # a text a device at least
+        size = -(-size // ways) * ways
     return size
 
 

@@ -56,6 +56,32 @@ def check_memory(memory: Memory, batch: int) -> None:
         )
 
 
+def whole_segments(ids: Array, known: Array, length: int) -> tuple[Array, Array]:
+    """[B, n] as [B, S, length]. Raises InputError where n is no multiple of it."""
+    if ids.shape[1] % length:
+        raise InputError(
+            f"read takes whole segments: {ids.shape[1]:,} tokens are no multiple of "
+            f"{length:,}. Pad with a mask, or leave the rest to generate_from or forward."
+        )
+    return ids.reshape(len(ids), -1, length), known.reshape(len(ids), -1, length)
+
+
+def head_and_tail(ids: Array, known: Array, length: int) -> tuple[Segment, Segment]:
+    """Texts [B, n], padded at any side, in two: whole segments of this length, at the left, as many
+    tokens as the longest text has in them; and the rest of each text, 1 to `length` tokens of
+    `length` places. Raises InputError where a text is empty."""
+    order = np.argsort(~known, axis=1, kind="stable")  # to the left, in their order
+    ids, counts = np.take_along_axis(ids, order, axis=1), known.sum(axis=1)
+    if not counts.all():
+        raise InputError(f"Text {int(np.argmin(counts))} is empty; give at least one token.")
+    heads = (counts - 1) // length * length
+    ids = np.pad(ids, ((0, 0), (0, length)))  # so that every tail can be cut out
+    whole = int(heads.max())
+    places = heads[:, None] + np.arange(length)
+    tail = Segment(np.take_along_axis(ids, places, axis=1), places < counts[:, None])
+    return Segment(ids[:, :whole], np.arange(whole) < heads[:, None]), tail
+
+
 def checked_tail(
     config: Config, tokens: Array, mask: Array | None, vocab: int, max_new_tokens: int
 ) -> Segment:

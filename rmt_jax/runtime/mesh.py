@@ -1,5 +1,6 @@
 """The mesh, and one table from logical axes of weights to axes of the mesh."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,19 @@ def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     if slices > 1:
         return _across_slices(sizes, slices, devices)
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def local_mesh(mesh: cfg.Mesh) -> jax.sharding.Mesh | None:
+    """A mesh over the devices of this process, with the axes fsdp and tensor of a config if they
+    fit, else `data` alone. None: there is one device."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    rest = 1 if -1 in (mesh.fsdp, mesh.tensor) else -1
+    try:
+        return make_mesh(dataclasses.replace(mesh, data=rest), devices)
+    except ConfigError:
+        return make_mesh(cfg.Mesh(), devices)
 
 
 def planned(sizes: Sizes) -> AbstractMesh:

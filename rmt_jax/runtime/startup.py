@@ -7,12 +7,13 @@ import importlib.util
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from rmt_jax import files
-from rmt_jax.config import Config, ConfigError
+from rmt_jax.config import Config, ConfigError, Model
 from rmt_jax.errors import RmtError
 from rmt_jax.runtime import cluster, switches
 
@@ -52,15 +53,19 @@ def one_device_a_core(config: Config) -> None:
     is done where the user says how many (JAX_NUM_CPU_DEVICES, `mesh`), for a large model, and in a
     process that has started JAX already.
     """
-    m, mesh = config.model, config.mesh
+    mesh = config.mesh
+    if mesh.data == -1 and mesh.fsdp * mesh.tensor == 1:
+        rows = [stage.batch // config.optimizer.accumulate for stage in config.stages]
+        cores_as_devices(config.model, rows)
+
+
+def cores_as_devices(model: Model, rows: Sequence[int] = ()) -> None:
+    """The same, as many as divide all of `rows`, for a process that trains no further."""
     set_already = getattr(jax.config, "jax_num_cpu_devices", -1) > 0
     told = "JAX_NUM_CPU_DEVICES" in os.environ or set_already
-    if told or mesh.data != -1 or mesh.fsdp * mesh.tensor > 1:
-        return
-    if 12 * m.layers * m.width**2 > COPIED or cluster.find(os.environ) is not None:
+    if told or 12 * model.layers * model.width**2 > COPIED or cluster.find(os.environ) is not None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows = [stage.batch // config.optimizer.accumulate for stage in config.stages]
     fitting = [n for n in range(1, (cores or 1) + 1) if all(r % n == 0 for r in rows)]
     with contextlib.suppress(RuntimeError):  # JAX has its devices already
         jax.config.update("jax_num_cpu_devices", max(fitting))

@@ -137,7 +137,7 @@ def finish(path: Path) -> None:
     """Evaluates the weights of a run on validation stories and texts; writes and prints the
     results."""
     # Reloaded from the run's folder: what is measured is what a user will load.
-    model = api.load(path)
+    model = api.load(path, everywhere=True)
     asked, folder = tasks.question_tasks(model.config.data), path / "results"
     run = argument(path)
     own = set(asked) <= set(model.config.data.questions)

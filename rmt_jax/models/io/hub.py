@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax import models
@@ -157,8 +156,8 @@ def import_extensions(config: settings.Config, folder: Path, local: bool) -> Non
 
 def fit(
     config: settings.Config, params: Mapping[str, Any], what: str
-) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """The static part of the model that `config` describes, and `params` checked against it.
+) -> tuple[models.Outline, dict[str, Any]]:
+    """The outline of the model that `config` describes, and `params` checked against it.
 
     Nothing is allocated. Raises WeightsError by name, ConfigError for sizes that can't be.
     """
@@ -172,7 +171,7 @@ def fit(
         )
     tasks = flat["prompt/table"].shape[0] if "prompt/table" in flat else 1
     made = models.outline(config.model, config.prompt, backbone.vocab_of(own), tasks)
-    return made.static, weights.adopt(made.shapes, params, what, names.of_theirs(backbone))
+    return made, weights.adopt(made.shapes, params, what, names.of_theirs(backbone))
 
 
 def part_of(flat: Mapping[str, Any], part: str) -> dict[str, Any]:

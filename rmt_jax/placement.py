@@ -1,0 +1,145 @@
+"""A model's weights and the texts that it reads, over the devices of a mesh.
+
+Texts side by side are independent: each device goes through its own, and where the mesh has `data`
+alone none waits for another. Weights are split as in training (`runtime.mesh.AXES_OF`).
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rmt_jax.config import Config
+from rmt_jax.models.cells import Memory
+from rmt_jax.models.generate import DecodingCache
+from rmt_jax.models.io import lazy, weights
+from rmt_jax.models.sampling import Draw
+from rmt_jax.runtime import mesh as sharding
+from rmt_jax.runtime import startup
+from rmt_jax.types import WeightInfo
+
+ROWS = ("data", "fsdp")  # axes of the mesh that texts are spread over
+
+
+def mesh_of(config: Config, everywhere: bool | None) -> jax.sharding.Mesh | None:
+    """The mesh of `api.load(everywhere=…)`; None for one device."""
+    if everywhere:
+        startup.cores_as_devices(config.model)
+    elif everywhere is not None or config.mesh.fsdp == config.mesh.tensor == 1:
+        return None
+    return sharding.local_mesh(config.mesh)
+
+
+class Placement:
+    """Where a model lives, and how its functions are compiled for it.
+
+    Attributes:
+      ways: texts side by side are spread where they are a multiple of it. Others are read by the
+        first device, or, where the devices share the weights, by all of them, each of them whole.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, WeightInfo], batch_axis: int, mesh: jax.sharding.Mesh | None
+    ):
+        """weights: what is known of them, by name. batch_axis: of the arrays in `Memory.state`.
+        mesh: of devices of this process; None: its first device alone."""
+        self._weights, self._batch_axis, self._mesh, self.ways = weights, batch_axis, mesh, 1
+        if mesh is not None:
+            self.ways = mesh.shape["data"] * mesh.shape["fsdp"]
+            self._alike = mesh.shape["data"] == mesh.size  # each device has all weights
+
+    def weights(self, params: Any) -> dict[str, Any]:
+        """`params`, nested, numpy or lazy, as float32 arrays in their shards, of lazy ones one
+        after the other. Raises ConfigError where an axis of the mesh does not divide a weight's."""
+        if self._mesh is None:
+            return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        placed = {}
+        for name, value in weights.flatten(params).items():
+            spec = sharding.weight_spec(name, value.shape, self._weights[name], self._mesh)
+            placed[name] = lazy.to_devices(value, NamedSharding(self._mesh, spec))
+        return weights.unflatten(placed)
+
+    def compiled(self, function: Callable[..., Any], apart: bool = True, **options: Any) -> Any:
+        """`function(params, *inputs, **static)`, compiled for texts that are spread and for others.
+
+        Inputs are trees of scalars, of arrays whose first axis is the texts, and of `Memory`.
+        options: of `jax.jit`.
+
+        Args:
+          apart: what comes back is such a tree too, so that devices need not wait for each other.
+        """
+        together = jax.jit(function, **options)
+        if self._mesh is None:
+            return together
+        mesh = self._mesh
+        by_hand = jax.jit(functools.partial(self.by_hand, function), **options)
+
+        def call(params: Any, *inputs: Any, **static: Any) -> Any:
+            count = _texts(inputs)
+            spread = count > 0 and count % self.ways == 0
+            if self._alike and not spread:
+                first = mesh.devices.flat[0]
+                params = jax.tree.map(lambda x: x.addressable_data(0), params)
+                return together(params, *jax.device_put(inputs, first), **static)
+            inputs = self._place(inputs, ROWS if spread else None)
+            # A token is drawn by its text's number among all of them.
+            drawn = any(isinstance(one, Draw) for one in inputs)
+            chosen = by_hand if apart and self._alike and not drawn else together
+            return chosen(params, *inputs, **static)
+
+        return call
+
+    def by_hand(self, function: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
+        """`function` on each device, of its own texts."""
+        run = functools.partial(function, **static)
+        whole = jax.tree.map(lambda _: PartitionSpec(), inputs[0])
+        return jax.shard_map(
+            run,
+            mesh=self._mesh,
+            in_specs=(whole, *self._specs(inputs[1:], "data")),
+            out_specs=self._specs(jax.eval_shape(run, *inputs), "data"),
+            check_vma=False,
+        )(*inputs)
+
+    def _specs(self, tree: Any, rows: Any) -> Any:
+        """How arrays are split, the same tree."""
+
+        def of(one: Any) -> Any:
+            if not isinstance(one, Memory):
+                return PartitionSpec(rows) if np.ndim(one) else PartitionSpec()
+            inside = PartitionSpec(*[None] * self._batch_axis, rows)
+            return Memory(jax.tree.map(lambda _: inside, one.state), PartitionSpec(rows))
+
+        return jax.tree.map(of, tree, is_leaf=lambda one: isinstance(one, Memory))
+
+    def _place(self, inputs: Any, rows: Any) -> Any:
+        """Inputs on the devices; a `DecodingCache` is there already."""
+
+        def place(one: Any) -> Any:
+            if isinstance(one, DecodingCache):
+                return one
+            places = jax.tree.map(
+                lambda spec: NamedSharding(self._mesh, spec),
+                self._specs(one, rows),
+                is_leaf=lambda spec: isinstance(spec, PartitionSpec),
+            )
+            return jax.device_put(one, places)
+
+        return jax.tree.map(place, inputs, is_leaf=lambda one: isinstance(one, _WHOLE))
+
+
+_WHOLE = (Memory, DecodingCache)
+
+
+def _texts(inputs: Any) -> int:
+    """How many texts stand side by side; 0: there are none among the inputs."""
+    for one in jax.tree.leaves(inputs, is_leaf=lambda one: isinstance(one, Memory)):
+        if isinstance(one, Memory):
+            return one.started.shape[0]
+        if getattr(one, "ndim", 0):
+            return one.shape[0]
+    return 0
