@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -364,8 +366,8 @@ def test_one_of_two_processes_is_told_to_stop(tmp_path, number):
 
 
 @pytest.mark.slow  # a minute: two processes compile on two cores
-def test_two_processes_are_told_to_stop_while_one_evaluates(tmp_path):
-    """Process 0 evaluates alone, the other waits for it: both end, and ask to be started again."""
+def test_two_processes_are_told_to_stop_while_they_evaluate(tmp_path):
+    """Both end, and ask to be started again; one of them goes on alone."""
     short = ("stages.0.steps=2", "evaluation.batch=100")
     command, env = node(2, tmp_path, *short, "evaluation.lengths=1s,64s", "evaluation.samples=3000")
     answers = tmp_path / "results" / "answers"
@@ -380,6 +382,46 @@ def test_two_processes_are_told_to_stop_while_one_evaluates(tmp_path):
     command, env = node(1, tmp_path, *short)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0 and (tmp_path / "results" / "summary.csv").is_file()
+
+
+@pytest.mark.slow  # a minute: two processes compile on two cores
+@pytest.mark.parametrize("what", ("questions", "texts"))
+def test_two_processes_evaluate_as_one(tmp_path, what):
+    """They share the batches, the last of which is no whole one; process 0 writes and speaks."""
+    command = [sys.executable, "-m", "rmt_jax.evaluate", "--workdir", "multitask", "--batch", "4"]
+    if what == "questions":
+        command += ["--tasks", "qa1", "--lengths", "1s,2s", "--samples", "17"]
+    else:
+        rows = [json.dumps({"text": "The sun shone. " * n}) for n in range(3, 12)]
+        (tmp_path / "t.jsonl").write_text("\n".join(rows))
+        command += ["--perplexity", "--data", str(tmp_path / "t.jsonl")]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        running = []
+        for number in range(processes):
+            env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+            if processes > 1:
+                env |= {"COORDINATOR_ADDRESS": f"localhost:{port}", "NUM_PROCESSES": "2"}
+                env["PROCESS_ID"] = str(number)
+            running.append(
+                subprocess.Popen(
+                    [*command, "--out", str(out)], env=env, cwd=tmp_path, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        said = [process.communicate(timeout=300) for process in running]
+        assert not any(process.returncode for process in running), said
+        assert "written" in said[0][0] and not any("written" in one for one, _ in said[1:])
+        files = {file.relative_to(out): file for file in out.rglob("*.json*")}
+        found.append({
+            name: re.sub(r'"seconds": [0-9.e-]+', "", file.read_text()).split("\n")
+            for name, file in files.items()
+        })  # fmt: skip
+    assert found[0] == found[1] and sum(map(len, found[0].values())) > 20
 
 
 @pytest.mark.slow  # minutes: two processes compile on two cores

@@ -1,7 +1,8 @@
 """The answer log: every question and its answer, kept as it comes in OUT/answers/TASK_LENGTH.jsonl.
 
 The first line names the evaluation that the answers belong to. An evaluation that was stopped
-continues after the last line; with more questions asked for, it asks only the new ones.
+continues after the last line; with more questions asked for, it asks only the new ones. Where
+several processes share the questions, each holds all answers, and the first one writes them.
 """
 
 import dataclasses
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import jax
+
 from rmt_jax.files import naming, write_text
+from rmt_jax.runtime import mesh, startup
 
 Record = TypeVar("Record")
 
@@ -40,7 +44,8 @@ class AnswerRecord:
 
 
 class AnswerLog(Generic[Record]):
-    """The records of one task at one length; in a file if there is a folder.
+    """The records of one task at one length; in a file if there is a folder. All processes of a
+    cluster make one, and call it together.
 
     Args:
       folder: where the file lies; None keeps the records in memory alone.
@@ -52,16 +57,19 @@ class AnswerLog(Generic[Record]):
 
     def __init__(self, folder: Path | None, stem: str, key: str, kind: type[Record] = AnswerRecord):
         self._kind = kind
-        self.file = None if folder is None else folder / f"{stem}.jsonl"
+        self.file = None if folder is None or not startup.owner() else folder / f"{stem}.jsonl"
         self.header = json.dumps({"key": key})
         if self.file is not None and (other := _key(self.file)) not in ("", key):
             os.replace(self.file, self.file.with_suffix(f".{other}.jsonl"))
         if self.file is not None and _key(aside := self.file.with_suffix(f".{key}.jsonl")) == key:
             os.replace(aside, self.file)
-        self.records, self.intact = self._read()
+        found, self.intact = self._read()
+        self.records = self._said(found)[0]
 
     def append(self, records: Sequence[Record]) -> None:
-        """Adds records behind the others; they are in the file when this returns."""
+        """Adds records behind the others, those of each process in their order; they are in the
+        file when this returns."""
+        records = [record for one in self._said(records) for record in one]
         self.records += records
         if self.file is None:
             return
@@ -71,6 +79,13 @@ class AnswerLog(Generic[Record]):
             return
         with naming(self.file), open(self.file, "a", encoding="utf-8") as file:
             file.write(_join(map(_to_json, records)))
+
+    def _said(self, records: Sequence[Record]) -> list[Sequence[Record]]:
+        """The records of each process."""
+        if jax.process_count() == 1:
+            return [records]
+        said = mesh.exchange("\n".join(map(_to_json, records)).encode())
+        return [[self._kind(**json.loads(x)) for x in one.decode().splitlines()] for one in said]
 
     def _read(self) -> tuple[list[Record], bool]:
         """The records of this key, and whether the file holds them and nothing else."""

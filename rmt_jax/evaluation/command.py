@@ -1,7 +1,10 @@
 """What `python -m rmt_jax.evaluate` does: opens the questions, evaluates, reports."""
 
 import argparse
+import contextlib
+import io
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from rmt_jax.cli import Usage, split_names
 from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
 from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.report import language
-from rmt_jax.runtime import switches
+from rmt_jax.runtime import startup, switches
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -20,12 +23,17 @@ log = logging.getLogger(__name__)
 
 def run(args: argparse.Namespace) -> int:
     """The exit code: 0; 75 where SIGTERM came between, as schedulers send it: then the same command
-    continues. Raises RmtError."""
+    continues. The processes of a cluster share the questions, and the first one writes. Raises
+    RmtError."""
     switches.make_neutral()
+    startup.join()
     kept = "answers are kept: the same command continues"
     try:
-        with Signals() as signals:
+        with Signals() as signals, contextlib.ExitStack() as others:
             signals.now_at_once()
+            if not startup.owner():  # has the same to write and to say
+                args.out = Path(others.enter_context(tempfile.TemporaryDirectory()))
+                others.enter_context(contextlib.redirect_stdout(io.StringIO()))
             return _run(args)
     except Stopped as stop:
         log.warning("%s; %s", stop, kept)

@@ -25,7 +25,7 @@ from rmt_jax.evaluation.answer_log import AnswerLog
 from rmt_jax.evaluation.answering import BLOCK, EncodedQuestion
 from rmt_jax.models import language
 from rmt_jax.results import PerplexityResult, TextBin, TextSums, ratio_error
-from rmt_jax.runtime import switches
+from rmt_jax.runtime import startup, switches
 
 SINGLE = 16  # segments that have a bin each, and positions that share one; further ones double
 
@@ -128,31 +128,33 @@ def measure(
     ids = sources.prompt_ids(model.config.prompt, model.tokenizer, reading.description, "")
     key = _fingerprint(model, reading, (most, size, reset, ids.tolist(), reading.task_index))
     folder = None if out is None else out / "answers"
-    if folder is not None:
+    if folder is not None and startup.owner():
         folder.mkdir(parents=True, exist_ok=True)
     log = AnswerLog(folder, "perplexity", key, TextRecord)
     empty = np.zeros(0, np.int32)
     asked = EncodedQuestion(empty, empty, ids, reading.task_index)
     prompt = answering.prompts(model, [asked] * size)
-    done = {record.number: record for record in log.records}
-    with progress_bar(
-        int(lengths.sum()), "tok", shown=progress, unit_scale=True, smoothing=0
-    ) as bar:
-        for first in range(0, count, size):
-            if first == size:
+    shown, ours = progress and startup.owner(), jax.process_index()
+    round_of = size * jax.process_count()  # texts of which each process reads some
+    with progress_bar(int(lengths.sum()), "tok", shown=shown, unit_scale=True, smoothing=0) as bar:
+        for first in range(0, count, round_of):
+            if first == round_of:
                 restart_clock(bar)
-            group = [int(number) for number in order[first : first + size]]
-            if not done.keys() >= set(group):  # of a group all are read again: the same program
-                found = [reading.texts.text(number)[:most] for number in group]
-                sums = _read(model, found, size, prompt, reset, bar)
-                records = [
-                    TextRecord(number, reading.texts.name(number), one.rows())
-                    for number, one in zip(group, sums, strict=True)
-                ]
-                log.append([record for record in records if record.number not in done])
-                done |= {record.number: record for record in records}
-            else:
-                bar.update(int(lengths[group].sum()))
+            known = {record.number for record in log.records}
+            numbers: list[int] = order[first : first + round_of].tolist()
+            if known >= set(numbers):
+                bar.update(int(lengths[numbers].sum()))
+                continue
+            # Of a group all are read again: the same program.
+            group = numbers[ours * size : (ours + 1) * size]
+            found = [reading.texts.text(number)[:most] for number in group]
+            sums = _read(model, found, size, prompt, reset, bar)
+            records = [
+                TextRecord(number, reading.texts.name(number), one.rows())
+                for number, one in zip(group, sums, strict=True)
+            ]
+            log.append([record for record in records if record.number not in known])
+    done = {record.number: record for record in log.records}
     return _result(model, reading.name, [done[number] for number in range(count)])
 
 

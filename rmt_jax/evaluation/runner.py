@@ -2,7 +2,8 @@
 
 A context of any length is read with constant memory, in batches; each batch size is compiled once
 for all lengths. Answers are kept in OUT/answers as they come: a stopped evaluation continues where
-it stopped, and one with more samples asks only the new questions.
+it stopped, and one with more samples asks only the new questions. The processes of a cluster share
+the batches; the first one writes.
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from rmt_jax.data.tasks import question_tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
@@ -22,7 +25,7 @@ from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.models import platform
 from rmt_jax.report import predictions
 from rmt_jax.results import EvalResult
-from rmt_jax.runtime import switches
+from rmt_jax.runtime import startup, switches
 
 # Tokens held on the host at once, all samples of a batch together: at most 16 MB, so that a million
 # tokens take no more memory than thirty thousand. An accelerator wants texts side by side: 512 MB.
@@ -106,7 +109,7 @@ def evaluate(
         said = ", ".join(dict.fromkeys(fewer))
         log.warning("fewer questions than the %s asked for: %s", f"{samples:,}", said)
     folder = None if out is None else out / "answers"
-    if folder is not None:
+    if folder is not None and startup.owner():
         folder.mkdir(parents=True, exist_ok=True)  # says what is wrong before hours of reading
     key = evaluation_fingerprint(model, source, start, reset)
     logs = {job: AnswerLog(folder, job.stem, key) for job in jobs}
@@ -115,7 +118,7 @@ def evaluate(
         missing = max(0, job.samples - len(answers.records))
         unread[job.length] += missing * source.tokens(job.length, job.task)
     results = []
-    with TokenProgress(unread, progress) as bar:
+    with TokenProgress(unread, progress and startup.owner()) as bar:
         for job in jobs:
             records = answer_questions(model, source, job, logs[job], batch, reset, bar)
             result = scoring.score_answers(
@@ -128,7 +131,7 @@ def evaluate(
                 counted_by=source.counted,
             )
             results.append(result)
-            if out is not None:
+            if out is not None and startup.owner():
                 whose = name or "rmt_jax/model"
                 predictions.write(out / "predictions", whose, job, records, model)
             bar.result_done(result)
@@ -162,19 +165,20 @@ def answer_questions(
     progress: TokenProgress,
 ) -> list[AnswerRecord]:
     """All answers, those in the log first; the others are asked in batches, each of which is made
-    only when its turn comes."""
+    only when its turn comes. Process p of n takes each n-th batch."""
     nominal = source.tokens(job.length, job.task)
     size = batch_size(batch, job.samples, nominal, model.ways)
     max_new_tokens = source.room(job.task, job.perturb)
-    for first in range(len(log.records), job.samples, size):
-        start = time.monotonic()
-        which = range(first, min(first + size, job.samples))
+    processes, each = jax.process_count(), jax.process_index() * size
+    for first in range(len(log.records), job.samples, size * processes):
+        start, known = time.monotonic(), len(log.records)
+        which = range(min(first + each, job.samples), min(first + each + size, job.samples))
         questions = source.ask(job.task, job.length, which, job.perturb)
         options = {
             "max_new_tokens": max_new_tokens,
             "batch": size,
             "reset": reset,
-            "on_tokens_read": progress.add_tokens,
+            "on_tokens_read": lambda count: progress.add_tokens(count * processes),
         }
         encoded = [q.encoded for q in questions]
         if job.decoding == "greedy":
@@ -184,7 +188,7 @@ def answer_questions(
             outputs, reset_outputs = answering.teacher_forced_answers(
                 model, encoded, targets, **options
             )
-        seconds = round((time.monotonic() - start) / len(questions), 4)
+        seconds = round((time.monotonic() - start) / max(1, len(questions)), 4)
         log.append(
             [
                 AnswerRecord(
@@ -204,7 +208,8 @@ def answer_questions(
                 for k, q in enumerate(questions)
             ]
         )
-        progress.batch_done(job.stem, job.length, log.records, len(questions) * nominal)
+        made = len(log.records) - known
+        progress.batch_done(job.stem, job.length, log.records, made * nominal)
     return log.records[: job.samples]
 
 

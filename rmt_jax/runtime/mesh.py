@@ -206,6 +206,17 @@ def on_this_host(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def exchange(said: bytes) -> list[bytes]:
+    """What each process says, in their order. All processes must call it."""
+    if jax.process_count() == 1:
+        return [said]
+    sizes = multihost_utils.process_allgather(np.int32(len(said)))
+    padded = np.zeros(max(1, sizes.max()), np.uint8)
+    padded[: len(said)] = np.frombuffer(said, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
 def named(tree: Any) -> dict[str, Any]:
     """Leaves by path, `blocks/attention/kernel`."""
     return {path_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}

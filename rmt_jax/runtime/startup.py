@@ -37,13 +37,19 @@ def prepare() -> None:
         come together; with the way out.
     """
     switches.make_neutral()
+    _check_devices(join())
+    cache()
+
+
+def join() -> cluster.Cluster | None:
+    """Joins the cluster that this process was started in, if there is one. Raises ConfigError where
+    it does not come together."""
     place = cluster.find(os.environ)
     if place is None and _on_tpu_host():
         place = cluster.Cluster("Cloud TPU")  # its metadata server says whether it is a pod
     if place is not None:
         _join(place)
-    _check_devices(place)
-    cache()
+    return place
 
 
 def one_device_a_core(config: Config) -> None:
@@ -97,7 +103,8 @@ def cache() -> None:
 
 def owner() -> bool:
     """Whether this process writes the run's files. (All take part in checkpoints.)"""
-    return jax.process_index() == 0
+    # Asking for its number starts JAX: what is still to be set would come too late.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def describe() -> str:

@@ -15,6 +15,7 @@ from rmt_jax.evaluation import perplexity
 from rmt_jax.models.io import shapes as source
 from rmt_jax.models.io.folder import argument
 from rmt_jax.report import curves, language
+from rmt_jax.results import PerplexityResult
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 from rmt_jax.runtime.preemption import Signals, Stopped
@@ -118,9 +119,9 @@ def _run(
     for tracker in trackers:
         tracker.close()
     save_weights(path, state.params)
+    sharding.exchange(b"")  # the weights are there for all
     signals.now_at_once()
-    if owner:
-        finish(path)
+    finish(path, owner)
     return 0
 
 
@@ -133,9 +134,9 @@ def _counts(params, trains) -> str:
     return f"{text}, of which {trained:,} are trained" if frozen else text
 
 
-def finish(path: Path) -> None:
+def finish(path: Path, owner: bool = True) -> None:
     """Evaluates the weights of a run on validation stories and texts; writes and prints the
-    results."""
+    results. The processes of a cluster share the questions; the owner of the run writes."""
     # Reloaded from the run's folder: what is measured is what a user will load.
     model = api.load(path, everywhere=True)
     asked, folder = tasks.question_tasks(model.config.data), path / "results"
@@ -143,9 +144,16 @@ def finish(path: Path) -> None:
     own = set(asked) <= set(model.config.data.questions)
     question = "YOUR QUESTION" if own else "Where is Mary?"
     told = [name for name in model.config.data.tasks if name in model.config.data.texts]
+
+    def folder_of(name: str) -> Path:
+        return folder if len(told) == 1 else folder / name
+
     written, following = [], []
+    results = evaluation.evaluate(model, out=folder) if asked else []
+    measured = {name: measure_texts(model, name, folder_of(name)) for name in told}
+    if not owner:
+        return
     if asked:
-        results = evaluation.evaluate(model, out=folder)
         written += report.write(results, folder, title=path.name, metrics=path / "metrics.jsonl")
         print(report.table(results))
         following += [
@@ -156,8 +164,9 @@ def finish(path: Path) -> None:
         written += curves.learning_curves(
             path / "metrics.jsonl", folder / "curves.png", title=path.name
         )
-    for name in told:
-        written += measure_texts(model, name, folder if len(told) == 1 else folder / name)
+    for name, result in measured.items():
+        print(language.table(result))
+        written += language.write(result, folder_of(name))
         following.append(f"evaluate --workdir {run} --perplexity --data {name} --split test")
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
@@ -167,17 +176,15 @@ def finish(path: Path) -> None:
         print(f"  python -m rmt_jax.{command}")
 
 
-def measure_texts(model: api.Model, name: str, folder: Path) -> list[Path]:
+def measure_texts(model: api.Model, name: str, folder: Path) -> PerplexityResult:
     """How well validation texts of an entry of `data.texts` are predicted: as many as questions are
-    asked, each up to the longest length that is evaluated. Returns the files written."""
+    asked, each up to the longest length that is evaluated."""
     about = model.config.evaluation
     lengths = [Length.parse(length, model.segment_tokens).tokens for length in about.lengths]
-    result = perplexity.measure(
+    return perplexity.measure(
         model,
         perplexity.open_texts(model, name),
         samples=about.samples,
         tokens=max(*lengths, model.segment_tokens) + 1,
         out=folder,
     )
-    print(language.table(result))
-    return language.write(result, folder)

@@ -58,9 +58,9 @@ def numbers(one: api.Model, count: int) -> list:
     (
         ("delta", MESHES[0], 8),
         ("delta", MESHES[0], 3),  # the devices do not divide the texts
-        ("delta", MESHES[1], 3),
+        pytest.param("delta", MESHES[1], 3, marks=pytest.mark.slow),
         ("delta", MESHES[2], 8),
-        ("rmt", MESHES[2], 8),
+        pytest.param("rmt", MESHES[2], 8, marks=pytest.mark.slow),
     ),
     ids=str,
 )
