@@ -66,10 +66,10 @@ class AnswerLog(Generic[Record]):
         found, self.intact = self._read()
         self.records = self._said(found)[0]
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, new: Sequence[Record]) -> None:
         """Adds records behind the others, those of each process in their order; they are in the
         file when this returns."""
-        records = [record for one in self._said(records) for record in one]
+        records = [record for one in self._said(new) for record in one]
         self.records += records
         if self.file is None:
             return
@@ -80,10 +80,10 @@ class AnswerLog(Generic[Record]):
         with naming(self.file), open(self.file, "a", encoding="utf-8") as file:
             file.write(_join(map(_to_json, records)))
 
-    def _said(self, records: Sequence[Record]) -> list[Sequence[Record]]:
+    def _said(self, records: Sequence[Record]) -> list[list[Record]]:
         """The records of each process."""
         if jax.process_count() == 1:
-            return [records]
+            return [list(records)]
         said = mesh.exchange("\n".join(map(_to_json, records)).encode())
         return [[self._kind(**json.loads(x)) for x in one.decode().splitlines()] for one in said]
 

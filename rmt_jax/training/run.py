@@ -121,7 +121,7 @@ def _run(
     save_weights(path, state.params)
     sharding.exchange(b"")  # the weights are there for all
     signals.now_at_once()
-    finish(path, owner)
+    finish(path)
     return 0
 
 
@@ -134,9 +134,9 @@ def _counts(params, trains) -> str:
     return f"{text}, of which {trained:,} are trained" if frozen else text
 
 
-def finish(path: Path, owner: bool = True) -> None:
+def finish(path: Path) -> None:
     """Evaluates the weights of a run on validation stories and texts; writes and prints the
-    results. The processes of a cluster share the questions; the owner of the run writes."""
+    results. The processes of a cluster share the questions; the first one writes."""
     # Reloaded from the run's folder: what is measured is what a user will load.
     model = api.load(path, everywhere=True)
     asked, folder = tasks.question_tasks(model.config.data), path / "results"
@@ -151,7 +151,7 @@ def finish(path: Path, owner: bool = True) -> None:
     written, following = [], []
     results = evaluation.evaluate(model, out=folder) if asked else []
     measured = {name: measure_texts(model, name, folder_of(name)) for name in told}
-    if not owner:
+    if not startup.owner():
         return
     if asked:
         written += report.write(results, folder, title=path.name, metrics=path / "metrics.jsonl")
