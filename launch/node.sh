@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Trains on this machine: one process with all its GPUs (or its CPU), started again for as long as
-# it asks for that (exit code 75: it was told to stop and has saved everything).
+# Trains, evaluates or prepares on this machine: one process with all its GPUs (or its CPU), started
+# again for as long as it asks for that (exit code 75: it was told to stop and has saved everything).
 #
 #   launch/node.sh [--processes N] [--restarts N] [--dry_run] -- --config configs/multitask.py \
 #       --workdir runs/mine
+#   launch/node.sh -- evaluate --workdir runs/mine --lengths 128k
 #
 # --processes N   N processes that talk over localhost, each with its share of the GPUs. One process
 #                 is as fast; this is how a cluster is rehearsed on one machine.
@@ -16,9 +17,8 @@ trap 'told=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 
 processes=1 restarts=100 dry_run=""
 parse "processes restarts" "dry_run" "$@"
-[[ " ${training[*]} " == *" --workdir"* ]] ||
-  fail "give --workdir DIR after --: a run that is started again must find its folder"
-command=("${PYTHON:-python}" -m rmt_jax.train "${training[@]}")
+folder ": a run that is started again must find its folder"
+command=("${PYTHON:-python}" -m "rmt_jax.$module" "${arguments[@]}")
 
 gpus() {
   if [[ ${JAX_PLATFORMS:-} == cpu* ]]; then echo 0; return; fi

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Sourced by the recipes here: reads their own options; what follows -- is the training's.
+# Sourced by the recipes here: reads their own options; what follows -- is the command's that they
+# start: train, or evaluate or prepare where the first word says so.
 
 fail() { echo "error: $1" >&2; exit 2; }
 
 # parse "VALUES" "SWITCHES" ARGUMENT...: sets the variable that each --option names (a switch to 1),
-# and the array `training`.
+# and `module` (the command), `place` (its option that names the folder it writes to) and the array
+# `arguments`.
 parse() {
   local values=" $1 " switches=" $2 " option
   shift 2
@@ -18,21 +20,40 @@ parse() {
       printf -v "$option" %s "$2"
       shift 2
     else
-      fail "unknown argument '$1'; the training's own arguments come after --"
+      fail "unknown argument '$1'; the command's own arguments come after --"
     fi
   done
-  [[ $# -gt 1 ]] || fail "the training's arguments are missing: -- --config FILE [--workdir DIR]"
+  [[ $# -gt 1 ]] || fail "the command's arguments are missing: -- --config FILE [--workdir DIR]"
+  shift
+  module=train place=--workdir
+  case $1 in
+    train | evaluate) module=$1 ;;
+    prepare) module=$1 place=--out ;;
+    -*) set -- train "$@" ;;
+    *) fail "'$1' after -- is no command that is started here: train, evaluate or prepare" ;;
+  esac
   # shellcheck disable=SC2034  # for the script that sources this
-  training=("${@:2}")
+  arguments=("${@:2}")
 }
 
-# words REASON: the training's arguments must be free of blanks.
+# words REASON: the command's arguments must be free of blanks.
 words() {
   local argument
-  for argument in "${training[@]}"; do
+  for argument in "${arguments[@]}"; do
     [[ $argument != *[[:space:]]* ]] ||
       fail "'$argument': $1 and takes no blanks; put that setting into the config file"
   done
+}
+
+# accelerated: this recipe rents accelerators.
+accelerated() {
+  [[ $module != prepare ]] ||
+    fail "prepare needs no accelerator: launch/node.sh or launch/slurm.sh starts it on CPUs"
+}
+
+# folder REASON: the command's arguments must name the folder.
+folder() {
+  [[ " ${arguments[*]} " == *" $place"* ]] || fail "give $place DIR after --$1"
 }
 
 # need NAME...: options that have no default.

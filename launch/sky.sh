@@ -9,10 +9,11 @@ set -euo pipefail
 
 run="" bucket="" nodes=1 gpus=H100:8 dry_run=""
 parse "run bucket nodes gpus" "dry_run" "$@"
+accelerated
 need run bucket # they say where the run continues after a preemption
 words "the command goes through an environment variable"
 command=(sky jobs launch --yes -n "$run" "--num-nodes=$nodes" "--gpus=$gpus"
-  --env "RUN=$run" --env "BUCKET=$bucket" --env "ARGS=${training[*]}" "$(dirname "$0")/sky.yaml")
+  --env "RUN=$run" --env "BUCKET=$bucket" --env "ARGS=$module ${arguments[*]}" "$(dirname "$0")/sky.yaml")
 printf '%q ' "${command[@]}"
 echo
 [[ -n $dry_run ]] || "${command[@]}"

@@ -15,6 +15,7 @@ set -euo pipefail
 
 name=rmt zone="" type="" bucket="" run="" version="" spot="" restarts=20 dry_run=""
 parse "name zone type bucket run version restarts" "spot dry_run" "$@"
+accelerated
 need zone type bucket
 # One run id for all restarts: it names the folder in the bucket that the run continues in.
 run=${run:-$name}
@@ -67,15 +68,15 @@ install() {
 (mountpoint -q ~/runs || gcsfuse --implicit-dirs $bucket ~/runs)"
 }
 
-train() {
+run_it() {
   local line
-  line=$(printf '%q ' .venv/bin/python -m rmt_jax.train "$@" --workdir)
+  line=$(printf '%q ' .venv/bin/python -m "rmt_jax.$module" "$@" --workdir)
   on_all "cd rmt_jax && $line ~/runs/$run"
 }
 
 for ((try = 0; try <= restarts; try++)); do
   code=0
-  request && install && train "${training[@]}" || code=$?
+  request && install && run_it "${arguments[@]}" || code=$?
   if [[ $code -eq 0 || -n $dry_run ]]; then
     echo "done: gs://$bucket/$run; free the TPU with:"
     say "${tpus[@]}" queued-resources delete "$name" --zone="$zone" --force --quiet

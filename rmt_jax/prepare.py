@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from rmt_jax.data.records import (
     write_part,
 )
 from rmt_jax.files import write_text
+from rmt_jax.runtime import cluster
 from rmt_jax.validation import validate
 
 log = logging.getLogger("rmt_jax.prepare")  # not __name__, which may be __main__
@@ -107,7 +109,12 @@ def _write_ruler(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes this machine's parts, or all that are missing and joins them. Raises RmtError."""
+    """Makes this machine's parts, or all that are missing and joins them. A process of a cluster
+    makes its own part. Raises RmtError."""
+    place = cluster.find(os.environ)
+    one = args.num_shards == 1 and args.shard_index is None
+    if one and place is not None and place.processes > 1:
+        args.num_shards, args.shard_index = place.processes, place.process
     recipe = Recipe(
         tasks=tuple(cli.split_names(args.tasks)),
         samples=args.samples,
@@ -160,7 +167,8 @@ def run(args: argparse.Namespace) -> None:
         _make_parts(cells, out, shards, args.num_shards)
         if args.shard_index is not None:  # two that end together would join at the same time
             print(f"part {args.shard_index} of {args.num_shards} is made; to join all of them, the "
-                  "same command without --shard_index.")  # fmt: skip
+                  f"same command with --num_shards {args.num_shards} and without --shard_index, in "
+                  "one process.")  # fmt: skip
         else:
             _join(cells, out, args)
 

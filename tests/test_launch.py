@@ -81,7 +81,10 @@ def test_scripts_parse_and_explain_themselves(script):
         ("tpu.sh", ["--zone", "--type", "v6e-16", *TRAIN], "--zone needs a value"),
         ("tpu.sh", ["spot", *TRAIN], "unknown argument 'spot'"),
         ("slurm.sh", ["--nodes"], "--nodes needs a value"),
-        ("slurm.sh", ["--nodes", "2"], "the training's arguments are missing"),
+        ("slurm.sh", ["--nodes", "2"], "the command's arguments are missing"),
+        ("node.sh", ["--", "prepare", "--lengths", "1k"], "give --out DIR after --"),
+        ("node.sh", ["--", "doctor", "--plan"], "'doctor' after -- is no command"),
+        ("tpu.sh", ["--", "prepare", "--out", "d"], "prepare needs no accelerator"),
         ("sky.sh", ["--run", "r", *TRAIN], "--bucket is missing"),
         (
             "sky.sh",
@@ -111,7 +114,9 @@ def test_slurm_submits_one_process_a_gpu(stubs):
     (submitted,) = stubs.calls()
     for text in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--partition=gpu"):
         assert text in submitted and text in dry.stdout
-    assert submitted.endswith("slurm.sbatch --config configs/multitask.py:smoke --workdir /s/r")
+    assert submitted.endswith(
+        "slurm.sbatch train --config configs/multitask.py:smoke --workdir /s/r"
+    )
     assert "--gpus-per-task" not in submitted  # each process must see all GPUs of its node
 
 
@@ -119,10 +124,32 @@ def test_slurm_submits_one_process_a_gpu(stubs):
 def test_slurm_requeues_only_what_was_told_to_stop(stubs, code):
     stubs.stub("srun", f"exit {code}")
     stubs.stub("scontrol")
-    done = call("slurm.sbatch", "--workdir", "w", env=stubs.env | {"SLURM_JOB_ID": "7"})
+    words = ("train", "--workdir", "w")
+    done = call("slurm.sbatch", *words, env=stubs.env | {"SLURM_JOB_ID": "7"})
     assert done.returncode == code
-    assert stubs.calls()[0].endswith("-m rmt_jax.train --workdir w")
+    assert stubs.calls()[0].endswith("-m rmt_jax train --workdir w")
     assert ("scontrol requeue 7" in stubs.calls()) == (code == 75)
+
+
+@pytest.mark.parametrize("command", ("evaluate", "prepare"))
+def test_other_commands_are_started_as_well(command):
+    place = {"evaluate": "--workdir", "prepare": "--out"}[command]
+    words = ("--dry_run", "--", command, place, "p", "--lengths", "1k")
+    assert f"-m rmt_jax.{command} {place} p --lengths 1k" in call("node.sh", *words).stdout
+    assert f"slurm.sbatch {command} {place} p --lengths 1k" in call("slurm.sh", *words).stdout
+    rented = {
+        "sky.sh": (("--run", "r", "--bucket", "b"), "ARGS=evaluate\\ --lengths\\ 1k"),
+        "tpu.sh": (TPU, "-m rmt_jax.evaluate --lengths 1k --workdir  ~/runs/mine"),
+        "gke/submit.sh": (
+            ("--image", "i", "--run", "r", "--bucket", "b"),
+            "-m rmt_jax evaluate --lengths 1k --workdir /runs/r",
+        ),
+    }
+    for script, (options, said) in rented.items() if command == "evaluate" else ():
+        first = ("gpu",) if "gke" in script else ()
+        done = call(script, *first, *options, "--dry_run", "--", command, "--lengths", "1k")
+        flat = done.stdout.replace("\\ ", " ") if script == "tpu.sh" else done.stdout
+        assert said.replace("  ", " ") in flat.replace("  ", " "), done.stdout + done.stderr
 
 
 TPU = ("--zone", "us-east5-b", "--type", "v6e-16", "--bucket", "b", "--run", "mine", "--spot")
@@ -207,7 +234,7 @@ def test_sky(stubs):
     call("sky.sh", *args, env=stubs.env)
     (launched,) = stubs.calls()
     assert launched.startswith("sky jobs launch --yes -n mine --num-nodes=2 --gpus=H100:8")
-    assert "--env ARGS=--config configs/multitask.py:smoke" in launched
+    assert "--env ARGS=train --config configs/multitask.py:smoke" in launched
 
 
 def test_sky_yaml():
@@ -218,7 +245,9 @@ def test_sky_yaml():
     assert misfits(task | {"run": 3}, SKY) == [".run is 3, not str"]
     assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [REQUEUE]}
     assert task["file_mounts"]["/runs"]["mode"] == "MOUNT"
-    assert set(task["envs"]) == {"RUN", "BUCKET", "ARGS"} and "rmt_jax.train" in task["run"]
+    assert set(task["envs"]) == {"RUN", "BUCKET", "ARGS"} and task["envs"]["ARGS"].startswith(
+        "train "
+    )
 
 
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])

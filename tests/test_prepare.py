@@ -52,6 +52,22 @@ def test_shards_in_any_order_give_the_same(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_processes_of_a_cluster_make_a_part_each(tmp_path, monkeypatch, capsys):
+    make = ("--format", "json", "--tasks", "qa1", "--lengths", "0k", "--samples", "5")
+    assert run(tmp_path / "whole", *make) == 0
+    monkeypatch.setenv("COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("NUM_PROCESSES", "2")
+    for process in "10":
+        monkeypatch.setenv("PROCESS_ID", process)
+        assert run(tmp_path / "parts", *make) == 0
+        assert f"part {process} of 2 is made" in capsys.readouterr().out
+    for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.delenv(name)
+    assert run(tmp_path / "parts", *make, "--num_shards", "2") == 0
+    file = Path("qa1") / "0k.json"
+    assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def test_a_join_takes_its_own_parts_and_no_others(tmp_path, capsys):
     make = ("--format", "json", "--lengths")
     assert run(tmp_path, *make, "1k", "--num_shards", "2", "--shard_index", "0") == 0

@@ -13,13 +13,14 @@ kind=${1:-} image="" run="" bucket="" dry_run=""
 [[ $kind == tpu || $kind == gpu ]] || fail "the first argument is tpu or gpu"
 shift
 parse "image run bucket" "dry_run" "$@"
+accelerated
 need image run bucket
 words "the command goes into YAML"
 [[ $run =~ ^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$ ]] ||
   fail "--run '$run' must be a Kubernetes name: a-z, 0-9 and '-', from a letter, 42 at most"
-[[ "${training[*]}" != *[\"\\\|\&]* ]] ||
-  fail "the training's arguments go into YAML and take no quotes, backslashes, | or &"
-filled=$(sed -e '/^ *#/d' -e "s|\bIMAGE\b|$image|; s|\bRUN\b|$run|g; s|\bBUCKET\b|$bucket|; s|\bARGS\b|${training[*]}|" \
+[[ "${arguments[*]}" != *[\"\\\|\&]* ]] ||
+  fail "the command's arguments go into YAML and take no quotes, backslashes, | or &"
+filled=$(sed -e '/^ *#/d' -e "s|\bIMAGE\b|$image|; s|\bRUN\b|$run|g; s|\bBUCKET\b|$bucket|; s|\bARGS\b|$module ${arguments[*]}|" \
   "$(dirname "$0")/$kind.yaml")
 if [[ -n $dry_run ]]; then
   echo "$filled"
