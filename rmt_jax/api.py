@@ -248,8 +248,8 @@ class Model:
         tokens, mask = checked_tokens(tokens, mask, self.vocab)
         batch, places = tokens.shape
         rest = ((0, 0), (0, -places % self.segment_tokens))
-        pair = (np.pad(x, rest) for x in (tokens, mask))
-        tokens, mask = whole_segments(*pair, self.segment_tokens)
+        ids, known = np.pad(tokens, rest), np.pad(mask, rest)
+        tokens, mask = whole_segments(ids, known, self.segment_tokens)
         memory, prompt = self.initial_memory(batch), self._prompt(prompt, batch)
         logits, memory = self._logits(self.params, memory, tokens, mask, prompt)
         return logits.reshape(batch, -1, self.vocab)[:, :places], memory

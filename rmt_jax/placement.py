@@ -85,7 +85,7 @@ class Placement:
                 first = mesh.devices.flat[0]
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
                 return together(params, *jax.device_put(inputs, first), **static)
-            inputs = self._place(inputs, ROWS if spread else None)
+            inputs = self._place(inputs, ROWS if spread else None, mesh)
             # A token is drawn by its text's number among all of them.
             drawn = any(isinstance(one, Draw) for one in inputs)
             chosen = by_hand if apart and self._alike and not drawn else together
@@ -112,18 +112,19 @@ class Placement:
             if not isinstance(one, Memory):
                 return PartitionSpec(rows) if np.ndim(one) else PartitionSpec()
             inside = PartitionSpec(*[None] * self._batch_axis, rows)
-            return Memory(jax.tree.map(lambda _: inside, one.state), PartitionSpec(rows))
+            started: Any = PartitionSpec(rows)
+            return Memory(jax.tree.map(lambda _: inside, one.state), started)
 
         return jax.tree.map(of, tree, is_leaf=lambda one: isinstance(one, Memory))
 
-    def _place(self, inputs: Any, rows: Any) -> Any:
+    def _place(self, inputs: Any, rows: Any, mesh: jax.sharding.Mesh) -> Any:
         """Inputs on the devices; a `DecodingCache` is there already."""
 
         def place(one: Any) -> Any:
             if isinstance(one, DecodingCache):
                 return one
             places = jax.tree.map(
-                lambda spec: NamedSharding(self._mesh, spec),
+                lambda spec: NamedSharding(mesh, spec),
                 self._specs(one, rows),
                 is_leaf=lambda spec: isinstance(spec, PartitionSpec),
             )
