@@ -45,7 +45,7 @@ def child(layers: int, width: int, segments: int, scan: bool) -> None:
         prompt=Prompt(source="none"),
         stages=(Stage(segments, 10, rows, 1e-3),),
     )  # fmt: skip
-    graph, params, infos = models.outline(config.model, config.prompt, 1024)
+    graph, params, infos = models.outline(config.model, config.prompt, 1024)[:3]
     opt = optimizer.build(config, infos)
     state = jax.eval_shape(lambda: steps.init_state(params, opt))
 

@@ -24,7 +24,7 @@ from rmt_jax import models, placement
 from rmt_jax.errors import RmtError
 from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
-from rmt_jax.models.cells import CELLS, Memory
+from rmt_jax.models.cells import Memory
 from rmt_jax.models.inputs import (
     InputError,
     check_memory,
@@ -65,8 +65,9 @@ def load(
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
       segment_tokens: tokens of a segment, instead of the config's.
       everywhere: on all devices of this process, not on its first one alone: texts side by side
-        are spread over them, weights split as the config's mesh says, if they divide so. On a CPU
-        every core is a device, unless JAX has begun already. None: if that mesh splits weights.
+        are spread over them, weights split as the config's mesh says where that fits. On a CPU
+        every core is a device, unless JAX has begun already. None: only where that mesh splits
+        weights.
 
     Raises:
       WeightsError: with what was found, what was expected and what to do.
@@ -130,8 +131,7 @@ class Model:
         self.gguf_tokenizer = gguf_tokenizer
         with switches.neutral():
             outline, params = hub.fit(config, params, str(folder or "These params"))
-            axis = int(CELLS[config.model.cell].layerwise)
-            self.placement = placement.Placement(outline.weights, axis, mesh)
+            self.placement = placement.Placement(outline, mesh)
             self.params = self.placement.weights(params)
         self.graph, self.ways = outline.static, self.placement.ways
         backbone = BACKBONES[config.model.backbone]

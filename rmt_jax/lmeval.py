@@ -175,8 +175,7 @@ def register() -> Any:
             self.model = api.load(workdir, everywhere=True)
             if not str(batch_size).isdecimal() or not int(batch_size):
                 raise HarnessError(f"--batch_size is {batch_size}: give a number of texts, as 8.")
-            ways = self.model.ways  # devices that texts are spread over
-            self.batch = -(-int(batch_size) // ways) * ways
+            self.batch = answering.full_batch(int(batch_size), self.model.ways)
             self.whole = str(whole).lower() == "true"
 
         @property

@@ -5,7 +5,7 @@ alone none waits for another. Weights are split as in training (`runtime.mesh.AX
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rmt_jax.config import Config
+from rmt_jax.models import Outline
 from rmt_jax.models.cells import Memory
 from rmt_jax.models.generate import DecodingCache
 from rmt_jax.models.io import lazy, weights
 from rmt_jax.models.sampling import Draw
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
-from rmt_jax.types import WeightInfo
 
 ROWS = ("data", "fsdp")  # axes of the mesh that texts are spread over
 
@@ -42,12 +42,9 @@ class Placement:
         first device, or, where the devices share the weights, by all of them, each of them whole.
     """
 
-    def __init__(
-        self, weights: Mapping[str, WeightInfo], batch_axis: int, mesh: jax.sharding.Mesh | None
-    ):
-        """weights: what is known of them, by name. batch_axis: of the arrays in `Memory.state`.
-        mesh: of devices of this process; None: its first device alone."""
-        self._weights, self._batch_axis, self._mesh, self.ways = weights, batch_axis, mesh, 1
+    def __init__(self, outline: Outline, mesh: jax.sharding.Mesh | None = None):
+        """mesh: of devices of this process; None: its first device alone."""
+        self._outline, self._mesh, self.ways = outline, mesh, 1
         if mesh is not None:
             self.ways = mesh.shape["data"] * mesh.shape["fsdp"]
             self._alike = mesh.shape["data"] == mesh.size  # each device has all weights
@@ -59,7 +56,7 @@ class Placement:
             return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         placed = {}
         for name, value in weights.flatten(params).items():
-            spec = sharding.weight_spec(name, value.shape, self._weights[name], self._mesh)
+            spec = sharding.weight_spec(name, value.shape, self._outline.weights[name], self._mesh)
             placed[name] = lazy.to_devices(value, NamedSharding(self._mesh, spec))
         return weights.unflatten(placed)
 
@@ -111,7 +108,7 @@ class Placement:
         def of(one: Any) -> Any:
             if not isinstance(one, Memory):
                 return PartitionSpec(rows) if np.ndim(one) else PartitionSpec()
-            inside = PartitionSpec(*[None] * self._batch_axis, rows)
+            inside = PartitionSpec(*[None] * self._outline.batch_axis, rows)
             started: Any = PartitionSpec(rows)
             return Memory(jax.tree.map(lambda _: inside, one.state), started)
 

@@ -66,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not args.out:
         raise cli.Usage("--out DIR says where the data goes.")
+    place = cluster.find(os.environ)
+    undivided = args.num_shards == 1 and args.shard_index is None and not args.beam
+    if undivided and place is not None and place.processes > 1:  # each makes its own part
+        args.num_shards, args.shard_index = place.processes, place.process
     if args.format == "ruler":
         return _write_ruler(args)
     run(args)
@@ -109,12 +113,7 @@ def _write_ruler(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes this machine's parts, or all that are missing and joins them. A process of a cluster
-    makes its own part. Raises RmtError."""
-    place = cluster.find(os.environ)
-    one = args.num_shards == 1 and args.shard_index is None
-    if one and place is not None and place.processes > 1:
-        args.num_shards, args.shard_index = place.processes, place.process
+    """Makes this machine's parts, or all that are missing and joins them. Raises RmtError."""
     recipe = Recipe(
         tasks=tuple(cli.split_names(args.tasks)),
         samples=args.samples,

@@ -54,6 +54,7 @@ def test_shards_in_any_order_give_the_same(tmp_path):
 
 def test_processes_of_a_cluster_make_a_part_each(tmp_path, monkeypatch, capsys):
     make = ("--format", "json", "--tasks", "qa1", "--lengths", "0k", "--samples", "5")
+    ruler = ("--format", "ruler", "--tasks", "vt,cwe", "--lengths", "2k", "--samples", "1")
     assert run(tmp_path / "whole", *make) == 0
     monkeypatch.setenv("COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("NUM_PROCESSES", "2")
@@ -61,6 +62,8 @@ def test_processes_of_a_cluster_make_a_part_each(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("PROCESS_ID", process)
         assert run(tmp_path / "parts", *make) == 0
         assert f"part {process} of 2 is made" in capsys.readouterr().out
+        assert run(tmp_path / "ruler", *ruler) == 0
+        assert capsys.readouterr().out.count(".jsonl") == 1  # each its own task
     for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
         monkeypatch.delenv(name)
     assert run(tmp_path / "parts", *make, "--num_shards", "2") == 0

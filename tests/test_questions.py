@@ -171,3 +171,20 @@ def test_a_folder_that_training_never_saw_is_taken_whole(model, tmp_path, monkey
 def test_what_files_cannot_be_told(model, tmp_path):
     with pytest.raises(sources.QuestionError, match="which --split and --lengths_by cannot"):
         sources.open_source(str(tmp_path), model, split="test", lengths_by="nobody/has-it")
+
+
+def test_processes_hold_the_answers_of_all_in_their_order(tmp_path, monkeypatch):
+    """Whatever is in them: a text of the world has line ends that are not \\n."""
+
+    def record(answer):
+        return answer_log.AnswerRecord(
+            "Where?", answer, "a\u2028b\x85c", None, None, 1, 1, 1.0, 1.0
+        )
+
+    monkeypatch.setattr(answer_log.jax, "process_count", lambda: 2)
+    second = json.dumps([dataclasses.asdict(record("garden"))]).encode()
+    monkeypatch.setattr(answer_log.mesh, "exchange", lambda said: [said, second])
+    log = answer_log.AnswerLog(tmp_path, "qa1_1s", "aa")
+    log.append([record("office")])
+    assert log.records == [record("office"), record("garden")]
+    assert answer_log.AnswerLog(tmp_path, "qa1_1s", "aa").records == log.records

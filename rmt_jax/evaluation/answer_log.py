@@ -84,8 +84,8 @@ class AnswerLog(Generic[Record]):
         """The records of each process."""
         if jax.process_count() == 1:
             return [list(records)]
-        said = mesh.exchange("\n".join(map(_to_json, records)).encode())
-        return [[self._kind(**json.loads(x)) for x in one.decode().splitlines()] for one in said]
+        said = mesh.exchange(f"[{','.join(map(_to_json, records))}]".encode())
+        return [[self._kind(**one) for one in json.loads(part)] for part in said]
 
     def _read(self) -> tuple[list[Record], bool]:
         """The records of this key, and whether the file holds them and nothing else."""

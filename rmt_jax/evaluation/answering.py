@@ -73,6 +73,11 @@ def layout(
     )
 
 
+def full_batch(texts: int, ways: int) -> int:
+    """`texts` side by side, or the next number that divides evenly over `ways` devices."""
+    return -(-texts // ways) * ways
+
+
 def model_fingerprint(model: Any) -> str:
     """Sixteen letters for the weights (a thousand numbers of each) and the model's settings."""
     import jax

@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.html and not args.inspect:
         raise Usage("--html is the page of --inspect: give both.")
-    model = load(args.workdir, segment_tokens=args.segment_tokens, everywhere=not args.inspect)
+    model = load(
+        args.workdir, segment_tokens=args.segment_tokens, everywhere=None if args.inspect else True
+    )
     out = args.out or default_out(args.workdir)
     if args.perplexity:
         return measure_and_report(args, model, out)

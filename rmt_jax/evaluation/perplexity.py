@@ -119,7 +119,7 @@ def measure(
     count = min(samples or len(reading.texts), len(reading.texts))
     most = tokens or int(reading.texts.lengths.max())
     size = min(batch or model.config.evaluation.batch, count)
-    size = size if size == 1 else -(-size // model.ways) * model.ways
+    size = size if count == 1 else answering.full_batch(size, model.ways)
     if most < texts.LEAST:
         raise PerplexityError(f"--tokens is {tokens}: a text needs {texts.LEAST}.")
     lengths = np.minimum(reading.texts.lengths[:count], most)

@@ -222,9 +222,7 @@ def batch_size(batch: int, samples: int, tokens: int, ways: int = 1) -> int:
     if size * tokens > most:
         size = max(1, most // max(1, tokens))
         size = 1 << (size.bit_length() - 1)
-    if samples > 1:  # a text a device at least
-        size = -(-size // ways) * ways
-    return size
+    return size if samples == 1 else answering.full_batch(size, ways)
 
 
 def evaluation_fingerprint(model: Any, source: Any, seed: int, reset: bool) -> str:

@@ -31,6 +31,7 @@ class Outline(NamedTuple):
     static: nnx.GraphDef
     shapes: dict[str, Any]  # nested dicts of `jax.ShapeDtypeStruct`
     weights: dict[str, WeightInfo]  # by name, 'backbone/wte'
+    batch_axis: int  # of the arrays in `Memory.state`
 
 
 def build(
@@ -58,7 +59,7 @@ def outline(
 ) -> Outline:
     """The same without drawing or allocating anything."""
     model = nnx.eval_shape(lambda: build(config, prompt, vocab, tasks, nnx.Rngs(0), lora))
-    return Outline(*split(model), model.weights())
+    return Outline(*split(model), model.weights(), model.batch_axis)
 
 
 def split(model: RecurrentModel) -> tuple[nnx.GraphDef, dict[str, Any]]:

@@ -56,8 +56,7 @@ def one_device_a_core(config: Config) -> None:
     """Where a run will be on a CPU, alone: makes each core a device, as far as the batches divide.
 
     A small model's products are too small for XLA to split over threads; texts split well. Nothing
-    is done where the user says how many (JAX_NUM_CPU_DEVICES, `mesh`), for a large model, and in a
-    process that has started JAX already.
+    is done where the config's mesh says how many, nor where `cores_as_devices` does nothing.
     """
     mesh = config.mesh
     if mesh.data == -1 and mesh.fsdp * mesh.tensor == 1:
@@ -66,7 +65,8 @@ def one_device_a_core(config: Config) -> None:
 
 
 def cores_as_devices(model: Model, rows: Sequence[int] = ()) -> None:
-    """The same, as many as divide all of `rows`, for a process that trains no further."""
+    """Makes each core of a CPU a device, as many as divide all of `rows`. Nothing is done for a
+    large model, in a cluster, where JAX_NUM_CPU_DEVICES says how many, and after JAX has begun."""
     set_already = getattr(jax.config, "jax_num_cpu_devices", -1) > 0
     told = "JAX_NUM_CPU_DEVICES" in os.environ or set_already
     if told or 12 * model.layers * model.width**2 > COPIED or cluster.find(os.environ) is not None:

@@ -68,7 +68,7 @@ def _run(
 
     count = len(config.data.tasks)
     start = Start(config, tokenizer.vocab_size, count)
-    static, shapes, infos = start.outline
+    static, shapes, infos = start.outline[:3]
     optimizer.check_trained(config, infos)
     trains = config.optimizer.trains
     rescues = Rescues(path, owner)
@@ -145,29 +145,28 @@ def finish(path: Path) -> None:
     question = "YOUR QUESTION" if own else "Where is Mary?"
     told = [name for name in model.config.data.tasks if name in model.config.data.texts]
 
-    def folder_of(name: str) -> Path:
-        return folder if len(told) == 1 else folder / name
-
-    written, following = [], []
+    written, following, owner = [], [], startup.owner()
     results = evaluation.evaluate(model, out=folder) if asked else []
-    measured = {name: measure_texts(model, name, folder_of(name)) for name in told}
-    if not startup.owner():
-        return
-    if asked:
+    if asked and owner:
         written += report.write(results, folder, title=path.name, metrics=path / "metrics.jsonl")
         print(report.table(results))
         following += [
             f"ask --workdir {run} --file YOUR_TEXT.txt --question '{question}'",
             f"evaluate --workdir {run} --lengths 4k,16k --samples 100",
         ]
-    else:
+    elif owner:
         written += curves.learning_curves(
             path / "metrics.jsonl", folder / "curves.png", title=path.name
         )
-    for name, result in measured.items():
-        print(language.table(result))
-        written += language.write(result, folder_of(name))
+    for name in told:
+        own_folder = folder if len(told) == 1 else folder / name
+        result = measure_texts(model, name, own_folder)
+        if owner:
+            print(language.table(result))
+            written += language.write(result, own_folder)
         following.append(f"evaluate --workdir {run} --perplexity --data {name} --split test")
+    if not owner:
+        return
     print("\nwritten:")
     for file in (path / "weights.safetensors", *written):
         print(f"  {file}")
