@@ -38,13 +38,14 @@ class Placement:
     """Where a model lives, and how its functions are compiled for it.
 
     Attributes:
+      outline: the model without its weights.
       ways: texts side by side are spread where they are a multiple of it. Others are read by the
         first device, or, where the devices share the weights, by all of them, each of them whole.
     """
 
     def __init__(self, outline: Outline, mesh: jax.sharding.Mesh | None = None):
         """mesh: of devices of this process; None: its first device alone."""
-        self._outline, self._mesh, self.ways = outline, mesh, 1
+        self.outline, self._mesh, self.ways = outline, mesh, 1
         if mesh is not None:
             self.ways = mesh.shape["data"] * mesh.shape["fsdp"]
             self._alike = mesh.shape["data"] == mesh.size  # each device has all weights
@@ -56,7 +57,7 @@ class Placement:
             return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         placed = {}
         for name, value in weights.flatten(params).items():
-            spec = sharding.weight_spec(name, value.shape, self._outline.weights[name], self._mesh)
+            spec = sharding.weight_spec(name, value.shape, self.outline.weights[name], self._mesh)
             placed[name] = lazy.to_devices(value, NamedSharding(self._mesh, spec))
         return weights.unflatten(placed)
 
@@ -83,12 +84,42 @@ class Placement:
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
                 return together(params, *jax.device_put(inputs, first), **static)
             inputs = self._place(inputs, ROWS if spread else None, mesh)
-            # A token is drawn by its text's number among all of them.
-            drawn = any(isinstance(one, Draw) for one in inputs)
-            chosen = by_hand if apart and self._alike and not drawn else together
+            chosen = by_hand if self._by_themselves(inputs, apart) else together
             return chosen(params, *inputs, **static)
 
         return call
+
+    def trace(
+        self,
+        function: Callable[..., Any],
+        shapes: Any,
+        *inputs: Any,
+        apart: bool = True,
+        **options: Any,
+    ) -> jax.stages.Traced:
+        """What `compiled` compiles for texts that are spread over a mesh, of shapes alone.
+
+        shapes: of the weights, nested. inputs: trees of `jax.ShapeDtypeStruct`. options: of
+        `jax.jit`, `static_argnames` aside: what is static is bound in `function` already.
+        """
+        mesh, infos = self._mesh, self.outline.weights
+        assert mesh is not None and _texts(inputs) % self.ways == 0
+        placed = {}
+        for name, one in weights.flatten(shapes).items():
+            spec = sharding.weight_spec(name, one.shape, infos[name], mesh)
+            placed[name] = _shape_at(one, mesh, spec)
+        given = jax.tree.map(
+            lambda x, spec: _shape_at(x, mesh, spec), inputs, self._specs(inputs, ROWS)
+        )
+        if self._by_themselves(inputs, apart):
+            function = functools.partial(self.by_hand, function)
+        return jax.jit(function, **options).trace(weights.unflatten(placed), *given)
+
+    def _by_themselves(self, inputs: tuple[Any, ...], apart: bool) -> bool:
+        """Whether each device goes through its own texts."""
+        # A token is drawn by its text's number among all of them.
+        drawn = any(isinstance(one, Draw) for one in inputs)
+        return apart and self._alike and not drawn
 
     def by_hand(self, function: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
         """`function` on each device, of its own texts."""
@@ -108,7 +139,7 @@ class Placement:
         def of(one: Any) -> Any:
             if not isinstance(one, Memory):
                 return PartitionSpec(rows) if np.ndim(one) else PartitionSpec()
-            inside = PartitionSpec(*[None] * self._outline.batch_axis, rows)
+            inside = PartitionSpec(*[None] * self.outline.batch_axis, rows)
             started: Any = PartitionSpec(rows)
             return Memory(jax.tree.map(lambda _: inside, one.state), started)
 
@@ -131,6 +162,10 @@ class Placement:
 
 
 _WHOLE = (Memory, DecodingCache)
+
+
+def _shape_at(x: Any, mesh: jax.sharding.Mesh, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
 
 def _texts(inputs: Any) -> int:

@@ -46,7 +46,7 @@ def test_one_device_and_overrides(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--device", "b300"], "no figures for 'b300': v5e, v6e, a100, h100, h200"),
+        (["--device", "b300"], "no figures for 'b300': v5e, v6e, v5p, tpu7x, a100, h100, h200"),
         (["--devices", "0"], "--devices must be 1 or more"),
         (["--devices", "3"], "does not divide evenly over mesh data=3"),
         (["--utilisation", "40"], "between 0 and 1, but got 40"),
@@ -78,7 +78,7 @@ def test_the_loaders_batches():
         drawn = sum(loader.tokens_at(step) for step in range(start, stop))
         assert row.tokens == pytest.approx(drawn, rel=0.03) and row.count == stop - start
     batch, stage = loader.batch_at(0), loader.stages[loader.stage_at(0)]
-    shape = plan._shape(config, stage, loader.segments_at(0))
+    shape = plan.shape_of(config, stage, loader.segments_at(0))
     assert shape[:4] == (*batch.tokens.shape[:2], *batch.answer_start.shape[1:])
     assert shape.tokens >= batch.answer.shape[-1]
 

@@ -61,7 +61,7 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
     for number, stage in enumerate(config.stages):
         tokens = flops = moved = least = 0.0
         for segments in stage.buckets:
-            shape = _shape(config, stage, segments)
+            shape = shape_of(config, stage, segments)
             share = stage.steps / len(stage.buckets)
             tokens += share * shape.batch * segments * config.model.segment_tokens
             flops += share * step_costs.step_flops(config, shape, vocab)
@@ -69,7 +69,7 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
             moved += share * step_costs.step_bytes(config, shape, vocab)
             moved += share * (devices // sizes[2] - 1) * _weights_read(config, shape, trained)
             least += share * _least(config, shape)
-        largest = _shape(config, stage, stage.segments)
+        largest = shape_of(config, stage, stage.segments)
         held = step_costs.step_memory(config, largest, vocab, sizes)
         name = f"stage {number + 1}: 1-{stage.segments} segments of {config.model.segment_tokens}"
         rows.append(Row(name, stage.steps, tokens, flops, moved, held, least))
@@ -172,7 +172,7 @@ def _notes(
         print("model.dtype=float32: peaks are bfloat16's, a chip's float32 is 2 to 16 times slower")
 
 
-def _shape(config: Config, stage: Stage, segments: int) -> Shape:
+def shape_of(config: Config, stage: Stage, segments: int) -> Shape:
     """Sizes of the loader's batches of one bucket."""
     if not stage.dense:
         return Shape(stage.batch, segments, 1, 1, ANSWER)
