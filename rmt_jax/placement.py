@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rmt_jax.config import Config
-from rmt_jax.models import Outline
+from rmt_jax.models import Outline, platform
 from rmt_jax.models.cells import Memory
 from rmt_jax.models.generate import DecodingCache
 from rmt_jax.models.io import lazy, weights
@@ -70,10 +70,11 @@ class Placement:
         Args:
           apart: what comes back is such a tree too, so that devices need not wait for each other.
         """
-        together = jax.jit(function, **options)
+        alone = jax.jit(function, **options)
         if self._mesh is None:
-            return together
+            return alone
         mesh = self._mesh
+        together = jax.jit(functools.partial(self._together, function), **options)
         by_hand = jax.jit(functools.partial(self.by_hand, function), **options)
 
         def call(params: Any, *inputs: Any, **static: Any) -> Any:
@@ -82,7 +83,7 @@ class Placement:
             if self._alike and not spread:
                 first = mesh.devices.flat[0]
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
-                return together(params, *jax.device_put(inputs, first), **static)
+                return alone(params, *jax.device_put(inputs, first), **static)
             inputs = self._place(inputs, ROWS if spread else None, mesh)
             chosen = by_hand if self._by_themselves(inputs, apart) else together
             return chosen(params, *inputs, **static)
@@ -111,9 +112,15 @@ class Placement:
         given = jax.tree.map(
             lambda x, spec: _shape_at(x, mesh, spec), inputs, self._specs(inputs, ROWS)
         )
-        if self._by_themselves(inputs, apart):
-            function = functools.partial(self.by_hand, function)
-        return jax.jit(function, **options).trace(weights.unflatten(placed), *given)
+        way = self.by_hand if self._by_themselves(inputs, apart) else self._together
+        return jax.jit(functools.partial(way, function), **options).trace(
+            weights.unflatten(placed), *given
+        )
+
+    def _together(self, function: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
+        """`function` on all devices at once, as the compiler spreads it."""
+        with platform.spread_over(self._mesh):
+            return function(*inputs, **static)
 
     def _by_themselves(self, inputs: tuple[Any, ...], apart: bool) -> bool:
         """Whether each device goes through its own texts."""

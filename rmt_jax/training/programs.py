@@ -72,7 +72,7 @@ def validation(
     """The step that scores a batch of validation texts."""
     start = Start(config, vocab, len(config.data.tasks))
     start.lay_out(optimizer.build(config, start.outline.weights), mesh)
-    check = step.make_eval_step(start.outline.static, metric_rows(config))
+    check = step.make_eval_step(start.outline.static, metric_rows(config), mesh)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     whole = sharding.replicated(mesh)
     place = whole if shape.batch % ways else sharding.batch_sharding(mesh)

@@ -74,8 +74,8 @@ def _run(
     rescues = Rescues(path, owner)
     log.info("model: %s, %s", config.model.cell, _counts(shapes, trains))
 
-    rows = programs.metric_rows(config)
-    check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
+    check = step.make_eval_step(static, programs.metric_rows(config), mesh)
+    check = Programs(check, out_shardings=sharding.replicated(mesh))
     if owner:
         tokenizer.save(path / "tokenizer")
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
