@@ -87,7 +87,7 @@ class Program:
         """Bytes a device, as the plan without compiling has them; 0 where it has none."""
         sizes = sharding.mesh_sizes(config.mesh, devices)
         if self.kind == "training":
-            return step_costs.step_memory(config, self.shape(config), vocab, sizes).total
+            return step_costs.step_memory(config, self.shape(config), vocab, sizes, tpu=True).total
         return 0.0
 
 

@@ -86,16 +86,19 @@ def step_bytes(config: Config, shape: Shape, vocab: int) -> float:
     return (read + times * trained) * segments + update + logits
 
 
-def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int, int]) -> Held:
-    """What a train step holds on each device of a mesh of `sizes` (data, fsdp, tensor).
+def step_memory(
+    config: Config, shape: Shape, vocab: int, sizes: tuple[int, int, int], tpu: bool = False
+) -> Held:
+    """What a train step holds on each device of a mesh of `sizes` (data, fsdp, tensor), a TPU's
+    chips or others.
 
     An upper bound on GPUs where cuDNN's attention runs, which keeps no scores, and without remat on
     CPUs, which keep what products with weights made (`models.recurrence`).
     """
     m = config.model
-    weights, trained_weights, moments, widest = state_bytes(config, vocab, sizes)
+    weights, trained_weights, moments, widest = state_bytes(config, vocab, sizes, tpu)
     rows = -(-shape.batch // (sizes[0] * sizes[1] * config.optimizer.accumulate))
-    layer, carry = costs.layer_memory(config, rows, sizes[2])
+    layer, carry = costs.layer_memory(config, rows, sizes[2], tpu)
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
@@ -130,11 +133,11 @@ def reading_memory(config: Config, batch: int, vocab: int) -> Held:
 
 
 def state_bytes(
-    config: Config, vocab: int, sizes: tuple[int, int, int]
+    config: Config, vocab: int, sizes: tuple[int, int, int], tpu: bool = False
 ) -> tuple[int, int, int, int]:
     """Bytes on each device of the weights, of those that are trained and of the optimiser's state,
-    as the mesh lays them out, and the number of weights that a device has before it when `fsdp` has
-    gathered them."""
+    as the mesh lays them out (in tiles on a TPU), and the number of weights that a device has
+    before it when `fsdp` has gathered them."""
     made = costs.outline(config, vocab)
     mesh = meshes.planned(sizes)
     trained, _ = divide(made.shapes, config.optimizer.trains)
@@ -143,7 +146,8 @@ def state_bytes(
     def held(tree: Any) -> int:
         place = jax.tree.leaves(meshes.place_state(tree, made.shapes, made.weights, mesh))
         pairs = zip(jax.tree.leaves(tree), place, strict=True)
-        return sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize for x, p in pairs)
+        parts = ((p.shard_shape(x.shape), x.dtype.itemsize) for x, p in pairs)
+        return sum(costs.tiled(*one) if tpu else math.prod(one[0]) * one[1] for one in parts)
 
     gathered = costs.count_weights(config, vocab) // sizes[2]
     return held(made.shapes), held(trained), held(state), gathered

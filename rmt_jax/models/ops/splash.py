@@ -19,6 +19,7 @@ from rmt_jax.models import platform
 LANES = 128  # of a TPU: the kernel takes places in multiples of it
 WHOLE = 1024  # places that stand in the chip's own memory together
 LEAST = 256  # places from which on the kernel moves fewer bytes than plain products do
+NAME = "attention"  # of what the kernel keeps for its backward pass
 ROWS = ("data", "fsdp")  # axes of a mesh that split texts; `tensor` splits heads
 
 
@@ -107,5 +108,18 @@ def _kernel(places: int, block: int, heads: int, narrow: bool, interpret: bool) 
         v_layout=layout,
     )
     return splash.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=NAME,
+        interpret=interpret,
+    )
+
+
+def kept() -> Any:
+    """A policy of `jax.checkpoint`: results of products with weights, and of the kernel."""
+    policies = jax.checkpoint_policies
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(NAME)
     )
