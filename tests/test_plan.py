@@ -86,7 +86,7 @@ def test_the_loaders_batches():
 def test_time_is_the_longest_of_three():
     chip = hardware.CHIPS["h100"]
     held = step_costs.Held(weights=1)
-    products = plan.Row("", 1, 1.0, chip.flops, 1.0, held, 0.0)
+    products = plan.Row("", 1, 1.0, chip.flops, 1.0, held, 0.0, held)
     assert products.seconds(chip, 2, 0.25) == pytest.approx(2.0)  # a quarter of two chips' peak
     moved = products._replace(moved=14 * chip.bandwidth)
     assert moved.seconds(chip, 2, 0.25) == pytest.approx(10.0)  # 70 % of the bandwidth
@@ -131,8 +131,8 @@ def test_the_table_of_llamas(tmp_path, size, preset, chip, devices, mesh, accumu
     assert COUNTS[size] == sum(np.prod(s) for n, s in own if n.startswith("backbone/"))
     rows, kind = plan.stages(config, vocab, devices), hardware.CHIPS[chip]
     hours = sum(row.seconds(kind, devices, plan.UTILISATION) for row in rows) / 3600
-    held = max(row.held.total for row in rows)
-    weights, moments = rows[0].held.weights, rows[0].held.moments
+    held = max(row.on(kind).total for row in rows)
+    weights, moments = rows[0].on(kind).weights, rows[0].on(kind).moments
     fits = "yes" if held <= kind.room else "no"
     cells = (
         size, f"`{preset}`", f"{devices} {chip}", f"fsdp={mesh[0]}, tensor={mesh[1]}", accumulate,

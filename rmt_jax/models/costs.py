@@ -22,7 +22,7 @@ from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
 from rmt_jax.types import Prompt, Segment
 
-LANES = (8, 128)  # rows and columns of a tile
+TILE = (8, 128)  # rows and columns of a tile
 
 
 class Shape(NamedTuple):
@@ -171,12 +171,15 @@ def layer_weights(config: Config) -> int:
 
 
 def tiled(shape: tuple[int, ...], size: int) -> int:
-    """Bytes of an array on a TPU, of numbers of `size` bytes: the last axis fills lanes, 128 at a
-    time, the one before it up to 8 rows."""
-    *rest, rows, lanes = (1, 1, *shape)
-    step = min(LANES[0], 1 << max(0, rows - 1).bit_length())
-    padded = -(-rows // step) * step * -(-lanes // LANES[1]) * LANES[1]
-    return math.prod(rest) * padded * size
+    """Bytes of an array on a TPU, of numbers of `size` bytes: one of its last two axes fills lanes,
+    128 at a time, the other one up to 8 rows, as it takes less."""
+    *rest, first, second = (1, 1, *shape)
+
+    def padded(rows: int, lanes: int) -> int:
+        step = min(TILE[0], 1 << max(0, rows - 1).bit_length())
+        return -(-rows // step) * step * -(-lanes // TILE[1]) * TILE[1]
+
+    return math.prod(rest) * min(padded(first, second), padded(second, first)) * size
 
 
 @functools.lru_cache(maxsize=64)

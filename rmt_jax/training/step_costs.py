@@ -102,7 +102,9 @@ def step_memory(
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
-    activations = layer * (m.layers * stored + 1)
+    # On a TPU the answered segments and those before them, two loops, have places of their own.
+    loops = 1 + (tpu and m.remat and trained > shape.answered)
+    activations = layer * (m.layers * stored * loops + 1)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
     asked = rows * shape.answered * shape.questions * shape.tokens
@@ -115,14 +117,15 @@ def step_memory(
         cast=_gathered(config, vocab, sizes[2]) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
-        logits=3 * 4 * (asked * vocab + told),
+        # A TPU keeps softmax and gradient in the chip's own memory.
+        logits=(1 if tpu else 3) * 4 * (asked * vocab + told),
     )
 
 
-def reading_memory(config: Config, batch: int, vocab: int) -> Held:
+def reading_memory(config: Config, batch: int, vocab: int, tpu: bool = False) -> Held:
     """What reading `batch` texts side by side holds on one device, whatever their length."""
-    weights, _, _, widest = state_bytes(config, vocab, (1, 1, 1))
-    layer, carry = costs.layer_memory(config, batch, 1)
+    weights, _, _, widest = state_bytes(config, vocab, (1, 1, 1), tpu)
+    layer, carry = costs.layer_memory(config, batch, 1, tpu)
     return Held(
         weights=weights,
         cast=_cast_bytes(config, widest),
