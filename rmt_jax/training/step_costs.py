@@ -102,7 +102,8 @@ def step_memory(
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
-    # On a TPU the answered segments and those before them, two loops, have places of their own.
+    # On a TPU the answered segments and those before them, two loops, have places of their own, for
+    # gradients too.
     loops = 1 + (tpu and m.remat and trained > shape.answered)
     activations = layer * (m.layers * stored * loops + 1)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
@@ -113,7 +114,7 @@ def step_memory(
     return Held(
         weights=weights,
         moments=moments,
-        gradients=trained_weights * (2 + (config.optimizer.accumulate > 1)),
+        gradients=trained_weights * (1 + loops + (config.optimizer.accumulate > 1)),
         cast=_gathered(config, vocab, sizes[2]) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),

@@ -46,19 +46,20 @@ def attend(
     Returns [B, N, H, d].
     """
     function = functools.partial(_attend, interpret=interpret)
-    axes = _spread()
-    if not axes:
+    axes, mesh = _spread(), platform.mesh()
+    if mesh is None or not axes:
         return function(queries, keys, values, known)
     rows = tuple(axis for axis in axes if axis in ROWS) or None
     heads = PartitionSpec(rows, None, "tensor" if "tensor" in axes else None, None)
-    inside = jax.sharding.get_abstract_mesh()
+    by_hand = jax.sharding.get_abstract_mesh().manual_axes
     return jax.shard_map(
         function,
         # Inside another one of our own the mesh is known, some of its axes by hand already.
-        mesh=None if inside.manual_axes else platform.mesh(),
+        mesh=None if by_hand else mesh,
         in_specs=(heads, heads, heads, PartitionSpec(rows, None)),
         out_specs=heads,
-        axis_names=set(axes),
+        # All of them: none, not even one of a single device, may be the compiler's.
+        axis_names={name for name in mesh.shape if name not in by_hand},
         check_vma=False,
     )(queries, keys, values, known)
 
