@@ -33,6 +33,22 @@ def test_the_papers_model_on_eight(capsys):
     assert "30 % of the dense bfloat16 peak" in told and "does not fit" not in told
 
 
+def test_places_that_fill_a_tpus_tiles(capsys):
+    """The paper's 544 places without a prompt, and presets whose segments fill tiles."""
+    words = (f"{MULTITASK}:gpt2", "--devices", "8", "--config.prompt.source=none")
+    sentence = (
+        "544 places of a segment are padded to 640 on a TPU: model.segment_tokens=480 fills 512"
+    )
+    assert sentence in shown(capsys, *words, "--device", "v5e")
+    assert "padded" not in shown(capsys, *words, "--device", "h100")
+    for name in ("gpt2-tpu", "pretrained-tpu"):
+        assert plan.tiles(cli.load_config(f"{MULTITASK}:{name}")) == ""
+    small = plan.tiles(cli.load_config(f"{MULTITASK}:small"))
+    assert small.endswith(
+        "76 places of a segment are padded to 128 on a TPU: model.segment_tokens=116 fills 128"
+    )
+
+
 def test_one_device_and_overrides(capsys):
     words = (f"{MULTITASK}:gpt2", "--device", "a100", "--utilisation", "0.5")
     # Stages may be left out.

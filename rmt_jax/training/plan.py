@@ -146,6 +146,20 @@ def show(
     _notes(config, trained, seen, chips, utilisation)
 
 
+def tiles(config: Config) -> str:
+    """What a segment's places waste of a TPU's tiles, in a sentence; '' for nothing."""
+    places, width = costs.places(config), costs.TILE[1]
+    padded = -(-places // width) * width
+    if places == padded:
+        return ""
+    fills = padded - width or padded
+    tokens = config.model.segment_tokens + fills - places
+    return (
+        f"{places} places of a segment are padded to {padded} on a TPU:"
+        f" model.segment_tokens={tokens} fills {fills}"
+    )
+
+
 def _notes(
     config: Config,
     trained: list[Row],
@@ -161,6 +175,8 @@ def _notes(
             f"memory at the fullest on a {'TPU' if kind else 'GPU'} ({row.name}): "
             + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts if size)
         )
+    if any(chip.kind.startswith("TPU") for chip in chips.values()) and (told := tiles(config)):
+        print(told)
     texts = config.evaluation.samples * len(config.data.tasks)
     print(f"a full evaluation asks {texts:,} questions a length (evaluation.samples · tasks)")
     advice = ["raise mesh.fsdp or optimizer.accumulate", "lower evaluation.batch"]
