@@ -15,7 +15,9 @@ import numpy as np
 
 from rmt_jax.data import segmentation
 from rmt_jax.errors import RmtError
+from rmt_jax.evaluation.kept_reading import KeptReading
 from rmt_jax.runtime import switches
+from rmt_jax.runtime.preemption import Stopped
 from rmt_jax.types import Prompt, Segment
 
 BLOCK = 64  # segments handed to the model at once: bounds the host's copies, not the result
@@ -140,21 +142,34 @@ def read_contexts(
     prompt: Prompt,
     memory: Any,
     on_tokens_read: Callable[[int], None] | None = None,
+    kept: KeptReading | None = None,
 ) -> Any:
     """The memory after the contexts, without the tokens that stand before the question. Peak host
     memory does not depend on the contexts' lengths. `on_tokens_read` is called with the number of
-    tokens in each block that was read."""
+    tokens in each block that was read. With `kept`, whole blocks that were read before are not read
+    again."""
     size = model.segment_tokens
     total = max(x.segments for x in layouts)
-    for start in range(0, total, BLOCK):
-        count = min(BLOCK, total - start)
-        tokens = np.zeros((len(questions), count, size), np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for b, (q, x) in enumerate(zip(questions, layouts, strict=True)):
-            fill_segments(q.context, x, start, tokens[b], mask[b])
-        memory = model.read(memory, tokens, mask, prompt)
-        if on_tokens_read is not None:
-            on_tokens_read(int(mask.sum()))
+    done = 0
+    if kept is not None:
+        done, memory = kept.load(memory)
+        kept.on_found(int(sum(x.bounds[min(done, x.segments)] for x in layouts)))
+    try:
+        for start in range(done, total, BLOCK):
+            count = min(BLOCK, total - start)
+            tokens = np.zeros((len(questions), count, size), np.int32)
+            mask = np.zeros(tokens.shape, bool)
+            for b, (q, x) in enumerate(zip(questions, layouts, strict=True)):
+                fill_segments(q.context, x, start, tokens[b], mask[b])
+            done, memory = start + count, model.read(memory, tokens, mask, prompt)
+            if on_tokens_read is not None:
+                on_tokens_read(int(mask.sum()))
+            if kept is not None:
+                kept.keep_if_due(done, memory)
+    except (Stopped, KeyboardInterrupt):
+        if kept is not None:
+            kept.keep(done, memory)
+        raise
     return memory
 
 
@@ -231,13 +246,14 @@ def greedy_answers(
     batch: int,
     reset: bool = False,
     on_tokens_read: Callable[[int], None] | None = None,
+    kept: KeptReading | None = None,
 ) -> tuple[list[str], list[str]]:
     """Free-running greedy answers: (with memory, with the memory reset before each segment; the
     latter empty unless `reset`).
 
     `batch` texts are read together; a last, smaller batch is filled up, so that each batch size is
     compiled once whatever the lengths. With the memory reset before each segment only the last one
-    can matter: that control costs next to nothing.
+    can matter: that control costs next to nothing. kept: of the one batch that `questions` are.
     """
 
     def answer_batch(
@@ -246,7 +262,9 @@ def greedy_answers(
         tokens, mask = last_segments(model, group, layouts)
         return generate_answers(model, memory, tokens, mask, prompt, max_new_tokens)
 
-    return _in_batches(model, questions, max_new_tokens, batch, reset, on_tokens_read, answer_batch)
+    return _in_batches(
+        model, questions, max_new_tokens, batch, reset, on_tokens_read, kept, answer_batch
+    )
 
 
 def teacher_forced_answers(
@@ -258,6 +276,7 @@ def teacher_forced_answers(
     batch: int,
     reset: bool = False,
     on_tokens_read: Callable[[int], None] | None = None,
+    kept: KeptReading | None = None,
 ) -> tuple[list[str], list[str]]:
     """Teacher-forced answers, returned as `greedy_answers` does: each token is the likeliest after
     the true tokens before it. One pass and no loop, but it scores higher than a free-running
@@ -293,7 +312,9 @@ def teacher_forced_answers(
             for b, ids in enumerate(forced)
         ]
 
-    return _in_batches(model, questions, max_new_tokens, batch, reset, on_tokens_read, answer_batch)
+    return _in_batches(
+        model, questions, max_new_tokens, batch, reset, on_tokens_read, kept, answer_batch
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -319,6 +340,7 @@ def _in_batches(
     batch: int,
     reset: bool,
     on_tokens_read: Callable[[int], None] | None,
+    kept: KeptReading | None,
     answer_batch: Callable[..., list[str]],
 ) -> tuple[list[str], list[str]]:
     outputs: list[str] = []
@@ -334,7 +356,7 @@ def _in_batches(
         layouts = segment_layouts(model, group, max_new_tokens)
         prompt = prompts(model, group)
         initial = model.initial_memory(batch)
-        memory = read_contexts(model, group, layouts, prompt, initial, on_tokens_read)
+        memory = read_contexts(model, group, layouts, prompt, initial, on_tokens_read, kept)
         outputs += answer_batch(memory, group, layouts, prompt)[:count]
         if reset:
             # Reset the state alone: whether the text has started also decides where a prompt at

@@ -1,9 +1,10 @@
 """Asks a model many questions about long texts: one `EvalResult` per task and length.
 
 A context of any length is read with constant memory, in batches; each batch size is compiled once
-for all lengths. Answers are kept in OUT/answers as they come: a stopped evaluation continues where
-it stopped, and one with more samples asks only the new questions. The processes of a cluster share
-the batches; the first one writes.
+for all lengths. Answers are kept in OUT/answers as they come, and the memory of the texts that are
+being read every minute: a stopped evaluation continues where it stopped, and one with more samples
+asks only the new questions. The processes of a cluster share the batches; the first one writes the
+answers.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from rmt_jax.data.tasks import question_tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
 from rmt_jax.evaluation.answer_log import AnswerLog, AnswerRecord
+from rmt_jax.evaluation.kept_reading import KeptReading
 from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.models import platform
 from rmt_jax.report import predictions
@@ -174,7 +176,15 @@ def answer_questions(
         start, known = time.monotonic(), len(log.records)
         which = range(min(first + each, job.samples), min(first + each + size, job.samples))
         questions = source.ask(job.task, job.length, which, job.perturb)
+        kept = None
+        if log.folder is not None:
+            kept = KeptReading(
+                log.folder / f"{job.stem}.{jax.process_index()}.npz",
+                f"{log.key} {which} {size} {max_new_tokens}",
+                progress.tokens_found,
+            )
         options = {
+            "kept": kept,
             "max_new_tokens": max_new_tokens,
             "batch": size,
             "reset": reset,
@@ -208,6 +218,8 @@ def answer_questions(
                 for k, q in enumerate(questions)
             ]
         )
+        if kept is not None:
+            kept.forget()
         made = len(log.records) - known
         progress.batch_done(job.stem, job.length, log.records, made * nominal)
     return log.records[: job.samples]

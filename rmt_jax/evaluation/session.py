@@ -286,7 +286,7 @@ class Session:
     def load(self, path: Path) -> None:
         """Takes up what `save` kept. Raises RecallError for another file or other weights."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
                 about = json.loads(str(kept["about"]))
                 rest, leaves = kept["rest"], []
                 while f"memory{len(leaves)}" in kept:
