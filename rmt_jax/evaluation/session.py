@@ -194,7 +194,7 @@ class Session:
             return "".join(self.stream(question, task, sampling, stops))
         with switches.neutral():
             inputs = self._last_inputs(question, task)
-            return answering.generate_answers(self.model, *inputs, self.room, sampling)[0]
+            return answering.generate_answers(self.model, *inputs, [self.room], sampling)[0]
 
     def stream(
         self, question: str, task: str = "", sampling: Any = None, stops: Sequence[str] = ()
