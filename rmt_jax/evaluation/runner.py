@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from rmt_jax.data.tasks import question_tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
@@ -169,7 +167,7 @@ def answer_questions(
     nominal = source.tokens(job.length, job.task)
     size = batch_size(batch, job.samples, nominal, model.ways)
     max_new_tokens = source.room(job.task, job.perturb)
-    processes, each = jax.process_count(), jax.process_index() * size
+    processes, each = model.placement.readers, model.placement.reader * size
     for first in range(len(log.records), job.samples, size * processes):
         start, known = time.monotonic(), len(log.records)
         which = range(min(first + each, job.samples), min(first + each + size, job.samples))
@@ -205,7 +203,7 @@ def answer_questions(
                     parts=q.parts,
                     facts=len(q.facts),
                 )
-                for k, q in enumerate(questions)
+                for k, q in enumerate(questions if model.placement.tells else ())
             ]
         )
         made = len(log.records) - known
