@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     from rmt_jax import api, placement
     from rmt_jax.models.io import hub
     from rmt_jax.models.io.folder import argument
-    from rmt_jax.runtime import startup, switches
+    from rmt_jax.runtime import peers, startup, switches
     from rmt_jax.training.gates import teach
 
     switches.make_neutral()
@@ -64,7 +64,8 @@ def main(argv: list[str]) -> int:
         babi_dir=args.babi,
         seed=gates.seed,
     )
-    teach(model, data, gates, args.out, dtype=args.dtype, threshold=args.threshold)
+    with peers.noticed():
+        teach(model, data, gates, args.out, dtype=args.dtype, threshold=args.threshold)
     command = f"python -m rmt_jax.evaluate --workdir {argument(args.out)} --lengths 1k,32k"
     if startup.owner():
         print(f"written: {args.out}\nnext:    {command}")

@@ -221,8 +221,8 @@ def across(mesh: jax.sharding.Mesh | None) -> bool:
 
 
 def blocks(value: jax.Array) -> Iterator[np.ndarray]:
-    """The rows of an array on every host, some at a time: of one that is split, no device holds more
-    than its share and `MOST` numbers, or a row. All processes must call it, to its end."""
+    """The rows of an array on every host, some at a time: of one that is split no device holds
+    more than its share and `MOST` numbers, or a row. All processes must call it, to its end."""
     rows = max(1, MOST // max(1, math.prod(value.shape[1:])))
     if value.ndim == 0 or value.shape[0] <= rows:
         yield _on_this_host(value)

@@ -15,12 +15,12 @@ import jax
 from rmt_jax import files
 from rmt_jax.config import Config, ConfigError, Model
 from rmt_jax.errors import RmtError
-from rmt_jax.runtime import cluster, switches
+from rmt_jax.runtime import cluster, peers, switches
 
 log = logging.getLogger(__name__)
 
-# A process whose host vanished is given up after 100 s of silence (JAX's default heartbeat); one
-# that has finished waits for process 0, which may still evaluate for hours.
+# A process that has finished waits for process 0, which may still write for hours; one that is gone
+# is noticed all the same (`peers`).
 SHUTDOWN_SECONDS = 24 * 3600
 
 # Weights of the layers up to which every core of a CPU may hold a copy of a model, its gradient and
@@ -157,7 +157,11 @@ def _join(place: cluster.Cluster) -> None:
             "cluster_detection_method": "deactivate",
         }
     try:
-        jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECONDS, **options)
+        jax.distributed.initialize(
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            heartbeat_timeout_seconds=peers.SILENCE,
+            **options,
+        )
     except Exception as error:  # gRPC and XLA raise several kinds
         if not options and "coordinator_address should be defined" in str(error):
             return  # a TPU host on its own, without a metadata server
@@ -167,6 +171,7 @@ def _join(place: cluster.Cluster) -> None:
             f" ({_first_line(error)}): is process 0 running, is the port open, and was"
             " no array made before?"
         ) from error
+    peers.watch()
 
 
 def _check_devices(place: cluster.Cluster | None) -> None:
