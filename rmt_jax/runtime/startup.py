@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -145,15 +146,17 @@ def _on_tpu_host(dev: str = "/dev") -> bool:
 
 
 def _join(place: cluster.Cluster) -> None:
-    options = {}
-    if place.address is not None:
+    options: dict[str, Any] = {}
+    if place.launcher != "Cloud TPU":
         on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
-        options = {
+        own = None if on_cpu else cluster.gpu_of(place, gpus_present())
+        # None would have JAX take one GPU a process; of an empty list it takes all that it sees.
+        options = {"local_device_ids": list(own or ()), "cluster_detection_method": place.method}
+    if place.address is not None:
+        options |= {
             "coordinator_address": place.address,
             "num_processes": place.processes,
             "process_id": place.process,
-            "local_device_ids": None if on_cpu else cluster.gpu_of(place, gpus_present()),
-            # What we have read is complete; JAX would take one GPU a SLURM process.
             "cluster_detection_method": "deactivate",
         }
     try:
@@ -163,7 +166,7 @@ def _join(place: cluster.Cluster) -> None:
             **options,
         )
     except Exception as error:  # gRPC and XLA raise several kinds
-        if not options and "coordinator_address should be defined" in str(error):
+        if place.launcher == "Cloud TPU" and "coordinator_address should be" in str(error):
             return  # a TPU host on its own, without a metadata server
         raise ConfigError(
             f"The {place.processes} processes of this run ({place.launcher}) did not find each"
