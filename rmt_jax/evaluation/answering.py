@@ -16,7 +16,7 @@ import numpy as np
 from rmt_jax.data import segmentation
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation.kept_reading import KeptReading
-from rmt_jax.runtime import switches
+from rmt_jax.runtime import mesh, switches
 from rmt_jax.runtime.preemption import Stopped
 from rmt_jax.types import Prompt, Segment
 
@@ -86,7 +86,7 @@ def model_fingerprint(model: Any) -> str:
 
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        flat = np.asarray(leaf).ravel()
+        flat = mesh.on_this_host(leaf).ravel()
         sample = flat[:: max(1, flat.size // 1000)].astype(np.float32)
         digest.update(str((jax.tree_util.keystr(path), flat.size)).encode() + sample.tobytes())
     for part in (model.config.model, model.config.prompt):

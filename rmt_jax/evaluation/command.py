@@ -14,7 +14,7 @@ from rmt_jax.cli import Usage, split_names
 from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
 from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.report import language
-from rmt_jax.runtime import startup, switches
+from rmt_jax.runtime import peers, startup, switches
 from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     startup.join()
     kept = "answers are kept: the same command continues"
     try:
-        with Signals() as signals, contextlib.ExitStack() as others:
+        with peers.noticed(), Signals() as signals, contextlib.ExitStack() as others:
             signals.now_at_once()
             if not startup.owner():  # has the same to say
                 others.enter_context(contextlib.redirect_stdout(io.StringIO()))

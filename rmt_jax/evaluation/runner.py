@@ -183,17 +183,18 @@ def answer_questions(
     # Of all questions, so that a batch that was stopped in is the same one when it goes on.
     total = sum(job.samples for job in jobs)
     size = batch_size(batch, total, max(nominal.values()), model.ways)
-    processes, place = jax.process_count(), jax.process_index()
+    processes, place = model.placement.readers, model.placement.reader
     for first in range(0, len(unasked), size * processes):
         start = time.monotonic()
         round_ = unasked[first : first + size * processes]
         own = round_[place * size : (place + 1) * size]
-        kept = _kept_reading(logs, own, size, progress)
+        kept = _kept_reading(model, logs, own, size, progress)
         new = _asked(model, source, own, size, reset, processes, kept, progress)
         seconds = round((time.monotonic() - start) / max(1, len(own)), 4)
         for job in dict.fromkeys(job for job, _ in round_):
             known = len(logs[job].records)
-            logs[job].append([dataclasses.replace(r, seconds=seconds) for j, r in new if j == job])
+            timed = [dataclasses.replace(r, seconds=seconds) for j, r in new if j == job]
+            logs[job].append(timed if model.placement.tells else [])
             made = len(logs[job].records) - known
             progress.batch_done(job.stem, job.length, logs[job].records, made * nominal[job])
         if kept is not None:
@@ -201,13 +202,16 @@ def answer_questions(
 
 
 def _kept_reading(
+    model: Any,
     logs: Mapping[EvalJob, AnswerLog],
     own: Sequence[tuple[EvalJob, int]],
     size: int,
     progress: TokenProgress,
 ) -> KeptReading | None:
-    """Where the memory of a batch is kept; None where nothing is."""
-    if not own or (log := logs[own[0][0]]).folder is None:
+    """Where the memory of a batch is kept; None where nothing is, and where processes hold one
+    memory together, of which none knows when the others stop."""
+    together = model.placement.readers < jax.process_count()
+    if not own or together or (log := logs[own[0][0]]).folder is None:
         return None
     file = log.folder / f"{own[0][0].stem}.{jax.process_index()}.npz"
     asked = [(job.stem, number) for job, number in own]
