@@ -19,14 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rmt_jax import checkpoint_tokenizer, models, placement
 from rmt_jax import config as settings
-from rmt_jax import models, placement
-from rmt_jax.errors import RmtError
 from rmt_jax.models import generate, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import Memory
 from rmt_jax.models.inputs import (
-    InputError,
     check_memory,
     checked_prompt,
     checked_tail,
@@ -36,13 +34,11 @@ from rmt_jax.models.inputs import (
     whole_segments,
 )
 from rmt_jax.models.io import hub, weights
-from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.models.sampling import Draw, Sampling
 from rmt_jax.runtime import startup, switches
 from rmt_jax.types import Array, Prompt, Segment
 
-GPT2_VOCAB = 50_257
 BLOCK = 64  # segments that one call of the compiled reader takes at most
 log = logging.getLogger(__name__)
 
@@ -65,9 +61,10 @@ def load(
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
       segment_tokens: tokens of a segment, instead of the config's.
       everywhere: on all devices of this process, not on its first one alone: texts side by side
-        are spread over them, weights split as the config's mesh says where that fits. On a CPU
-        every core is a device, unless JAX has begun already. None: only where that mesh splits
-        weights.
+        are spread over them, weights split as the config's mesh says where that fits; on those of
+        all processes, which then call everything together, where it splits weights over more than
+        one process has. On a CPU every core is a device, unless JAX has begun already. None: only
+        where that mesh splits weights.
 
     Raises:
       WeightsError: with what was found, what was expected and what to do.
@@ -84,14 +81,16 @@ def from_source(
     dtype: str | None = None,
     segment_tokens: int = 0,
     everywhere: bool | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> "Model":
-    """The same from what `hub.open_source` found."""
+    """The same from what `hub.open_source` found. mesh: in place of the one that `everywhere`
+    means."""
     config = source.config
     if dtype:
         config = settings.update(config, {"model.dtype": dtype})
     if segment_tokens:
         config = settings.update(config, {"model.segment_tokens": segment_tokens})
-    mesh = placement.mesh_of(config, everywhere)
+    mesh = mesh or placement.mesh_of(config, everywhere)
     params = weights.unflatten(source.flat) if mesh else source.params
     return Model(config, params, source.folder, source.ends, source.tokenizer, mesh)
 
@@ -125,8 +124,8 @@ class Model:
         mesh: jax.sharding.Mesh | None = None,
     ):
         """`params` as from `models.split`, numpy, or lazy; checked against what `config` makes.
-        gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`. mesh: of this
-        process's devices, with the axes of `runtime.mesh.AXES`."""
+        gguf_tokenizer: `hub.Source.tokenizer`, in place of files in `folder`. mesh: of devices of
+        this process, or of all, with the axes of `runtime.mesh.AXES`."""
         self.config, self.folder = config, folder
         self.gguf_tokenizer = gguf_tokenizer
         with switches.neutral():
@@ -165,24 +164,7 @@ class Model:
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights. Raises InputError when there is none, and
         DataError for one that cannot be read."""
-        from rmt_jax.data import gguf_tokenizer, tokenizer
-
-        if self.gguf_tokenizer:
-            return gguf_tokenizer.build(self.gguf_tokenizer, str(self.folder), self.vocab)
-        for folder in (self.folder and self.folder / "tokenizer", self.folder):
-            if folder and any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json")):
-                return tokenizer.load(str(folder))
-        if self.vocab == GPT2_VOCAB and self.folder:  # the authors' checkpoints come without
-            try:
-                return tokenizer.load("gpt2")
-            except RmtError as error:
-                raise InputError(f"{self.folder} holds no tokenizer. {error}") from error
-        if self.folder and self.folder.parent == ASSETS:  # the shipped ones share one
-            return tokenizer.load("builtin")
-        raise InputError(
-            f"{self.folder or 'This model'} holds no tokenizer (tokenizer/tokenizer.json, or "
-            "vocab.json and merges.txt), so that only token ids can be used with it."
-        )
+        return checkpoint_tokenizer.find(self.folder, self.gguf_tokenizer, self.vocab)
 
     @property
     def ends(self) -> tuple[int, ...]:

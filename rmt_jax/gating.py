@@ -41,13 +41,17 @@ def main(argv: list[str]) -> int:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise cli.Usage(f"--out {args.out} is no empty folder: choose another name.")
     # JAX loads only now: --help and wrong arguments answer at once.
-    from rmt_jax import api
+    from rmt_jax import api, placement
+    from rmt_jax.models.io import hub
     from rmt_jax.models.io.folder import argument
-    from rmt_jax.runtime import switches
+    from rmt_jax.runtime import peers, startup, switches
     from rmt_jax.training.gates import teach
 
     switches.make_neutral()
-    model = api.load(args.workdir)
+    startup.join()
+    startup.cache()
+    source = hub.open_source(args.workdir)
+    model = api.from_source(source, mesh=placement.mesh_of_all(source.config))
     background = args.background or model.config.data.background
     if background == "none":
         raise cli.Usage("Gates are taught over background: --background FOLDER gives it one.")
@@ -60,9 +64,11 @@ def main(argv: list[str]) -> int:
         babi_dir=args.babi,
         seed=gates.seed,
     )
-    teach(model, data, gates, args.out, dtype=args.dtype, threshold=args.threshold)
+    with peers.noticed():
+        teach(model, data, gates, args.out, dtype=args.dtype, threshold=args.threshold)
     command = f"python -m rmt_jax.evaluate --workdir {argument(args.out)} --lengths 1k,32k"
-    print(f"written: {args.out}\nnext:    {command}")
+    if startup.owner():
+        print(f"written: {args.out}\nnext:    {command}")
     return 0
 
 

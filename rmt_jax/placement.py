@@ -2,6 +2,9 @@
 
 Texts side by side are independent: each device goes through its own, and where the mesh has `data`
 alone none waits for another. Weights are split as in training (`runtime.mesh.AXES_OF`).
+
+A mesh may have the devices of several processes: these then call everything together, with the same
+texts, and each gets all that is said of them. Otherwise each process reads texts of its own.
 """
 
 import functools
@@ -31,7 +34,13 @@ def mesh_of(config: Config, everywhere: bool | None) -> jax.sharding.Mesh | None
         startup.cores_as_devices(config.model)
     elif everywhere is not None or config.mesh.fsdp == config.mesh.tensor == 1:
         return None
-    return sharding.local_mesh(config.mesh)
+    return sharding.reading_mesh(config.mesh)
+
+
+def mesh_of_all(config: Config) -> jax.sharding.Mesh | None:
+    """The devices of all processes, to train with; None for one device."""
+    startup.cores_as_devices(config.model)
+    return sharding.fitting_mesh(config.mesh, jax.devices())
 
 
 class Placement:
@@ -39,27 +48,52 @@ class Placement:
 
     Attributes:
       outline: the model without its weights.
+      mesh: of the model's devices; None: one device.
       ways: texts side by side are spread where they are a multiple of it. Others are read by the
         first device, or, where the devices share the weights, by all of them, each of them whole.
+      reader, readers: this process is number `reader` of those that read texts of their own.
+      tells: whether it says what comes of the texts that it reads.
     """
 
     def __init__(self, outline: Outline, mesh: jax.sharding.Mesh | None = None):
-        """mesh: of devices of this process; None: its first device alone."""
-        self.outline, self._mesh, self.ways = outline, mesh, 1
+        """mesh: None: the first device of this process."""
+        self.outline, self.mesh, self.ways = outline, mesh, 1
+        self._across = sharding.across(mesh)
         if mesh is not None:
             self.ways = mesh.shape["data"] * mesh.shape["fsdp"]
-            self._alike = mesh.shape["data"] == mesh.size  # each device has all weights
+            # Each device has all weights, and each text is read by the process that was given it.
+            self._alike = mesh.shape["data"] == mesh.size and not self._across
+        self.reader, self.readers = (
+            (0, 1) if self._across else (jax.process_index(), jax.process_count())
+        )
+        self.tells = not self._across or startup.owner()
 
     def weights(self, params: Any) -> dict[str, Any]:
         """`params`, nested, numpy or lazy, as float32 arrays in their shards, of lazy ones one
         after the other. Raises ConfigError where an axis of the mesh does not divide a weight's."""
-        if self._mesh is None:
+        if self.mesh is None:
             return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         placed = {}
         for name, value in weights.flatten(params).items():
-            spec = sharding.weight_spec(name, value.shape, self.outline.weights[name], self._mesh)
-            placed[name] = lazy.to_devices(value, NamedSharding(self._mesh, spec))
+            spec = sharding.weight_spec(name, value.shape, self.outline.weights[name], self.mesh)
+            placed[name] = lazy.to_devices(value, NamedSharding(self.mesh, spec))
         return weights.unflatten(placed)
+
+    def beside_weights(self, state: Any, params: Any) -> Any:
+        """Where a tree lives whose arrays are weights of `params`, or beside these and named after
+        them, as an optimizer's moments; the rest of it everywhere. None without a mesh."""
+        if self.mesh is None:
+            return None
+        return sharding.place_state(state, params, self.outline.weights, self.mesh)
+
+    @property
+    def whole(self) -> NamedSharding | None:
+        """Of what every device has; None without a mesh."""
+        return None if self.mesh is None else sharding.replicated(self.mesh)
+
+    def texts(self, batch: Any) -> Any:
+        """Arrays [B, ...] in numpy, the same on all processes, on the devices."""
+        return batch if self.mesh is None else sharding.put_whole_batch(batch, self.mesh)
 
     def compiled(self, function: Callable[..., Any], apart: bool = True, **options: Any) -> Any:
         """`function(params, *inputs, **static)`, compiled for texts that are spread and for others.
@@ -70,10 +104,12 @@ class Placement:
         Args:
           apart: what comes back is such a tree too, so that devices need not wait for each other.
         """
+        if self._across:
+            function = self._heard(function)
         alone = jax.jit(function, **options)
-        if self._mesh is None:
+        if self.mesh is None:
             return alone
-        mesh = self._mesh
+        mesh = self.mesh
         together = jax.jit(functools.partial(self._together, function), **options)
         by_hand = jax.jit(functools.partial(self.by_hand, function), **options)
 
@@ -85,7 +121,7 @@ class Placement:
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
                 return alone(params, *jax.device_put(inputs, first), **static)
             inputs = self._place(inputs, ROWS if spread else None, mesh)
-            chosen = by_hand if self._by_themselves(inputs, apart) else together
+            chosen = by_hand if self._alike and apart and not _drawn(inputs) else together
             return chosen(params, *inputs, **static)
 
         return call
@@ -103,7 +139,7 @@ class Placement:
         shapes: of the weights, nested. inputs: trees of `jax.ShapeDtypeStruct`. options: of
         `jax.jit`, `static_argnames` aside: what is static is bound in `function` already.
         """
-        mesh, infos = self._mesh, self.outline.weights
+        mesh, infos = self.mesh, self.outline.weights
         assert mesh is not None and _texts(inputs) % self.ways == 0
         placed = {}
         for name, one in weights.flatten(shapes).items():
@@ -112,21 +148,17 @@ class Placement:
         given = jax.tree.map(
             lambda x, spec: _shape_at(x, mesh, spec), inputs, self._specs(inputs, ROWS)
         )
-        way = self.by_hand if self._by_themselves(inputs, apart) else self._together
+        # Of a mesh of `data` alone each process has its own chips, each chip its own texts.
+        alike = mesh.shape["data"] == mesh.size
+        way = self.by_hand if alike and apart and not _drawn(inputs) else self._together
         return jax.jit(functools.partial(way, function), **options).trace(
             weights.unflatten(placed), *given
         )
 
     def _together(self, function: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
         """`function` on all devices at once, as the compiler spreads it."""
-        with platform.spread_over(self._mesh):
+        with platform.spread_over(self.mesh):
             return function(*inputs, **static)
-
-    def _by_themselves(self, inputs: tuple[Any, ...], apart: bool) -> bool:
-        """Whether each device goes through its own texts."""
-        # A token is drawn by its text's number among all of them.
-        drawn = any(isinstance(one, Draw) for one in inputs)
-        return apart and self._alike and not drawn
 
     def by_hand(self, function: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
         """`function` on each device, of its own texts."""
@@ -134,7 +166,7 @@ class Placement:
         whole = jax.tree.map(lambda _: PartitionSpec(), inputs[0])
         return jax.shard_map(
             run,
-            mesh=self._mesh,
+            mesh=self.mesh,
             in_specs=(whole, *self._specs(inputs[1:], "data")),
             out_specs=self._specs(jax.eval_shape(run, *inputs), "data"),
             check_vma=False,
@@ -163,12 +195,46 @@ class Placement:
                 self._specs(one, rows),
                 is_leaf=lambda spec: isinstance(spec, PartitionSpec),
             )
+            if self._across:
+                return jax.tree.map(_put_across, one, places)
             return jax.device_put(one, places)
 
         return jax.tree.map(place, inputs, is_leaf=lambda one: isinstance(one, _WHOLE))
 
+    def _heard(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, whose results come whole to every process; memories and caches stay where
+        they are."""
+        whole = self.whole
+
+        @functools.wraps(function)
+        def run(*args: Any, **named: Any) -> Any:
+            return jax.tree.map(
+                lambda x: (
+                    x if isinstance(x, _WHOLE) else jax.lax.with_sharding_constraint(x, whole)
+                ),
+                function(*args, **named),
+                is_leaf=lambda x: isinstance(x, _WHOLE),
+            )
+
+        return run
+
+
+def _put_across(value: Any, place: NamedSharding) -> jax.Array:
+    """Numpy that all processes have alike needs no message between them to be checked."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return jax.device_put(value, place)
+    if jnp.issubdtype(getattr(value, "dtype", int), jax.dtypes.prng_key):
+        data = np.asarray(jax.random.key_data(value))
+        return jax.random.wrap_key_data(sharding.put_whole(data, place))
+    return sharding.put_whole(np.asarray(value), place)
+
 
 _WHOLE = (Memory, DecodingCache)
+
+
+def _drawn(inputs: tuple[Any, ...]) -> bool:
+    """A token is drawn by its text's number among all of them."""
+    return any(isinstance(one, Draw) for one in inputs)
 
 
 def _shape_at(x: Any, mesh: jax.sharding.Mesh, spec: PartitionSpec) -> jax.ShapeDtypeStruct:

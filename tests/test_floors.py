@@ -28,7 +28,7 @@ FLOORS = (
     ),
     ("models", "data", "runtime"),
     ("report",),
-    ("api", "placement", "evaluation", "conversion"),
+    ("api", "placement", "checkpoint_tokenizer", "evaluation", "conversion"),
     ("training",),
     ("train", "evaluate", "ask", "prepare", "convert", "gating", "doctor", "lmeval", "__main__"),
 )

@@ -21,31 +21,27 @@ from rmt_jax.files import write_text
 def export_weights(
     workdir: str | Path, out: Path, dtype: str = "float32", name: str = "FOLDER"
 ) -> None:
-    """Writes the weights of `workdir` (or of anything that can be loaded) in the authors' layout.
-    name: what the model card says to load it by.
+    """Writes the weights of `workdir` (or of anything that can be loaded) in the authors' layout,
+    some rows at a time: a model of any size needs no device, and little of the host. name: what the
+    model card says to load it by.
 
     Raises WeightsError for weights that can't be used, Usage when `out` holds something already.
     """
-    import ml_dtypes
-    import numpy as np
-
-    from rmt_jax import api
+    from rmt_jax import checkpoint_tokenizer
     from rmt_jax.models.backbones import BACKBONES
     from rmt_jax.models.cells import CELLS
     from rmt_jax.models.io import hub as pretrained
     from rmt_jax.models.io import names, weights
 
     opened = pretrained.open_source(workdir)
-    pretrained.fit(opened.config, opened.params, str(workdir))
+    flat, model = opened.flat, opened.config.model
+    pretrained.fit(opened.config, weights.unflatten(flat), str(workdir))
     run = about_run(Path(workdir))
     free(out)
-    flat = weights.flatten(opened.params)
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
-    model = opened.config.model
     theirs = names.to_theirs(flat, BACKBONES[model.backbone], CELLS[model.cell])
-    tensors = {n: np.ascontiguousarray(np.asarray(v).astype(kind)) for n, v in theirs.items()}
-    weights.write(out / "model.safetensors", tensors, {"format": "pt"})  # so that PyTorch takes it
-    ends = api.from_source(opened).ends
+    file = out / "model.safetensors"
+    weights.write(file, theirs, {"format": "pt"}, dtype)  # so named, PyTorch takes it
+    ends = checkpoint_tokenizer.ends_of(opened)
     write_json(out / "config.json", _their_config(opened.config, flat, ends))
     write_json(out / "generation_config.json", generation(ends))
     write_tokenizer(opened, out)

@@ -26,14 +26,15 @@ def import_weights(
     from rmt_jax.models.io.folder import argument
 
     opened = pretrained.open_source(source, revision)
-    pretrained.fit(opened.config, opened.params, str(source))
+    params = weights.unflatten(opened.flat)  # read as it is written
+    pretrained.fit(opened.config, params, str(source))
     tokenizer_files(opened.folder)  # a pointer in place of one is said now
     free(out)
-    weights.save(out, opened.params, dtype)
+    weights.save(out, params, dtype)
     write_json(out / "config.json", to_dict(opened.config))
     write_json(out / "generation_config.json", generation(opened.ends))
     copied = write_tokenizer(opened, out / "tokenizer")
-    print(sizes(opened.config, weights.flatten(opened.params)))
+    print(sizes(opened.config, opened.flat))
     for guess in opened.guessed:
         print(f"not said by the checkpoint, so taken as: {guess}")
     if copied:

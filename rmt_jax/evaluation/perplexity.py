@@ -134,8 +134,8 @@ def measure(
     empty = np.zeros(0, np.int32)
     asked = EncodedQuestion(empty, empty, ids, reading.task_index)
     prompt = answering.prompts(model, [asked] * size)
-    shown, ours = progress and startup.owner(), jax.process_index()
-    round_of = size * jax.process_count()  # texts of which each process reads some
+    shown, ours, told = progress and startup.owner(), model.placement.reader, model.placement.tells
+    round_of = size * model.placement.readers  # texts of which each process reads some
     with progress_bar(int(lengths.sum()), "tok", shown=shown, unit_scale=True, smoothing=0) as bar:
         for first in range(0, count, round_of):
             if first == round_of:
@@ -153,7 +153,7 @@ def measure(
                 TextRecord(number, reading.texts.name(number), one.rows())
                 for number, one in zip(group, sums, strict=True)
             ]
-            log.append([record for record in records if record.number not in known])
+            log.append([record for record in records if told and record.number not in known])
     done = {record.number: record for record in log.records}
     return _result(model, reading.name, [done[number] for number in range(count)])
 

@@ -1,17 +1,16 @@
 """Which process of which cluster is this? Read from environment variables alone, before JAX.
 
-Each launcher leaves other variables; the first of these that fits is taken:
+| launcher  | what is read here                                           | found by JAX   |
+|-----------|-------------------------------------------------------------|----------------|
+| plain     | COORDINATOR_ADDRESS (host:port), NUM_PROCESSES, PROCESS_ID  |                |
+| SkyPilot  | SKYPILOT_NODE_IPS, _NODE_RANK, _NUM_GPUS_PER_NODE           |                |
+| SLURM     | SLURM_STEP_NUM_TASKS, _PROCID, _LOCALID, …: who is where    | the address    |
+| Open MPI  | OMPI_COMM_WORLD_SIZE, _RANK, _LOCAL_RANK, _LOCAL_SIZE       | the address    |
+| Cloud TPU | TPU_WORKER_HOSTNAMES (GKE too), or that there are TPU chips | all of it      |
 
-| launcher  | variables                                                                   |
-|-----------|-----------------------------------------------------------------------------|
-| plain     | COORDINATOR_ADDRESS (host:port), NUM_PROCESSES, PROCESS_ID                   |
-| SkyPilot  | SKYPILOT_NODE_IPS, SKYPILOT_NODE_RANK, SKYPILOT_NUM_GPUS_PER_NODE            |
-| SLURM     | SLURM_STEP_NUM_TASKS, SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_NODELIST, …    |
-| Open MPI  | OMPI_COMM_WORLD_SIZE, _RANK, _LOCAL_RANK, _LOCAL_SIZE; OMPI_MCA_orte_hnp_uri |
-| Cloud TPU | TPU_WORKER_HOSTNAMES (GKE too) or a TPU VM's metadata: JAX asks by itself    |
-
-Where JAX knows a launcher too we still read it ourselves: JAX gives each SLURM process one GPU
-whatever the node has, and fails under `--gpus-per-task=1`.
+The first that fits is taken. JAX does not look at how many GPUs a process sees (`gpu_of`): it takes
+the one with the process's number on its host. Under `--gpus-per-task=1` that one is not there, and
+where one process has them all the others stay idle.
 """
 
 import re
@@ -29,7 +28,7 @@ Variables = Mapping[str, str]
 class Cluster:
     """One process among several.
 
-    `address` None: JAX finds it (Cloud TPU). `local` and `local_count` place the process among
+    `address` None: JAX finds it, as its `method`. `local` and `local_count` place the process among
     those of its host; `gpus` is what the launcher says each host has, None where it says nothing.
     """
 
@@ -40,6 +39,7 @@ class Cluster:
     local: int = 0
     local_count: int = 1
     gpus: int | None = None
+    method: str | None = None  # of `jax.distributed.initialize`
 
 
 def find(env: Variables) -> Cluster | None:
@@ -103,7 +103,7 @@ def _plain(env: Variables) -> Cluster | None:
         )
     return Cluster(
         "The environment (NUM_PROCESSES, PROCESS_ID)",
-        _address(env, ""),
+        _address(env),
         _number(env, "NUM_PROCESSES"),
         _number(env, "PROCESS_ID", 0),
     )
@@ -115,7 +115,7 @@ def _skypilot(env: Variables) -> Cluster | None:
         return None
     return Cluster(
         "SkyPilot",
-        _address(env, nodes[0]),
+        _address(env) or f"{nodes[0]}:{PORT}",
         len(nodes),
         _number(env, "SKYPILOT_NODE_RANK"),
         gpus=_number(env, "SKYPILOT_NUM_GPUS_PER_NODE", 0) or None,
@@ -133,9 +133,6 @@ def _slurm(env: Variables) -> Cluster | None:
                 " alone: write 'srun python -m rmt_jax.train …', or ask for one task."
             )
         return None
-    tasks = _number(env, "SLURM_STEP_NUM_TASKS", _number(env, "SLURM_NTASKS", 1))
-    # As JAX: two jobs on one node get two ports.
-    port = 61440 + _number(env, "SLURM_JOB_ID") % 4096
     per_node = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
     if len(set(per_node)) > 1:
         raise ConfigError(
@@ -143,21 +140,13 @@ def _slurm(env: Variables) -> Cluster | None:
         )
     return Cluster(
         "SLURM",
-        _address(env, first_node(env["SLURM_STEP_NODELIST"]), port),
-        tasks,
+        _address(env),
+        _number(env, "SLURM_STEP_NUM_TASKS", _number(env, "SLURM_NTASKS", 1)),
         _number(env, "SLURM_PROCID"),
         local=_number(env, "SLURM_LOCALID", 0),
         local_count=per_node[0] if per_node else 1,
+        method="slurm",
     )
-
-
-def first_node(nodes: str) -> str:
-    """The first host of a SLURM list: 'r[1-2]gpu[007-010,12]-ib,login' -> 'r1gpu007-ib'."""
-    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodes.strip())
-    host = re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group()) if first else ""
-    if not host or host.startswith("-"):
-        raise ConfigError(f"SLURM_STEP_NODELIST '{nodes}' names no host.")
-    return host
 
 
 def _tasks_per_node(text: str) -> list[int]:
@@ -172,26 +161,27 @@ def _open_mpi(env: Variables) -> Cluster | None:
     if "OMPI_COMM_WORLD_SIZE" not in env:
         return None
     size = _number(env, "OMPI_COMM_WORLD_SIZE")
-    # '1531576320.0;tcp://10.96.0.1,10.148.0.1:34911'; Open MPI 5 no longer sets it.
-    uri = re.search(r"tcp6?://\[?([^,\]/]+?)(?:[,\]]|:\d+$)", env.get("OMPI_MCA_orte_hnp_uri", ""))
-    if size > 1 and uri is None and "COORDINATOR_ADDRESS" not in env:
+    # Open MPI 5 no longer sets the address.
+    if size > 1 and not {"OMPI_MCA_orte_hnp_uri", "COORDINATOR_ADDRESS"} & env.keys():
         raise ConfigError(
             "Open MPI 5 does not say where process 0 runs: give it to all processes,"
             " 'mpirun -x COORDINATOR_ADDRESS=HOST:8476 python -m rmt_jax.train …'."
         )
     return Cluster(
         "Open MPI",
-        _address(env, uri.group(1) if uri else ""),
+        _address(env),
         size,
         _number(env, "OMPI_COMM_WORLD_RANK"),
         local=_number(env, "OMPI_COMM_WORLD_LOCAL_RANK", 0),
         local_count=_number(env, "OMPI_COMM_WORLD_LOCAL_SIZE", 1),
+        method="ompi",
     )
 
 
 def _tpu(env: Variables) -> Cluster | None:
     """A worker of a TPU slice; JAX asks the metadata server or reads the same variables."""
-    marks = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS")
+    marks = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_PROCESS_ADDRESSES_PATH")
+    marks += ("MEGASCALE_COORDINATOR_ADDRESS",)
     if env.get("JAX_PLATFORMS", "tpu").startswith("tpu") and any(env.get(mark) for mark in marks):
         return Cluster("Cloud TPU")
     return None
@@ -207,14 +197,14 @@ def _kubernetes(env: Variables) -> Cluster | None:
     return None
 
 
-def _address(env: Variables, host: str, port: int = PORT) -> str:
-    """host:port of process 0; COORDINATOR_ADDRESS wins over what a launcher says."""
+def _address(env: Variables) -> str | None:
+    """host:port of process 0, where COORDINATOR_ADDRESS says it: it wins over any launcher."""
     given = env.get("COORDINATOR_ADDRESS", "")
     if given and not re.fullmatch(r".+:\d+", given):
         raise ConfigError(
             f"COORDINATOR_ADDRESS '{given}' has no port: write host:port, such as {given}:{PORT}."
         )
-    return given or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return given or None
 
 
 def _number(env: Variables, name: str, default: int | None = None) -> int:

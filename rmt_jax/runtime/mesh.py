@@ -1,7 +1,9 @@
 """The mesh, and one table from logical axes of weights to axes of the mesh."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from rmt_jax.types import Batch, WeightInfo
 AXES = ("data", "fsdp", "tensor")
 P = PartitionSpec
 Sizes = tuple[int, int, int]  # of the axes
+MOST = 1 << 26  # numbers of a split array that come to one place at once
 
 # Logical axis of a weight (`types.WeightInfo`) -> axes of the mesh that split it. What is not here
 # is never split: layers, vocabulary, small vectors, where splitting saves nothing.
@@ -51,10 +54,9 @@ def make_mesh(mesh: cfg.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def local_mesh(mesh: cfg.Mesh) -> jax.sharding.Mesh | None:
-    """A mesh over the devices of this process, with the axes fsdp and tensor of a config if they
-    fit, else `data` alone. None: there is one device."""
-    devices = jax.local_devices()
+def fitting_mesh(mesh: cfg.Mesh, devices: list) -> jax.sharding.Mesh | None:
+    """A mesh over `devices`, with the axes fsdp and tensor of a config if they fit, else `data`
+    alone. None: there is one device."""
     if len(devices) == 1:
         return None
     rest = 1 if -1 in (mesh.fsdp, mesh.tensor) else -1
@@ -62,6 +64,17 @@ def local_mesh(mesh: cfg.Mesh) -> jax.sharding.Mesh | None:
         return make_mesh(dataclasses.replace(mesh, data=rest), devices)
     except ConfigError:
         return make_mesh(cfg.Mesh(), devices)
+
+
+def reading_mesh(mesh: cfg.Mesh) -> jax.sharding.Mesh | None:
+    """The mesh that a model is read with: of the devices of this process, and of those of all
+    processes where its weights are split over more than one process has."""
+    local, everywhere = jax.local_devices(), jax.devices()
+    if max(1, mesh.fsdp) * max(1, mesh.tensor) > len(local) < len(everywhere):
+        found = fitting_mesh(mesh, everywhere)
+        if found is not None and found.shape["data"] < found.size:
+            return found
+    return fitting_mesh(mesh, local)
 
 
 def planned(sizes: Sizes) -> AbstractMesh:
@@ -185,25 +198,55 @@ def put_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def put_whole_batch(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+def put_whole_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """A batch that every host has made in full, each device taking its rows (or all of them,
-    where they do not divide)."""
-    rows, ways = len(batch.task), mesh.shape["data"] * mesh.shape["fsdp"]
+    where they do not divide). The rows of every array in it are the texts."""
+    rows, ways = len(jax.tree.leaves(batch)[0]), mesh.shape["data"] * mesh.shape["fsdp"]
     sharding = batch_sharding(mesh) if rows % ways == 0 else replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i, x=x: x[i]), batch
-    )
+    return jax.tree.map(lambda x: put_whole(x, sharding), batch)
+
+
+def put_whole(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every host has in full, each device taking its part."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def on_this_host(tree: Any) -> Any:
-    """Global arrays as whole numpy arrays on every host. All processes must call it."""
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+def across(mesh: jax.sharding.Mesh | None) -> bool:
+    """Whether the mesh has devices of several processes."""
+    return mesh is not None and len({d.process_index for d in mesh.devices.flat}) > 1
+
+
+def blocks(value: jax.Array) -> Iterator[np.ndarray]:
+    """The rows of an array on every host, some at a time: of one that is split no device holds
+    more than its share and `MOST` numbers, or a row. All processes must call it, to its end."""
+    rows = max(1, MOST // max(1, math.prod(value.shape[1:])))
+    if value.ndim == 0 or value.shape[0] <= rows:
+        yield _on_this_host(value)
+        return
+    for start in range(0, value.shape[0], rows):
+        count = min(rows, value.shape[0] - start)
+        yield _on_this_host(_rows(value, np.int32(start), count))
+
+
+def on_this_host(value: jax.Array) -> np.ndarray:
+    """An array whole on every host. All processes must call it."""
+    found = list(blocks(value))
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _on_this_host(value: jax.Array) -> np.ndarray:
+    if jax.process_count() == 1 or value.is_fully_addressable:
+        return np.asarray(value)
+    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _rows(value: jax.Array, start: jax.Array, count: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(value, start, count)
 
 
 def exchange(said: bytes) -> list[bytes]:

@@ -9,18 +9,19 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from rmt_jax import files
 from rmt_jax.config import Config, ConfigError, Model
 from rmt_jax.errors import RmtError
-from rmt_jax.runtime import cluster, switches
+from rmt_jax.runtime import cluster, peers, switches
 
 log = logging.getLogger(__name__)
 
-# A process whose host vanished is given up after 100 s of silence (JAX's default heartbeat); one
-# that has finished waits for process 0, which may still evaluate for hours.
+# A process that has finished waits for process 0, which may still write for hours; one that is gone
+# is noticed all the same (`peers`).
 SHUTDOWN_SECONDS = 24 * 3600
 
 # Weights of the layers up to which every core of a CPU may hold a copy of a model, its gradient and
@@ -145,21 +146,27 @@ def _on_tpu_host(dev: str = "/dev") -> bool:
 
 
 def _join(place: cluster.Cluster) -> None:
-    options = {}
-    if place.address is not None:
+    options: dict[str, Any] = {}
+    if place.launcher != "Cloud TPU":
         on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
-        options = {
+        own = None if on_cpu else cluster.gpu_of(place, gpus_present())
+        # None would have JAX take one GPU a process; of an empty list it takes all that it sees.
+        options = {"local_device_ids": list(own or ()), "cluster_detection_method": place.method}
+    if place.address is not None:
+        options |= {
             "coordinator_address": place.address,
             "num_processes": place.processes,
             "process_id": place.process,
-            "local_device_ids": None if on_cpu else cluster.gpu_of(place, gpus_present()),
-            # What we have read is complete; JAX would take one GPU a SLURM process.
             "cluster_detection_method": "deactivate",
         }
     try:
-        jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN_SECONDS, **options)
+        jax.distributed.initialize(
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            heartbeat_timeout_seconds=peers.SILENCE,
+            **options,
+        )
     except Exception as error:  # gRPC and XLA raise several kinds
-        if not options and "coordinator_address should be defined" in str(error):
+        if place.launcher == "Cloud TPU" and "coordinator_address should be" in str(error):
             return  # a TPU host on its own, without a metadata server
         raise ConfigError(
             f"The {place.processes} processes of this run ({place.launcher}) did not find each"
@@ -167,6 +174,7 @@ def _join(place: cluster.Cluster) -> None:
             f" ({_first_line(error)}): is process 0 running, is the port open, and was"
             " no array made before?"
         ) from error
+    peers.watch()
 
 
 def _check_devices(place: cluster.Cluster | None) -> None:

@@ -5,10 +5,12 @@ these, which are held to what they said before. All else stays as it is, bit for
 read one at a time with an empty memory, so that a step takes a small part of a training step.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ from rmt_jax.data.gate_labels import (
     labelled_segments,
 )
 from rmt_jax.errors import RmtError
-from rmt_jax.models.io import weights
+from rmt_jax.runtime import startup
+from rmt_jax.training.loop import save_weights
 from rmt_jax.types import Prompt, Segment
 
 log = logging.getLogger(__name__)
@@ -51,7 +54,8 @@ def teach(
 ) -> None:
     """Teaches `model` (of `rmt_jax.load`) on texts as `data` says; writes what a run's folder holds
     to `out`, with `model.gate_threshold` of all layers if one is given. metrics.jsonl has gates
-    over background and facts of the validation split.
+    over background and facts of the validation split. Segments are spread over the devices of the
+    model's mesh; the processes of a cluster teach together, and the first one writes.
 
     Raises GateError for a memory without gates, or gates that are shut already.
     """
@@ -75,13 +79,15 @@ def teach(
         )
     layers = model.config.model.layers
     log.info("teaching the gates of %d of %d layers, %d steps", leaks[-1], layers, gates.steps)
-    out.mkdir(parents=True, exist_ok=True)
+    owner = startup.owner()
     trainer, start, row = GateTrainer(model, leaks[-1], gates), time.monotonic(), before
     stream = labelled_segments(model.config, model.tokenizer, data, gates, "train")
-    with (
-        cli.progress_bar(gates.steps, "step") as bar,
-        open(out / "metrics.jsonl", "w", encoding="utf-8") as file,
-    ):
+    with cli.progress_bar(gates.steps, "step", shown=owner) as bar, contextlib.ExitStack() as stack:
+        if owner:
+            out.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(
+            open(out / "metrics.jsonl" if owner else os.devnull, "w", encoding="utf-8")
+        )
         file.write(json.dumps({"step": 0, **before}) + "\n")
         for step, batch in enumerate(itertools.islice(stream, gates.steps), 1):
             loss = trainer.step(batch)
@@ -98,9 +104,10 @@ def teach(
     if threshold is not None:
         least = (threshold,) if threshold else ()
         config = config.replace(model=dataclasses.replace(config.model, gate_threshold=least))
-    weights.save(out, trainer.params(), dtype)
-    model.tokenizer.save(out / "tokenizer")
-    files.write_text(out / "config.json", json.dumps(to_dict(config), indent=1))
+    save_weights(out, trainer.params(), dtype)
+    if owner:
+        model.tokenizer.save(out / "tokenizer")
+        files.write_text(out / "config.json", json.dumps(to_dict(config), indent=1))
     log.info("over facts: %s before, %s now", _in_words(before["fact"]), _in_words(row["fact"]))
 
 
@@ -124,7 +131,7 @@ class GateMeter:
 
     def __init__(self, model: Any, batches: list[LabelledSegments]):
         self.model, self.batches = model, batches
-        self._compiled = jax.jit(self._sums)
+        self._compiled = jax.jit(self._sums, out_shardings=model.placement.whole)
 
     def _sums(self, params: Any, batch: LabelledSegments):
         _, given = gate_inputs(self.model, params, batch, self.model.config.model.layers)
@@ -134,7 +141,8 @@ class GateMeter:
 
     def read(self, params: Any) -> dict[str, list[float]]:
         """Each layer's gates, added up over 1,000 tokens of background and of facts."""
-        sums = [self._compiled(params, batch) for batch in self.batches]
+        texts = self.model.placement.texts
+        sums = [self._compiled(params, texts(batch)) for batch in self.batches]
         found = {}
         for kind, name in enumerate(("background", "fact")):
             opened = np.sum([np.asarray(one[kind][0], np.float64) for one in sums], axis=0)
@@ -153,34 +161,45 @@ class GateTrainer:
         rate = optax.warmup_cosine_decay_schedule(0, gates.learning_rate, warmup, gates.steps)
         self.optimizer = optax.adam(rate)
         self.names = model.memory_cell.gate_weights
-        own = model.params["memory"]["layers"]
-        self.taught = {
-            "blocks": jax.tree.map(lambda a: a[: depth - 1], model.params["backbone"]["blocks"]),
-            **{name: own[name][:depth] for name in self.names},
-        }
+        place = model.placement
+        shapes = jax.eval_shape(self._of, model.params)
+        held = place.beside_weights(shapes, shapes)
+        self.taught = jax.jit(self._of, out_shardings=held)(model.params)
         # Facts and questions are read by later layers; padding by nobody.
         self.held = np.array([gates.hold_background, 1.0, 1.0, 0.0], np.float32)
-        self.state = self.optimizer.init(self.taught)
-        self._compiled = jax.jit(self._update)
+        state = jax.eval_shape(self.optimizer.init, shapes)
+        kept = place.beside_weights(state, shapes)
+        self.state = jax.jit(self.optimizer.init, out_shardings=kept)(self.taught)
+        self._compiled = jax.jit(self._update, out_shardings=(held, kept, place.whole))
+        whole = place.beside_weights(model.params, model.params)
+        self._whole = jax.jit(self._joined, out_shardings=whole)
 
     def params(self) -> Any:
         """All weights of the model, with those taught so far."""
-        return self._joined(self.model.params, self.taught)
+        return self._whole(self.model.params, self.taught)
 
     def step(self, batch: LabelledSegments) -> dict[str, float]:
         """One step: cross entropy of the gates, and how far the layers below have moved."""
         self.taught, self.state, found = self._compiled(
-            self.taught, self.state, self.model.params, batch
+            self.taught, self.state, self.model.params, self.model.placement.texts(batch)
         )
         return {name: float(value) for name, value in found.items()}
+
+    def _of(self, params: Any) -> Any:
+        """The taught layers of those weights that are taught, by the same names."""
+        layers, blocks = params["memory"]["layers"], params["backbone"]["blocks"]
+        return {
+            "backbone": {"blocks": jax.tree.map(lambda a: a[: self.depth - 1], blocks)},
+            "memory": {"layers": {name: layers[name][: self.depth] for name in self.names}},
+        }
 
     def _joined(self, own: Any, taught: Any) -> Any:
         def put(whole, part):
             return whole.at[: len(part)].set(part)
 
-        layers = own["memory"]["layers"]
-        gates = {name: put(layers[name], taught[name]) for name in self.names}
-        blocks = jax.tree.map(put, own["backbone"]["blocks"], taught["blocks"])
+        layers, new = own["memory"]["layers"], taught["memory"]["layers"]
+        gates = {name: put(layers[name], new[name]) for name in self.names}
+        blocks = jax.tree.map(put, own["backbone"]["blocks"], taught["backbone"]["blocks"])
         return {
             **own,
             "memory": {**own["memory"], "layers": {**layers, **gates}},

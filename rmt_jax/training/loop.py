@@ -302,8 +302,15 @@ def finite(params) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
-def save_weights(path: Path, params) -> None:
-    """What `rmt_jax.load` reads, written by one process; all of them must call it."""
-    whole = sharding.on_this_host(params)
-    if startup.owner():
-        weights.save(path, whole)
+def save_weights(path: Path, params, dtype: str = "float32") -> None:
+    """What `rmt_jax.load` reads, written by one process; all of them must call it. Weights come to
+    the host some rows at a time, and to no device whole."""
+    rows = {name: sharding.blocks(value) for name, value in weights.flatten(params).items()}
+    try:
+        if startup.owner():
+            weights.save(path, params, dtype, lambda name, value: rows[name])
+    finally:
+        # The other processes wait for one whose disk is full.
+        for name in sorted(rows) if jax.process_count() > 1 else ():
+            for _ in rows[name]:
+                pass

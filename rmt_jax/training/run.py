@@ -17,7 +17,7 @@ from rmt_jax.models.io.folder import argument
 from rmt_jax.report import curves, language
 from rmt_jax.results import PerplexityResult
 from rmt_jax.runtime import mesh as sharding
-from rmt_jax.runtime import startup
+from rmt_jax.runtime import peers, startup
 from rmt_jax.runtime.preemption import Signals, Stopped
 from rmt_jax.runtime.workdir import Workdir, config_to_continue, new_folder
 from rmt_jax.training import optimizer, programs, step
@@ -39,7 +39,7 @@ def run(config: Config, path: Path | None, looks: Looks = PLAIN) -> int:
     startup.one_device_a_core(config)
     startup.prepare()
     path = path or new_folder()
-    with Signals() as signals, Workdir(path, startup.owner()) as workdir:
+    with peers.noticed(), Signals() as signals, Workdir(path, startup.owner()) as workdir:
         # A continued run needs nothing of what it started from.
         own = known is not None and known.init == config.init and config.data.tokenizer == "init"
         tokenizer = tokenizers.load(path / "tokenizer" if own else config.tokenizer)
@@ -102,7 +102,8 @@ def _run(
         except Diverged as trouble:
             log.warning("%s", rescues.add(trouble))
             checkpoints.drop_after(trouble.good)
-        except BaseException:
+        except BaseException as error:
+            peers.end_if_gone(error)
             checkpoints.close()  # what is being written shall be whole
             raise
     checkpoints.close()

@@ -5,14 +5,14 @@ known at once; what is read is what the devices of this process need, one layer'
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 Index = tuple[slice, ...]  # one of each axis, with start and stop, steps of 1
-ROWS = 1 << 26  # numbers that are compared at once
+ROWS = 1 << 26  # numbers that are compared or written at once
 
 
 class LazyArray:
@@ -102,14 +102,42 @@ def columns(value: Array, order: np.ndarray) -> Array:
     return LazyArray(value.shape, value.dtype, read)
 
 
+def unstack(value: Array) -> list[Array]:
+    """The inverse of `stack`."""
+    if isinstance(value, np.ndarray):
+        return list(value)
+
+    def layer(number: int) -> LazyArray:
+        def read(index: Index) -> np.ndarray:
+            return value[(slice(number, number + 1), *index)][0]
+
+        return LazyArray(value.shape[1:], value.dtype, read)
+
+    return [layer(number) for number in range(value.shape[0])]
+
+
+def blocks(value: Any) -> Iterator[np.ndarray]:
+    """The rows of an array one after the other; of a lazy one some at a time, without the rest."""
+    if not isinstance(value, LazyArray):
+        yield np.asarray(value)
+        return
+    for cut in _cuts(value.shape):
+        yield np.asarray(value[cut])
+
+
 def equal(a: Array, b: Array) -> bool:
     """As `np.array_equal`, some rows at a time."""
     if a.shape != b.shape:
         return False
-    rows = max(1, ROWS // max(1, math.prod(a.shape[1:])))
-    starts = range(0, a.shape[0], rows) if a.shape else (0,)
-    cuts = [slice(start, start + rows) for start in starts] if a.shape else [()]
-    return all(np.array_equal(np.asarray(a[cut]), np.asarray(b[cut])) for cut in cuts)
+    return all(np.array_equal(np.asarray(a[cut]), np.asarray(b[cut])) for cut in _cuts(a.shape))
+
+
+def _cuts(shape: tuple[int, ...]) -> list[Any]:
+    """Slices of the first axis that hold about `ROWS` numbers each."""
+    if not shape:
+        return [()]
+    rows = max(1, ROWS // max(1, math.prod(shape[1:])))
+    return [slice(start, start + rows) for start in range(0, shape[0], rows)]
 
 
 def to_devices(value: Array, sharding: jax.sharding.Sharding, dtype: Any = np.float32) -> jax.Array:

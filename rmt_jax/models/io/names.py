@@ -113,10 +113,10 @@ def to_ours(
 
 
 def to_theirs(
-    flat: Mapping[str, np.ndarray], backbone: type[Backbone], cell: type[MemoryCell]
-) -> dict[str, np.ndarray]:
-    """The inverse of `to_ours`. What torch saves twice (a tied head, ARMT's layers) is here twice
-    too, for a strict loader."""
+    flat: Mapping[str, Array], backbone: type[Backbone], cell: type[MemoryCell]
+) -> dict[str, Array]:
+    """The inverse of `to_ours`; what is lazy stays so. What torch saves twice (a tied head, ARMT's
+    layers) is here twice too, for a strict loader."""
     hf, wrapper = backbone.hf, WRAPPER if cell.wrapped else ""
     tops = {f"backbone/{ours}": f"{wrapper}{name}" for name, ours in hf.top.items()}
     tops |= {f"memory/{ours}": name for name, ours in cell.theirs.items()}
@@ -126,7 +126,7 @@ def to_theirs(
     within = {f"memory/{ours}": name for name, ours in cell.their_layer.items()}
     turned = {f"backbone/{ours}" for ours in hf.transposed}
     turned |= {ours for ours, name in within.items() if name.endswith(MATRIX)}
-    theirs: dict[str, np.ndarray] = {}
+    theirs: dict[str, Array] = {}
     for name, value in flat.items():
         inside = blocks.get(name) or within.get(name)
         if name in tops:
@@ -134,7 +134,7 @@ def to_theirs(
         elif inside is None:
             theirs[OWN + name.replace("/", ".")] = value
         else:
-            for layer, part in enumerate(value):
+            for layer, part in enumerate(lazy.unstack(value)):
                 place = f"{wrapper}{hf.layer_prefix}{layer}.{inside}"
                 theirs[place] = part.T if name in turned else part
     if hf.head:

@@ -1,6 +1,7 @@
 """Our own weight files: `weights.safetensors`, one entry a weight, named by its path 'a/b/c'."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from rmt_jax.config import ConfigError, FrozenDict
 from rmt_jax.files import atomic_path, refuse_pointer
+from rmt_jax.models.io import lazy
 from rmt_jax.models.io.lazy import Index, LazyArray
 
 FILE = "weights.safetensors"
@@ -39,36 +41,69 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def save(folder: str | Path, params: Mapping[str, Any], dtype: str = "float32") -> Path:
+Blocks = Callable[[str, Any], Iterator[np.ndarray]]
+
+
+def save(
+    folder: str | Path,
+    params: Mapping[str, Any],
+    dtype: str = "float32",
+    blocks: Blocks = lambda name, value: lazy.blocks(value),
+) -> Path:
     """Writes `folder/weights.safetensors` in one piece (a temporary name, then renamed).
 
-    `dtype`: float32, or bfloat16 for half the size.
+    `dtype`: float32, or bfloat16 for half the size. blocks: as of `write`.
+    """
+    return write(Path(folder) / FILE, flatten(params), {"format": "rmt_jax"}, dtype, blocks)
+
+
+def write(
+    file: Path,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    dtype: str = "",
+    blocks: Blocks = lambda name, value: lazy.blocks(value),
+) -> Path:
+    """A safetensors file in one piece, with the rights that any new file gets here, of which some
+    rows are in memory at a time. (The library writes what is there as a whole.)
+
+    Args:
+      tensors: by name: numpy, lazy, on devices.
+      dtype: float32 or bfloat16 for all of them; empty: each its own.
+      blocks: the rows of a tensor one after the other; called in the order of the names, where
+        all have one dtype.
+
+    Raises WeightsError where it cannot be written (a full disk).
     """
     import ml_dtypes
 
-    if dtype not in DTYPES:
+    if dtype and dtype not in DTYPES:
         raise WeightsError(f"Weights are saved as {' or '.join(DTYPES)}, not {dtype!r}.")
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
-    # Contiguous: safetensors writes the buffer as it lies, whatever the strides say.
-    flat = {
-        name: np.ascontiguousarray(np.asarray(value).astype(kind))
-        for name, value in flatten(params).items()
-    }
-    return write(Path(folder) / FILE, flat, {"format": "rmt_jax"})
-
-
-def write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
-    """A safetensors file in one piece, with the rights that any new file gets here. Raises
-    WeightsError where it cannot be written (a full disk)."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        with atomic_path(file) as hidden:
-            save_file(tensors, hidden, metadata)
-    except SafetensorError as error:
-        raise WeightsError(f"{file} could not be written ({error}): make room, and run the same "
-                           "again.") from error  # fmt: skip
+    forced = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+    kinds = {name: forced.get(dtype, np.dtype(value.dtype)) for name, value in tensors.items()}
+    known = {kind: name for name, kind in KINDS.items()}
+    # The widest first, so that each begins at a multiple of its own width.
+    order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))
+    head, end = dict[str, Any](__metadata__=dict(metadata)) if metadata else {}, 0
+    for name in order:
+        start, end = end, end + kinds[name].itemsize * tensors[name].size
+        shape = [int(size) for size in tensors[name].shape]
+        kind = known[kinds[name].name]
+        head[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(file) as hidden:
+        try:
+            with open(hidden, "wb") as out:
+                out.write(len(text).to_bytes(8, "little") + text)
+                for name in order:
+                    for block in blocks(name, tensors[name]):
+                        own = np.ascontiguousarray(block, kinds[name])
+                        out.write(own.reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise WeightsError(
+                f"{file} could not be written ({error}): make room, and run the same again."
+            ) from error
     return file
 
 
