@@ -25,6 +25,7 @@ from rmt_jax.training import plan, programs, step_costs
 
 CONTINUED = 32  # tokens of an answer that is generated
 REFUSED = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available|Used ([\d.]+)([KMGT]) of")
+Change = dict[str, object]  # settings by dotted names
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 HOPELESS = 1.3  # times the room: what the plan puts above it is not tried
 HEADS = ("GiB/chip", "arguments", "temporaries", "planned", "FLOPs", "GB moved", "messages")
@@ -125,6 +126,7 @@ def compile_for(config: Config, vocab: int, program: Program, tpu: Topology) -> 
                 raise
             return Refused(refused_bytes(str(error)))
     memory = made.memory_analysis()
+    assert memory is not None  # libtpu says it
     return Compiled(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
@@ -143,22 +145,24 @@ def refused_bytes(sentence: str) -> int:
     return int(float(number) * UNITS[unit])
 
 
-def changes(config: Config, program: Program, devices: int) -> Iterator[dict[str, object]]:
+def changes(config: Config, program: Program, devices: int) -> Iterator[Change]:
     """Settings that a program may fit with, by dotted names, those first that cost least."""
+    shared: list[Change] = [
+        {"mesh.fsdp": n, "mesh.data": -1} for n in _divisors(devices, config.mesh.fsdp)
+    ]
     if program.kind != "training":
-        yield from ({"mesh.fsdp": n, "mesh.data": -1} for n in _divisors(devices, config.mesh.fsdp))
+        yield from shared
         size = config.evaluation.batch
         while size > 1:
             size //= 2
             yield {"evaluation.batch": size}
         return
-    remat = {} if config.model.remat else {"model.remat": True}
+    remat: Change = {} if config.model.remat else {"model.remat": True}
     if remat:
         yield remat
     batch, old = config.stages[program.stage].batch, config.optimizer.accumulate
     parts = [n for n in _divisors(batch, old) if n % old == 0]
     yield from (remat | {"optimizer.accumulate": n} for n in parts)
-    shared = [{"mesh.fsdp": n, "mesh.data": -1} for n in _divisors(devices, config.mesh.fsdp)]
     yield from (remat | one for one in shared)
     yield from (remat | one | {"optimizer.accumulate": n} for one in shared[-1:] for n in parts)
     while batch > 1:
@@ -166,12 +170,12 @@ def changes(config: Config, program: Program, devices: int) -> Iterator[dict[str
         smaller = {
             f"stages.{i}.batch": batch for i, s in enumerate(config.stages) if s.batch > batch
         }
-        yield remat | smaller  # fmt: skip
+        yield remat | smaller
 
 
 def fitting(
     config: Config, vocab: int, program: Program, tpu: Topology, needed: int
-) -> tuple[dict[str, object], Compiled] | None:
+) -> tuple[Change, Compiled] | None:
     """The first of `changes` with which the compiler takes a program that it refuses, of `needed`
     bytes, as it stands."""
     devices = len(tpu.devices)

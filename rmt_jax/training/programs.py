@@ -19,7 +19,7 @@ from rmt_jax.data.loader import PROBE
 from rmt_jax.models import generate, schedule
 from rmt_jax.models.costs import Shape
 from rmt_jax.models.recurrent import RecurrentModel
-from rmt_jax.models.sampling import Draw
+from rmt_jax.models.sampling import Draw, Sampling
 from rmt_jax.placement import Placement
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import optimizer, step
@@ -99,9 +99,7 @@ def generation(
     config: Config, vocab: int, mesh: jax.sharding.Mesh, texts: int, tokens: int
 ) -> jax.stages.Traced:
     """Continues them by tokens that are drawn."""
-    number = partial(jax.ShapeDtypeStruct, ())
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    draw = Draw(number(jnp.float32), number(jnp.int32), number(jnp.float32), key)
+    draw = jax.eval_shape(lambda: Sampling().arrays())
     return _continuing(config, vocab, mesh, texts, tokens, draw)
 
 

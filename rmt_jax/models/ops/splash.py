@@ -25,10 +25,9 @@ ROWS = ("data", "fsdp")  # axes of a mesh that split texts; `tensor` splits head
 
 def serves(shape: tuple[int, ...], groups: int) -> bool:
     """Whether it takes queries [B, N, H, d] and keys of `groups` heads, as the mesh splits them."""
-    axes, mesh = _spread(), platform.mesh()
-    ways = [1, 1]
-    for axis in axes:
-        ways[axis == "tensor"] *= mesh.shape[axis]
+    mesh, ways = platform.mesh(), [1, 1]
+    for axis in _spread():
+        ways[axis == "tensor"] *= mesh.shape[axis] if mesh is not None else 1
     return shape[1] >= LEAST and not shape[0] % ways[0] and not groups % ways[1]
 
 
