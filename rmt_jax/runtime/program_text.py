@@ -69,6 +69,7 @@ class Counts:
     messages: float = 0.0  # collectives
     sent: float = 0.0  # bytes of what they give back
     looped: float = 0.0  # of the messages, those inside loops
+    across: float = 0.0  # bytes that go to another slice
     open_loops: int = 0  # whose turns are not known before they run: counted once
 
     def plus(self, other: "Counts", times: float = 1.0) -> None:
@@ -197,6 +198,8 @@ class Program:
         if kind in COLLECTIVES:
             counts.messages += 1
             counts.sent += sum(one.arrays[i].held for i in self._results(one))
+        elif kind == "send":
+            counts.across += one.out.held
         elif kind in ("dot", "convolution"):
             own = self.computations[computation]
             left, right = (own[name].out for name in one.operands[:2])
