@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from rmt_jax import cli, doctor
 from rmt_jax.config import ConfigError, update
-from rmt_jax.runtime import topology
+from rmt_jax.runtime import hardware, program_text, topology
 from rmt_jax.training import compiled_plan as plan
 from rmt_jax.training.compiled_plan import Compiled, Program
 
@@ -90,18 +91,28 @@ def test_a_plan_is_printed(capsys):
     assert "does not fit" not in told
 
 
-@SLOW
-def test_a_program_that_does_not_fit_gets_the_setting_that_helps(capsys):
-    """Many texts of a small model: what the segments keep is too much, without remat."""
-    tpu("v5e:2x2")
-    words = {"model.remat": False, "model.width": 256, "model.layers": 4, "data.align": "left"}
-    words |= {"stages.0.steps": 0, "stages.1.segments": 8, "stages.1.batch": 4096}
-    words |= {"stages.1.question_rates": "[0.0]"}
-    given = [f"--config.{name}={value}" for name, value in words.items()]
-    assert doctor.main(["--plan", f"{MULTITASK}:smoke", "--compile", "v5e:2x2", *given]) == 1
+@pytest.mark.portable
+def test_a_program_that_does_not_fit_gets_the_setting_that_helps(monkeypatch, capsys):
+    """A compiler that takes training in four microbatches of remat, and all the rest as it is."""
+    config = preset("gpt2", **{"model.remat": False, "model.layers": 2})
+    asked = []
+
+    def compiler(config, vocab, program, tpu):
+        asked.append((program.kind, config.model.remat, config.optimizer.accumulate))
+        if program.kind == "training" and not (
+            config.model.remat and config.optimizer.accumulate >= 4
+        ):
+            return plan.Refused(int(20 * 2**30))
+        return Compiled(2**30, 2**30, 2**31, program_text.Counts(1e12, moved=1e9), 1.0)
+
+    monkeypatch.setattr(plan, "compile_for", compiler)
+    monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "1")
+    one = topology.Topology("v5e:1x1", hardware.CHIPS["v5e"], jax.devices()[:1])
+    assert plan.show(config, 50_257, one) == 1
     told = capsys.readouterr().out
-    assert "training, 4096 texts of 8 segments: does not fit, it needs" in told
-    assert "it fits with --config.model.remat=true:" in told
+    assert "64 texts of 32 segments: does not fit, it needs 20.00 GiB of 15.75 GiB" in told
+    way = "it fits with --config.model.remat=true --config.optimizer.accumulate=4:"
+    assert told.count(way) == 2 and ("reading", False, 1) in asked
 
 
 @SLOW
