@@ -71,10 +71,13 @@ def noticed() -> Iterator[None]:
 
 
 def end_if_gone(error: BaseException) -> None:
-    """Ends the process where the exception says that another one is gone."""
-    ours = isinstance(error, RmtError) or not isinstance(error, ValueError | RuntimeError)
-    if not ours and _several() and BROKEN.search(str(error)):
-        _end()
+    """Ends the process where the exception, or one behind it, says that another one is gone."""
+    one: BaseException | None = error
+    while one is not None and _several():
+        ours = isinstance(one, RmtError) or not isinstance(one, ValueError | RuntimeError)
+        if not ours and BROKEN.search(str(one)):
+            _end()
+        one = one.__cause__ or one.__context__
 
 
 def _several() -> bool:
