@@ -15,7 +15,7 @@
 | lora      | The same of its adapters and memory (optimizer.train=lora).                          |
 | reading   | One text of 1M tokens, then one of 10M: tokens/s, and memory that stays flat.        |
 | cards     | Steps of both backbones and of LoRA compiled for 2 and 8 cards that are not there    |
-|           | (`gpu_compile.py`), as far as the time goes.                                         |
+|           | (`gpu_compile.py`, beside the other parts).                                          |
 
 Prints a table as it goes, then YES or NO, and ends with 1 after a NO. What the time did not suffice
 for is a NO. No program for several cards runs: of one card XLA makes no mesh of two, so those
@@ -51,6 +51,7 @@ PARTS = ("gradients", "llama", "lora", "reading", "cards")
 MOST = 1.5
 CALLS = 5  # of which two that differ most say how far the same call moves
 BLOCK = 64  # segments that are read at once
+CASES = ("lora", "llama", "rmt")  # compiled for several cards
 
 
 class Sizes(NamedTuple):
@@ -212,30 +213,35 @@ def read(cell: str, sizes: Sizes) -> Iterator[Row]:
         )
 
 
-def cards(seconds: float, small: bool) -> Iterator[Row]:
-    """What `gpu_compile.py` prints, in a process of its own: it pretends to have cards."""
-    command = [sys.executable, str(Path(__file__).with_name("gpu_compile.py")), "--cards", "2,8"]
-    command += ["--tiny"] if small else []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        end = time.monotonic() + seconds
-        os.set_blocking(process.stdout.fileno(), False)
-        text, read = "", 0
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.2)
-            text += process.stdout.read() or ""
-            while "\n" in text[read:]:
-                line, read = text[read:].split("\n")[0], text.index("\n", read) + 1
-                yield _card_row(line)
-        late = process.poll() is None
-        if late:
+def compiling(small: bool) -> list[subprocess.Popen]:
+    """`gpu_compile.py` in a process for each case, beside the rest: it pretends to have cards."""
+    script = str(Path(__file__).with_name("gpu_compile.py"))
+    return [
+        subprocess.Popen(
+            [sys.executable, script, case, "--cards", "2,8", *["--tiny"] * small],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for case in CASES[:1 if small else None]
+    ]  # fmt: skip
+
+
+def cards(processes: Sequence[subprocess.Popen], end: float) -> Iterator[Row]:
+    """What they print, by the time `end`."""
+    for case, process in zip(CASES, processes, strict=False):
+        text, told, late = "", "", False
+        try:
+            text, told = process.communicate(timeout=max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
             process.kill()
-        for line in (text[read:] + (process.stdout.read() or "")).splitlines():
+            text, told = process.communicate()
+            late = True
+        for line in text.splitlines():
             yield _card_row(line)
-    if late:
-        yield Row("the rest", f"not compiled in {seconds:.0f} s", False)
-    elif process.returncode not in (0, 1):
-        yield Row("gpu_compile.py", f"ended with {process.returncode}", False)
+        if late:
+            yield Row(f"{case}, the rest", "no time was left", False)
+        elif process.returncode not in (0, 1) or not text:
+            print(told[-2000:], file=sys.stderr)
+            yield Row(case, f"gpu_compile.py ended with {process.returncode}", False)
 
 
 def _card_row(line: str) -> Row:
@@ -270,8 +276,9 @@ def main() -> None:
         "llama": lambda: compared(("rmt", "delta")[: 1 if args.tiny else 2], sizes, **llama),
         "lora": lambda: compared(("delta",), sizes, train="lora", **llama),
         "reading": lambda: (row for cell in ("rmt", "delta") for row in read(cell, sizes)),
-        "cards": lambda: cards(end - time.monotonic(), args.tiny),
+        "cards": lambda: cards(processes, end),
     }
+    processes = compiling(args.tiny) if "cards" in (args.parts or PARTS) else []
     print("| part | what | found | good | s |\n|---|---|---|---|---|", flush=True)
     bad = []
     for name, part in parts.items():

@@ -99,7 +99,7 @@ def write(
                 for name in order:
                     for block in blocks(name, tensors[name]):
                         own = np.ascontiguousarray(block, kinds[name])
-                        out.write(own.reshape(-1).view(np.uint8))
+                        out.write(own.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise WeightsError(
                 f"{file} could not be written ({error}): make room, and run the same again."
