@@ -1,24 +1,28 @@
 """Peak memory and time of evaluation over the length of the text: one flat, the other linear.
 
-    python benchmarks/reading.py --workdir RUN [--lengths 32k,128k,512k,1M] [--samples 2]
-                                 [--out benchmarks/READING.md]
+    python benchmarks/reading.py [--workdir multitask,backbone-rmt] [--lengths 32k,1M,10M]
+                                 [--texts 1,16] [--out benchmarks/READING.md]
 
 One process evaluates (`rmt_jax.evaluate`) one length after another; a short text before them
 compiles everything. Peak memory is the resident memory at its highest while that length was read
-(VmHWM, which Linux lets a process reset). Prints a Markdown table, and writes it with hardware and
-versions to --out.
+(VmHWM, which Linux lets a process reset). Tokens per second are given by the clock and by the time
+of a core, which a busy machine changes less. Prints a Markdown table, and writes it with hardware
+and versions to --out, line by line.
 """
 
 import argparse
 import importlib.metadata
 import os
 import platform
+import time
 from pathlib import Path
 
 import jax
 
 from rmt_jax import api
-from rmt_jax.evaluation import evaluate
+from rmt_jax.data.lengths import Length
+from rmt_jax.evaluation import evaluate, runner
+from rmt_jax.results import EvalResult
 
 
 def reset_peak() -> None:
@@ -50,55 +54,57 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--lengths", default="32k,128k,512k,1M")
-    parser.add_argument("--samples", type=int, default=2, help="texts read together")
+    parser.add_argument("--workdir", default="multitask,backbone-rmt", help="runs or checkpoints")
+    parser.add_argument("--lengths", default="32k,1M,10M")
+    parser.add_argument("--texts", default="1,16", help="questions of a length, each with a text")
     parser.add_argument("--out", type=Path, help="also written to this file")
     args = parser.parse_args()
-    model, lines = api.load(args.workdir), []
+    command = f"--workdir {args.workdir} --lengths {args.lengths} --texts {args.texts}"
+    lines = [
+        f"# Reading long texts\n\n`python benchmarks/reading.py {command}`\n\n{machine()};"
+        f" devices: {jax.local_device_count()}.\n",
+        "| memory | weights | length | texts | side by side | tokens read | peak memory, MB |"
+        " seconds | tokens/s | tokens per core-second |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
 
     def say(line: str) -> None:
         lines.append(line)
         print(line, flush=True)
+        if args.out:
+            args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def measure(length: str):
-        return evaluate(
-            model,
-            tasks=["qa1"],
-            lengths=[length],
-            samples=args.samples,
-            batch=args.samples,
-            progress=False,
-        )[0]
-
-    measure("4s")
-    say("| length | texts | tokens read | characters | peak memory, MB | seconds | tokens/s |")
-    say("|---|---|---|---|---|---|---|")
-    peaks, speeds = [], []
-    for length in args.lengths.split(","):
-        reset_peak()
-        result = measure(length)
-        peaks.append(peak())
-        tokens = result.tokens * result.samples
-        speeds.append(tokens / result.seconds)
-        say(
-            f"| {length} | {args.samples} | {tokens:,.0f} "
-            f"| {result.characters * result.samples:,.0f} | {peaks[-1]:.0f} "
-            f"| {result.seconds:.1f} | {speeds[-1]:,.0f} |"
-        )
-    apart = [100 * (max(x) / min(x) - 1) for x in (peaks, speeds)]
-    say(
-        f"\nBetween least and most: {apart[0]:.1f} % of peak memory, {apart[1]:.1f} % of tokens/s. "
-        "Seconds hold composing the texts, tokenising, reading and answering."
-    )
-    if args.out:
-        command = f"python benchmarks/reading.py --lengths {args.lengths} --samples {args.samples}"
+    for name in args.workdir.split(","):
+        model = api.load(name, everywhere=True)
         weights = sum(x.size for x in jax.tree.leaves(model.params))
-        head = (
-            f"# Reading long texts\n\n`{command} --workdir RUN`: {model.config.model.cell}, "
-            f"{weights:,} weights, segments of {model.segment_tokens} tokens.\n\n{machine()}.\n"
-        )
-        args.out.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+        peaks = []
+        for texts in map(int, args.texts.split(",")):
+            for length in args.lengths.split(","):
+                nominal = Length.parse(length, model.segment_tokens).tokens
+                batch = runner.batch_size(texts, texts, nominal, model.ways)
+                measure(model, "4s", texts, batch)
+                reset_peak()
+                cpu = time.process_time()
+                result = measure(model, length, texts, batch)
+                cpu = time.process_time() - cpu
+                peaks.append(peak())
+                tokens = result.tokens * result.samples
+                say(
+                    f"| {result.cell} | {weights:,} | {length} | {texts} | {batch} | {tokens:,.0f}"
+                    f" | {peaks[-1]:,.0f} | {result.seconds:,.1f}"
+                    f" | {tokens / result.seconds:,.0f} | {tokens / cpu:,.0f} |"
+                )
+    say(
+        "\nSeconds hold composing the texts, tokenising, reading and answering. Side by side: texts"
+        " that are read at a time; the host holds four million tokens."
+    )
+
+
+def measure(model: api.Model, length: str, texts: int, batch: int) -> EvalResult:
+    return evaluate(
+        model, tasks=["qa1"], lengths=[length], samples=texts, batch=batch, progress=False
+    )[0]
 
 
 if __name__ == "__main__":

@@ -113,8 +113,9 @@ def computed(folder: str) -> dict[str, list[str]]:
     found["long-like, new names"] = batches(long_like(folder, new_names=0.5), (0, 901))
     found["pretrain:memory"] = batches(on_books(preset("pretrain", "memory"), folder), (0, 1))
     found["validation"] = validation(folder)
-    changes = ("", *perturb.PERTURBATIONS)
-    found |= {f"sample {c}": samples(c, folder) for c in changes if c != "other_background"}
+    elsewhere = {"other_background", "other_description"}  # not of these tasks and texts
+    changes = ("", *(c for c in perturb.PERTURBATIONS if c not in elsewhere))
+    found |= {f"sample {c}": samples(c, folder) for c in changes}
     return found
 
 

@@ -94,7 +94,7 @@ def test_teacher_forced_agrees_where_the_free_answer_is_forced(model):
 
 
 def _tail(model, a):
-    place = answering.segment_layouts(model, [a], 3)
+    place = answering.segment_layouts(model, [a], [3])
     prompt = answering.prompts(model, [a])
     memory = answering.read_contexts(model, [a], place, prompt, model.initial_memory(1))
     return memory, *answering.last_segments(model, [a], place), prompt
@@ -407,3 +407,33 @@ def test_a_description_longer_than_any_in_training(model):
     ]
     with pytest.raises(answering.AnsweringError, match="takes 49 tokens, but this model has room"):
         answering.prompts(model, [dataclasses.replace(texts[0], prompt=np.arange(49))])
+
+
+def test_tasks_share_batches(model, monkeypatch):
+    """Few questions of several tasks are read side by side, and answered as each task alone."""
+    sizes = []
+    greedy_answers = answering.greedy_answers
+
+    def counting(model, some, **named):
+        sizes.append(len(some))
+        return greedy_answers(model, some, **named)
+
+    what = {"lengths": ["2s"], "samples": 3, "progress": False, "batch": 4}
+    alone = [evaluate(model, tasks=[task], **what)[0] for task in ("qa1", "qa5")]
+    monkeypatch.setattr(answering, "greedy_answers", counting)
+    assert same(evaluate(model, tasks=["qa1", "qa5"], **what), alone)
+    assert sizes == [4, 2]
+
+
+@pytest.mark.parametrize("decode", ("greedy", "teacher-forced"))
+def test_each_question_has_its_own_room(model, decode):
+    """Beside a question with room for more: the same layout and the same answer."""
+    texts = asked((90, 40))
+    answers, more = answering.greedy_answers, {}
+    if decode == "teacher-forced":
+        answers = answering.teacher_forced_answers
+        more = {"targets": [np.arange(5, 9, dtype=np.int32)] * 2}
+    both = answers(model, texts, max_new_tokens=[2, 7], batch=2, **more)[0]
+    for text, room, answer in zip(texts, (2, 7), both, strict=True):
+        more = {"targets": more["targets"][:1]} if more else {}
+        assert answers(model, [text], max_new_tokens=room, batch=1, **more)[0] == [answer]

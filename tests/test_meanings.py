@@ -9,6 +9,7 @@ import pytest
 from rmt_jax.config import Config, Data, Model, Prompt, Stage
 from rmt_jax.data import perturb, simulator, tasks, tokenizer, words
 from rmt_jax.data.compose import Composer
+from rmt_jax.data.errors import DataError
 from rmt_jax.data.loader import Loader
 from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.story import StoryOptions
@@ -93,6 +94,29 @@ def test_the_same_story_has_another_answer_under_another_description():
             said = {m: answer[0] for m, answer in found.items() if answer}
             differ[len(set(said.values()))] += len(said) == 5
     assert sum(n for k, n in differ.items() if k >= 3) > 50  # of five meanings
+
+
+def test_another_description_has_the_answer_to_that():
+    """The perturbation: facts and question stay; another reader finds what the description asks."""
+    wanted = {
+        (subject, meanings.describe(subject, meaning, n)): meaning
+        for subject, meaning in (name.split("_") for name in NAMES)
+        for n in range(24)
+    }
+    for name in NAMES:
+        subject, own = name.split("_")
+        composer = Composer(
+            Data(tasks=(name,), background="none"), TOKENS, "validation", change="other_description"
+        )
+        for index in range(30):
+            story = composer.sample(name, "0k", 1, index).story
+            meaning = wanted[subject, story.description]
+            who = re.findall(r"\w+", story.question)[-1]
+            read = Reader(story.facts)
+            assert meaning != own and read.answer(who, meaning) == story.answer
+            assert read.answer(who, own) != story.answer
+    with pytest.raises(DataError, match="those of 'qa1' have one"):
+        Composer(Data(), TOKENS, change="other_description").sample("qa1", "0k", 1, 0)
 
 
 def test_descriptions_are_put_together_and_some_are_held_out():

@@ -62,7 +62,7 @@ def test_parts_are_scored_as_the_whole_text_is_without_them(tmp_path, cell, alig
     one = sources.Generated(model).ask("qa1", "3s", range(1))[0].encoded
     answer, room = np.array([7, 11], np.int32), 4
     found = attribution.attribute(model, one, answer, room)
-    layout = answering.segment_layouts(model, [one], room)[0]
+    layout = answering.segment_layouts(model, [one], [room])[0]
     size = model.segment_tokens
     rows = np.zeros((layout.segments + 1, size), np.int32)
     places = np.full(rows.shape, -2)  # of the context; -1: question and answer

@@ -57,6 +57,21 @@ def test_scan_equals_loop_in_values_and_gradients(cell):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cell", ("none", "rmt", "delta"))
+def test_more_places_may_be_wanted_than_a_segment_has(cell):
+    """Several answers of many tokens: places that stand more than once."""
+    graph, params = tiny.model(cell=cell)
+    model, (tokens, mask) = models.merge(graph, params), tiny.text(segments=1)
+    segment, memory = Segment(tokens[:, 0], mask[:, 0]), model.initial(len(tokens))
+    places = np.random.default_rng(0).integers(0, tiny.LENGTH, (len(tokens), 3 * tiny.LENGTH))
+    whole, after = model.step(memory, segment)
+    some, also = model.step(memory, segment, places=jnp.asarray(places, jnp.int32))
+    expected = np.take_along_axis(np.asarray(whole), places[:, :, None], axis=1)
+    np.testing.assert_allclose(some, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(also), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("cell", ("rmt", pytest.param("delta", marks=pytest.mark.slow)))
 def test_what_is_kept_for_the_backward_pass_changes_no_gradient(cell):
     """Nothing, or what products made (on a CPU), with layers sliced before the loop."""

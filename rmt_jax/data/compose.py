@@ -238,7 +238,10 @@ class Composer:
                     continue
                 rng = AddressedRng(seed, address, task.seed, length.tokens, 1)
                 if self.change:
+                    perturb.check_task(self.change, task)
                     found = perturb.story(self.change, found, AddressedRng(seed, address, 7))
+                    if found is None:
+                        continue
                 elif options.unknown:
                     found = perturb.ask_absent(found, AddressedRng(seed, address, 8), False)
                 sample = self._hide_story(found, length, rng, **more)

@@ -28,6 +28,8 @@ PERTURBATIONS: dict[str, str] = {
     "new_objects": "Objects bear names that were never trained on.",
     "absent": "The question names somebody or something that the text does not; the answer is"
     " 'unknown'.",
+    "other_description": "The task prompt asks for another meaning of the same question, and the"
+    " answer to that is right.",
     "distractors": "As many facts again about persons whom nobody asks for.",
     "facts_start": "Facts stand in the first quarter of the text.",
     "facts_middle": "Facts stand in the middle quarter of the text.",
@@ -49,6 +51,15 @@ def check(name: str) -> str:
     return name
 
 
+def check_task(name: str, task: Task) -> None:
+    """Raises DataError where the perturbation means nothing for a task's stories."""
+    if name == "other_description" and not task.several_meanings:
+        raise DataError(
+            "The perturbation 'other_description' needs questions of several meanings, and those of"
+            f" '{task.name}' have one: name such tasks, as --tasks object_now,object_first."
+        )
+
+
 def description(name: str, task: Task, number: int) -> str:
     """The description of its task that goes with sample `number`.
 
@@ -64,15 +75,31 @@ def description(name: str, task: Task, number: int) -> str:
     return others[number % len(others)]
 
 
-def story(name: str, original: Story, rng: AddressedRng) -> Story:
-    """The story with other names, or with distractors among its facts."""
+def story(name: str, original: Story, rng: AddressedRng) -> Story | None:
+    """The story with other names, another question, or distractors among its facts; None where it
+    leaves nothing to change, and another one is needed."""
     if name.startswith("new_"):
         return rename(original, name.removeprefix("new_"), rng, held_out=True)
     if name == "distractors":
         return _add_distractors(original, rng)
     if name == "absent":
         return ask_absent(original, rng, held_out=True)
+    if name == "other_description":
+        return ask_other_meaning(original, rng)
     return original
+
+
+def ask_other_meaning(original: Story, rng: AddressedRng) -> Story | None:
+    """The same facts and question under the description of another meaning, with the answer that it
+    has; None where none of them has another answer than the story's own."""
+    others = [other for other in original.other_meanings if other[1] != original.answer]
+    if not others:
+        return None
+    description, answer = rng.pick(others)
+    # What the answer rests on differs too, and is not told.
+    return original._replace(
+        description=description, answer=answer, supporting=(), intermediate_questions=()
+    )
 
 
 def ask_absent(original: Story, rng: AddressedRng, held_out: bool) -> Story:

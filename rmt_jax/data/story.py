@@ -33,6 +33,8 @@ class Story(NamedTuple):
     intermediate_questions: tuple[IntermediateQuestion, ...] = ()
     other_answers: tuple[str, ...] = ()  # that are right as well
     description: str = ""  # the task prompt of this story alone; '': the task's
+    # Description and answer of each other meaning that the same question has.
+    other_meanings: tuple[tuple[str, str], ...] = ()
     # Of an answer that is a list, 'a, b, c': what the score `match_all` looks for, each by itself.
     # The answer as it stands is trained on.
     parts: tuple[str, ...] = ()

@@ -56,7 +56,7 @@ class AnswerLog(Generic[Record]):
     """
 
     def __init__(self, folder: Path | None, stem: str, key: str, kind: type[Record] = AnswerRecord):
-        self._kind = kind
+        self._kind, self.folder, self.key = kind, folder, key
         self.file = None if folder is None or not startup.owner() else folder / f"{stem}.jsonl"
         self.header = json.dumps({"key": key})
         if self.file is not None and (other := _key(self.file)) not in ("", key):

@@ -15,7 +15,9 @@ import numpy as np
 
 from rmt_jax.data import segmentation
 from rmt_jax.errors import RmtError
+from rmt_jax.evaluation.kept_reading import KeptReading
 from rmt_jax.runtime import mesh, switches
+from rmt_jax.runtime.preemption import Stopped
 from rmt_jax.types import Prompt, Segment
 
 BLOCK = 64  # segments handed to the model at once: bounds the host's copies, not the result
@@ -116,20 +118,20 @@ def prompts(model: Any, questions: Sequence[EncodedQuestion]) -> Prompt:
 
 
 def segment_layouts(
-    model: Any, questions: Sequence[EncodedQuestion], max_new_tokens: int
+    model: Any, questions: Sequence[EncodedQuestion], max_new_tokens: Sequence[int]
 ) -> list[Layout]:
-    """The layout of each context, as in training; `max_new_tokens` are kept free for the answer."""
+    """The layout of each context, as in training; so many tokens are kept free for its answer."""
     size, align, tokenizer = model.segment_tokens, model.config.data.align, model.tokenizer
     return [
         layout(
             len(q.context),
             len(q.question),
-            max_new_tokens,
+            room,
             size,
             align,
             segmentation.sentence_ends(q.context, tokenizer, align),
         )
-        for q in questions
+        for q, room in zip(questions, max_new_tokens, strict=True)
     ]
 
 
@@ -140,21 +142,34 @@ def read_contexts(
     prompt: Prompt,
     memory: Any,
     on_tokens_read: Callable[[int], None] | None = None,
+    kept: KeptReading | None = None,
 ) -> Any:
     """The memory after the contexts, without the tokens that stand before the question. Peak host
     memory does not depend on the contexts' lengths. `on_tokens_read` is called with the number of
-    tokens in each block that was read."""
+    tokens in each block that was read. With `kept`, whole blocks that were read before are not read
+    again."""
     size = model.segment_tokens
     total = max(x.segments for x in layouts)
-    for start in range(0, total, BLOCK):
-        count = min(BLOCK, total - start)
-        tokens = np.zeros((len(questions), count, size), np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for b, (q, x) in enumerate(zip(questions, layouts, strict=True)):
-            fill_segments(q.context, x, start, tokens[b], mask[b])
-        memory = model.read(memory, tokens, mask, prompt)
-        if on_tokens_read is not None:
-            on_tokens_read(int(mask.sum()))
+    done = 0
+    if kept is not None:
+        done, memory = kept.load(memory)
+        kept.on_found(int(sum(x.bounds[min(done, x.segments)] for x in layouts)))
+    try:
+        for start in range(done, total, BLOCK):
+            count = min(BLOCK, total - start)
+            tokens = np.zeros((len(questions), count, size), np.int32)
+            mask = np.zeros(tokens.shape, bool)
+            for b, (q, x) in enumerate(zip(questions, layouts, strict=True)):
+                fill_segments(q.context, x, start, tokens[b], mask[b])
+            done, memory = start + count, model.read(memory, tokens, mask, prompt)
+            if on_tokens_read is not None:
+                on_tokens_read(int(mask.sum()))
+            if kept is not None:
+                kept.keep_if_due(done, memory)
+    except (Stopped, KeyboardInterrupt):
+        if kept is not None:
+            kept.keep(done, memory)
+        raise
     return memory
 
 
@@ -200,14 +215,15 @@ def generate_answers(
     tokens: np.ndarray,
     mask: np.ndarray,
     prompt: Prompt,
-    max_new_tokens: int,
+    max_new_tokens: Sequence[int],
     sampling: Any = None,
 ) -> list[str]:
-    """Free-running answers, greedy or drawn, END included in `max_new_tokens`; the texts before
+    """Free-running answers, greedy or drawn, of at most so many tokens with END; the texts before
     END, without spaces around."""
-    ends = answer_ends(model)
-    ids = model.generate_from(memory, tokens, mask, prompt, max_new_tokens, ends, sampling)
-    return [decode_answer(model.tokenizer, answer, ends) for answer in np.asarray(ids)]
+    ends, most = answer_ends(model), max(max_new_tokens)
+    ids = np.asarray(model.generate_from(memory, tokens, mask, prompt, most, ends, sampling))
+    each = zip(ids, max_new_tokens, strict=True)
+    return [decode_answer(model.tokenizer, answer[:room], ends) for answer, room in each]
 
 
 def answer_ends(model: Any) -> tuple[int, ...]:
@@ -227,10 +243,11 @@ def greedy_answers(
     model: Any,
     questions: Sequence[EncodedQuestion],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     batch: int,
     reset: bool = False,
     on_tokens_read: Callable[[int], None] | None = None,
+    kept: KeptReading | None = None,
 ) -> tuple[list[str], list[str]]:
     """Free-running greedy answers: (with memory, with the memory reset before each segment; the
     latter empty unless `reset`).
@@ -238,15 +255,25 @@ def greedy_answers(
     `batch` texts are read together; a last, smaller batch is filled up, so that each batch size is
     compiled once whatever the lengths. With the memory reset before each segment only the last one
     can matter: that control costs next to nothing.
+
+    Args:
+      max_new_tokens: of each answer, END included; one number for all, or one for each.
+      kept: of the one batch that `questions` are.
     """
 
     def answer_batch(
-        memory: Any, group: Sequence[EncodedQuestion], layouts: Sequence[Layout], prompt: Prompt
+        memory: Any,
+        group: Sequence[EncodedQuestion],
+        layouts: Sequence[Layout],
+        rooms: Sequence[int],
+        prompt: Prompt,
     ) -> list[str]:
         tokens, mask = last_segments(model, group, layouts)
-        return generate_answers(model, memory, tokens, mask, prompt, max_new_tokens)
+        return generate_answers(model, memory, tokens, mask, prompt, rooms)
 
-    return _in_batches(model, questions, max_new_tokens, batch, reset, on_tokens_read, answer_batch)
+    return _in_batches(
+        model, questions, max_new_tokens, batch, reset, on_tokens_read, kept, answer_batch
+    )
 
 
 def teacher_forced_answers(
@@ -254,21 +281,24 @@ def teacher_forced_answers(
     questions: Sequence[EncodedQuestion],
     targets: Sequence[np.ndarray],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     batch: int,
     reset: bool = False,
     on_tokens_read: Callable[[int], None] | None = None,
+    kept: KeptReading | None = None,
 ) -> tuple[list[str], list[str]]:
     """Teacher-forced answers, returned as `greedy_answers` does: each token is the likeliest after
     the true tokens before it. One pass and no loop, but it scores higher than a free-running
     answer. `targets` hold the true ids i32[t] without END."""
-    true = {
-        id(q): np.asarray(t, np.int32)[: max_new_tokens - 1]
-        for q, t in zip(questions, targets, strict=True)
-    }
+    each = zip(questions, targets, _rooms(questions, max_new_tokens), strict=True)
+    true = {id(q): np.asarray(t, np.int32)[: room - 1] for q, t, room in each}
 
     def answer_batch(
-        memory: Any, group: Sequence[EncodedQuestion], layouts: Sequence[Layout], prompt: Prompt
+        memory: Any,
+        group: Sequence[EncodedQuestion],
+        layouts: Sequence[Layout],
+        rooms: Sequence[int],
+        prompt: Prompt,
     ) -> list[str]:
         tokens, mask = last_segments(model, group, layouts)
         start = mask.sum(axis=1) - 1  # the ANSWER token
@@ -284,7 +314,7 @@ def teacher_forced_answers(
                 Segment(tokens, mask),
                 prompt,
                 start,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max(rooms),
             )
         )
         # Past the true answer nothing was forced: what END would cut is cut there at the latest.
@@ -293,7 +323,9 @@ def teacher_forced_answers(
             for b, ids in enumerate(forced)
         ]
 
-    return _in_batches(model, questions, max_new_tokens, batch, reset, on_tokens_read, answer_batch)
+    return _in_batches(
+        model, questions, max_new_tokens, batch, reset, on_tokens_read, kept, answer_batch
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -315,14 +347,16 @@ def _likeliest_tokens(model: Any) -> Any:
 def _in_batches(
     model: Any,
     questions: Sequence[EncodedQuestion],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     batch: int,
     reset: bool,
     on_tokens_read: Callable[[int], None] | None,
+    kept: KeptReading | None,
     answer_batch: Callable[..., list[str]],
 ) -> tuple[list[str], list[str]]:
     outputs: list[str] = []
     reset_outputs: list[str] = []
+    every_room = _rooms(questions, max_new_tokens)
     for start in range(0, len(questions), batch):
         group = list(questions[start : start + batch])
         count = len(group)
@@ -330,18 +364,23 @@ def _in_batches(
         empty = EncodedQuestion(
             np.zeros(0, np.int32), first.question, first.prompt, first.task_index
         )
+        rooms = every_room[start : start + batch] + [every_room[start]] * (batch - count)
         group += [empty] * (batch - count)
-        layouts = segment_layouts(model, group, max_new_tokens)
+        layouts = segment_layouts(model, group, rooms)
         prompt = prompts(model, group)
         initial = model.initial_memory(batch)
-        memory = read_contexts(model, group, layouts, prompt, initial, on_tokens_read)
-        outputs += answer_batch(memory, group, layouts, prompt)[:count]
+        memory = read_contexts(model, group, layouts, prompt, initial, on_tokens_read, kept)
+        outputs += answer_batch(memory, group, layouts, rooms, prompt)[:count]
         if reset:
             # Reset the state alone: whether the text has started also decides where a prompt at
             # the start is seen, which is not what this control is about.
             cleared = memory._replace(state=initial.state)
-            reset_outputs += answer_batch(cleared, group, layouts, prompt)[:count]
+            reset_outputs += answer_batch(cleared, group, layouts, rooms, prompt)[:count]
         if on_tokens_read is not None:
             pairs = zip(group[:count], layouts[:count], strict=True)
             on_tokens_read(sum(x.remainder + len(q.question) for q, x in pairs))
     return outputs, reset_outputs
+
+
+def _rooms(questions: Sequence[EncodedQuestion], given: int | Sequence[int]) -> list[int]:
+    return [given] * len(questions) if isinstance(given, int) else list(given)

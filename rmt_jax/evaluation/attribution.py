@@ -93,7 +93,7 @@ class _Reader:
 
     def __init__(self, model: Any, asked: EncodedQuestion, answer: np.ndarray, room: int):
         self.model, self.asked = model, asked
-        self.layout = answering.segment_layouts(model, [asked], room)[0]
+        self.layout = answering.segment_layouts(model, [asked], [room])[0]
         self.edges = self.layout.bounds
         self.prompt = answering.prompts(model, [asked])
         self.prompts = answering.prompts(model, [asked] * ROWS)

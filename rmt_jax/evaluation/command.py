@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with peers.noticed(), Signals() as signals, contextlib.ExitStack() as others:
             signals.now_at_once()
-            if not startup.owner():  # has the same to write and to say
-                args.out = Path(others.enter_context(tempfile.TemporaryDirectory()))
+            if not startup.owner():  # has the same to say
                 others.enter_context(contextlib.redirect_stdout(io.StringIO()))
             return _run(args)
     except Stopped as stop:
@@ -65,6 +63,8 @@ def _run(args: argparse.Namespace) -> int:
         lengths_by=args.lengths_by,
     )
     tasks, lengths = split_names(args.tasks), split_names(args.lengths)
+    if args.inspect and not startup.owner():
+        return 0
     if args.inspect:
         paths = inspection.inspect_memory(model, source, tasks, lengths, out / "inspect", args.html)
         print("written:", ", ".join(str(p) for p in paths))
@@ -120,6 +120,8 @@ def measure_and_report(args: argparse.Namespace, model: Model, out: Path) -> int
         reset=not args.no_reset,
         out=out,
     )
+    if not startup.owner():
+        return 0
     paths = language.write(result, out, title=args.name)
     print(language.table(result))
     print(f"\nwritten: {out}/ ({', '.join(p.name for p in paths)})")
@@ -137,6 +139,8 @@ def evaluate_and_report(
     below it; one table for the terminal."""
     out = options["out"]
     results = runner.evaluate(model, source=source, perturb=["", *perturbations], **options)
+    if not startup.owner():
+        return 0
     paths = report.write(
         [r for r in results if not r.perturb],
         out,

@@ -40,6 +40,11 @@ class TokenProgress:
     def add_tokens(self, tokens: int) -> None:
         self.bar.update(tokens)
 
+    def tokens_found(self, tokens: int) -> None:
+        """Tokens that an evaluation before this one has read: done, but not in this time."""
+        self.bar.n += tokens
+        restart_clock(self.bar)
+
     def batch_done(
         self, name: str, length: str, records: Sequence[AnswerRecord], nominal: int
     ) -> None:

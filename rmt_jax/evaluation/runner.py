@@ -1,24 +1,29 @@
 """Asks a model many questions about long texts: one `EvalResult` per task and length.
 
 A context of any length is read with constant memory, in batches; each batch size is compiled once
-for all lengths. Answers are kept in OUT/answers as they come: a stopped evaluation continues where
-it stopped, and one with more samples asks only the new questions. The processes of a cluster share
-the batches; the first one writes.
+for all lengths. Answers are kept in OUT/answers as they come, and the memory of the texts that are
+being read every minute: a stopped evaluation continues where it stopped, and one with more samples
+asks only the new questions. The processes of a cluster share the batches; the first one writes the
+answers.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from rmt_jax.data.tasks import question_tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
 from rmt_jax.evaluation.answer_log import AnswerLog, AnswerRecord
+from rmt_jax.evaluation.kept_reading import KeptReading
 from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.models import platform
 from rmt_jax.report import predictions
@@ -117,22 +122,24 @@ def evaluate(
         unread[job.length] += missing * source.tokens(job.length, job.task)
     results = []
     with TokenProgress(unread, progress and startup.owner()) as bar:
-        for job in jobs:
-            records = answer_questions(model, source, job, logs[job], batch, reset, bar)
-            result = scoring.score_answers(
-                model,
-                records,
-                task=job.task,
-                length=job.length,
-                perturb=job.perturb,
-                decoding=job.decoding,
-                counted_by=source.counted,
-            )
-            results.append(result)
-            if out is not None and startup.owner():
-                whose = name or "rmt_jax/model"
-                predictions.write(out / "predictions", whose, job, records, model)
-            bar.result_done(result)
+        for together in together_read(jobs):
+            answer_questions(model, source, together, logs, batch, reset, bar)
+            for job in together:
+                records = logs[job].records[: job.samples]
+                result = scoring.score_answers(
+                    model,
+                    records,
+                    task=job.task,
+                    length=job.length,
+                    perturb=job.perturb,
+                    decoding=job.decoding,
+                    counted_by=source.counted,
+                )
+                results.append(result)
+                if out is not None and startup.owner():
+                    whose = name or "rmt_jax/model"
+                    predictions.write(out / "predictions", whose, job, records, model)
+                bar.result_done(result)
     return results
 
 
@@ -153,62 +160,114 @@ class EvalJob:
         return "_".join(p for p in parts if p)
 
 
+def together_read(jobs: Sequence[EvalJob]) -> list[list[EvalJob]]:
+    """Jobs that share batches, in their order: those of one length and perturbation."""
+    groups = itertools.groupby(jobs, key=lambda job: (job.perturb, job.length))
+    return [list(group) for _, group in groups]
+
+
 def answer_questions(
     model: Any,
     source: Any,
-    job: EvalJob,
-    log: AnswerLog,
+    jobs: Sequence[EvalJob],
+    logs: Mapping[EvalJob, AnswerLog],
     batch: int,
     reset: bool,
     progress: TokenProgress,
-) -> list[AnswerRecord]:
-    """All answers, those in the log first; the others are asked in batches, each of which is made
-    only when its turn comes. Process p of n takes each n-th batch."""
-    nominal = source.tokens(job.length, job.task)
-    size = batch_size(batch, job.samples, nominal, model.ways)
-    max_new_tokens = source.room(job.task, job.perturb)
-    processes, each = model.placement.readers, model.placement.reader * size
-    for first in range(len(log.records), job.samples, size * processes):
-        start, known = time.monotonic(), len(log.records)
-        which = range(min(first + each, job.samples), min(first + each + size, job.samples))
-        questions = source.ask(job.task, job.length, which, job.perturb)
-        options = {
-            "max_new_tokens": max_new_tokens,
-            "batch": size,
-            "reset": reset,
-            "on_tokens_read": lambda count: progress.add_tokens(count * processes),
-        }
-        encoded = [q.encoded for q in questions]
-        if job.decoding == "greedy":
-            outputs, reset_outputs = answering.greedy_answers(model, encoded, **options)
-        else:
-            targets = [q.answer for q in questions]
-            outputs, reset_outputs = answering.teacher_forced_answers(
-                model, encoded, targets, **options
-            )
-        seconds = round((time.monotonic() - start) / max(1, len(questions)), 4)
-        log.append(
-            [
-                AnswerRecord(
-                    question=q.question,
-                    target=q.target,
-                    output=outputs[k],
-                    reset_output=reset_outputs[k] if reset_outputs else None,
-                    depth=q.depth,
-                    tokens=len(q.encoded.context) + len(q.encoded.question),
-                    characters=q.characters,
-                    gpt2_tokens=q.gpt2_tokens,
-                    seconds=seconds,
-                    other_targets=q.other_targets,
-                    parts=q.parts,
-                    facts=len(q.facts),
-                )
-                for k, q in enumerate(questions if model.placement.tells else ())
-            ]
+) -> None:
+    """Completes the logs of jobs that are read together, in batches, each of which is made only
+    when its turn comes: where a task has few questions, texts of the next one stand beside its own.
+    Process p of n takes each n-th batch."""
+    unasked = [(job, i) for job in jobs for i in range(len(logs[job].records), job.samples)]
+    nominal = {job: source.tokens(job.length, job.task) for job in jobs}
+    # Of all questions, so that a batch that was stopped in is the same one when it goes on.
+    total = sum(job.samples for job in jobs)
+    size = batch_size(batch, total, max(nominal.values()), model.ways)
+    processes, place = model.placement.readers, model.placement.reader
+    for first in range(0, len(unasked), size * processes):
+        start = time.monotonic()
+        round_ = unasked[first : first + size * processes]
+        own = round_[place * size : (place + 1) * size]
+        kept = _kept_reading(model, logs, own, size, progress)
+        new = _asked(model, source, own, size, reset, processes, kept, progress)
+        seconds = round((time.monotonic() - start) / max(1, len(own)), 4)
+        for job in dict.fromkeys(job for job, _ in round_):
+            known = len(logs[job].records)
+            timed = [dataclasses.replace(r, seconds=seconds) for j, r in new if j == job]
+            logs[job].append(timed if model.placement.tells else [])
+            made = len(logs[job].records) - known
+            progress.batch_done(job.stem, job.length, logs[job].records, made * nominal[job])
+        if kept is not None:
+            kept.forget()
+
+
+def _kept_reading(
+    model: Any,
+    logs: Mapping[EvalJob, AnswerLog],
+    own: Sequence[tuple[EvalJob, int]],
+    size: int,
+    progress: TokenProgress,
+) -> KeptReading | None:
+    """Where the memory of a batch is kept; None where nothing is, and where processes hold one
+    memory together, of which none knows when the others stop."""
+    together = model.placement.readers < jax.process_count()
+    if not own or together or (log := logs[own[0][0]]).folder is None:
+        return None
+    file = log.folder / f"{own[0][0].stem}.{jax.process_index()}.npz"
+    asked = [(job.stem, number) for job, number in own]
+    return KeptReading(file, f"{log.key} {size} {asked}", progress.tokens_found)
+
+
+def _asked(
+    model: Any,
+    source: Any,
+    own: Sequence[tuple[EvalJob, int]],
+    size: int,
+    reset: bool,
+    processes: int,
+    kept: KeptReading | None,
+    progress: TokenProgress,
+) -> list[tuple[EvalJob, AnswerRecord]]:
+    """The records of a batch of questions, each named by its job and its number."""
+    jobs, questions = [], []
+    for job, group in itertools.groupby(own, key=lambda one: one[0]):
+        numbers = [number for _, number in group]
+        which = range(numbers[0], numbers[-1] + 1)
+        questions += source.ask(job.task, job.length, which, job.perturb)
+        jobs += [job] * len(which)
+    options = {
+        "kept": kept,
+        "max_new_tokens": [source.room(job.task, job.perturb) for job in jobs],
+        "batch": size,
+        "reset": reset,
+        "on_tokens_read": lambda count: progress.add_tokens(count * processes),
+    }
+    encoded = [q.encoded for q in questions]
+    if not jobs or jobs[0].decoding == "greedy":
+        outputs, reset_outputs = answering.greedy_answers(model, encoded, **options)
+    else:
+        targets = [q.answer for q in questions]
+        outputs, reset_outputs = answering.teacher_forced_answers(
+            model, encoded, targets, **options
         )
-        made = len(log.records) - known
-        progress.batch_done(job.stem, job.length, log.records, made * nominal)
-    return log.records[: job.samples]
+    records = [
+        AnswerRecord(
+            question=q.question,
+            target=q.target,
+            output=outputs[k],
+            reset_output=reset_outputs[k] if reset_outputs else None,
+            depth=q.depth,
+            tokens=len(q.encoded.context) + len(q.encoded.question),
+            characters=q.characters,
+            gpt2_tokens=q.gpt2_tokens,
+            seconds=0.0,
+            other_targets=q.other_targets,
+            parts=q.parts,
+            facts=len(q.facts),
+        )
+        for k, q in enumerate(questions)
+    ]
+    return list(zip(jobs, records, strict=True))
 
 
 def batch_size(batch: int, samples: int, tokens: int, ways: int = 1) -> int:

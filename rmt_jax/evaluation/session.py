@@ -194,7 +194,7 @@ class Session:
             return "".join(self.stream(question, task, sampling, stops))
         with switches.neutral():
             inputs = self._last_inputs(question, task)
-            return answering.generate_answers(self.model, *inputs, self.room, sampling)[0]
+            return answering.generate_answers(self.model, *inputs, [self.room], sampling)[0]
 
     def stream(
         self, question: str, task: str = "", sampling: Any = None, stops: Sequence[str] = ()
@@ -286,7 +286,7 @@ class Session:
     def load(self, path: Path) -> None:
         """Takes up what `save` kept. Raises RecallError for another file or other weights."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
                 about = json.loads(str(kept["about"]))
                 rest, leaves = kept["rest"], []
                 while f"memory{len(leaves)}" in kept:

@@ -16,6 +16,7 @@ from rmt_jax.evaluation import runner
 from rmt_jax.evaluation.sources import QuestionError
 from rmt_jax.models.cells import CELLS
 from rmt_jax.report import page
+from rmt_jax.runtime import startup
 
 
 def paper_suite(
@@ -31,7 +32,7 @@ def paper_suite(
     **options: Any,
 ) -> list[Path]:
     """Runs the suite and returns the files of its report; parts are written and printed as they are
-    finished.
+    finished, in a cluster by its first process.
 
     Args:
       tasks, lengths, perturbations: instead of those trained on, those up to sixteen times the
@@ -60,6 +61,8 @@ def paper_suite(
         except QuestionError as error:
             print(f"\n{title}: left out. {error}")
             sections.append(page.Section(title, f"{text} Left out: {error}", []))
+            return
+        if not startup.owner():
             return
         section = page.Section(title, text, results)
         report.write(
@@ -95,6 +98,8 @@ def paper_suite(
             lengths=trained[:1] + trained[-1:] if len(trained) > 1 else trained,
             perturb=[perturbation],
         )
+    if not startup.owner():
+        return []
     return page.write(out, sections, describe_model(model), rule=rule)
 
 

@@ -30,7 +30,7 @@ class Trace(NamedTuple):
 def trace(model: Any, question: answering.EncodedQuestion, room: int = 1) -> Trace:
     """Reads a context and its question as training does; `room` tokens are kept for the answer."""
     size = model.segment_tokens
-    layout = answering.segment_layouts(model, [question], room)[0]
+    layout = answering.segment_layouts(model, [question], [room])[0]
     total = layout.segments + 1
     tokens, mask = np.zeros((total, size), np.int32), np.zeros((total, size), bool)
     answering.fill_segments(question.context, layout, 0, tokens[:-1], mask[:-1])

@@ -58,7 +58,7 @@ def view(
 
 def greedy_ids(model: Any, asked: EncodedQuestion, room: int) -> np.ndarray:
     """The greedy answer, i32[t]: what comes before END, or that alone where nothing does."""
-    layout = answering.segment_layouts(model, [asked], room)
+    layout = answering.segment_layouts(model, [asked], [room])
     prompt = answering.prompts(model, [asked])
     memory = model.initial_memory(1)
     memory = answering.read_contexts(model, [asked], layout, prompt, memory)

@@ -89,7 +89,7 @@ class RecurrentModel(nnx.Module):
             write = jnp.broadcast_to(write, (len(x), context.write_tokens))
             wanted = jnp.concatenate([stop - segment.tokens.shape[1] + places, write], axis=1)
         x, state = self._through(x, memory, context, wanted, layer_params)
-        return self._leave(memory, segment, x, state, context)
+        return self._leave(memory, segment, x, state, context, everywhere=places is None)
 
     def peek(
         self,
@@ -302,11 +302,12 @@ class RecurrentModel(nnx.Module):
         x: jax.Array,
         state: Any,
         context: AttentionContext,
+        everywhere: bool,
     ) -> tuple[jax.Array, Memory]:
-        """From the last layer's output, all of it or the wanted places and the write memory, to
-        hidden [B, L or n, D] and the next `Memory`."""
+        """From the last layer's output, `everywhere` or of the wanted places and the write memory,
+        to hidden [B, L or n, D] and the next `Memory`."""
         stop = x.shape[1] - context.write_tokens
-        text = x[:, max(0, stop - segment.tokens.shape[1]) : stop]
+        text = x[:, stop - segment.tokens.shape[1] if everywhere else 0 : stop]
         state = state if self.memory.layerwise else memory.state
         new = self.memory.next_state(state, x, context.write_tokens, self.backbone)
         moved = jnp.asarray(segment.mask).any(axis=1)

@@ -85,6 +85,8 @@ class Task:
     paraphrases: tuple[str, ...] = ()  # the same in other words, never used in training
     # Descriptions of something else (the perturbation wrong_description).
     wrong_descriptions: tuple[str, ...] = ("Say which words of the text rhyme.",)
+    # Has a question several meanings (`Story.other_meanings`; the perturbation other_description)?
+    several_meanings: bool = False
     labels: tuple[str, ...] = ()  # the closed set of answers; empty: any text is an answer
     # Regular expressions that a question of this task matches whole; they tell the task of a
     # question where the user names none.

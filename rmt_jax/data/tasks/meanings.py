@@ -62,6 +62,7 @@ class Meaning(Task):
     """Of whom ('object', 'person') and what ('now', 'first', 'previous', 'longest', 'touched')."""
 
     suite = "meanings"
+    several_meanings = True
 
     def __init__(self, subject: str, meaning: str, data: Data):
         super().__init__(data)
@@ -107,7 +108,7 @@ class Meaning(Task):
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
         for number in range(count):
             facts.append(world.next_fact())
-            found = self._answers(world)
+            found = self._answers(world, self.meaning)
             for question, (answer, _) in found.items():
                 known.setdefault(question, []).append((number, answer))
         if not found:
@@ -121,17 +122,33 @@ class Meaning(Task):
             if number < count - 1 and (text == question or not options.final_question_only)
             if rng.uniform() < options.question_rate
         )
-        described = describe(self.subject, self.meaning, rng.below(1 << 20))
+        number = rng.below(1 << 20)
+        others = {
+            meaning: self._answers(world, meaning)
+            for meaning in TRAINED
+            if meaning != self.meaning and (self.subject, meaning) != ("person", "touched")
+        }
         return Story(
-            self.name, tuple(facts), question, answer, supporting, asked, description=described
+            self.name,
+            tuple(facts),
+            question,
+            answer,
+            supporting,
+            asked,
+            description=describe(self.subject, self.meaning, number),
+            other_meanings=tuple(
+                (describe(self.subject, meaning, number), answers[question][0])
+                for meaning, answers in others.items()
+                if question in answers
+            ),
         )
 
-    def _answers(self, world: moving.World) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def _answers(self, world: moving.World, meaning: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Answer and supporting facts of each question that has an answer now."""
         objects = self.subject == "object"
         found = {}
         for who in world.names.objects if objects else world.names.people:
-            answer = answer_of(world, who, self.meaning)
+            answer = answer_of(world, who, meaning)
             if answer is not None:
                 found[f"Where is the {who}?" if objects else f"Where is {who}?"] = answer
         return found

@@ -111,7 +111,8 @@ def _open_adapter(folder: Path, local: bool) -> Source:
     flat |= found.ours
     backbone = BACKBONES[config.model.backbone]
     own = {n: np.asarray(v) for n, v in flat.items() if n.startswith("backbone/")}
-    theirs = names.to_theirs(own, backbone, CELLS["none"])
+    whole = names.to_theirs(own, backbone, CELLS["none"])
+    theirs = {n: np.asarray(v) for n, v in whole.items()}
     theirs = adapters.fold(theirs | found.tensors, backbone, found.scale, str(folder))
     flat |= names.to_ours(theirs, backbone, str(folder))
     if config.model.tied_head:
