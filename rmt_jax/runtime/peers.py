@@ -47,16 +47,13 @@ def _aborted(_: int) -> None:
     _end()
 
 
-def watch() -> None:
-    """From here on an abort by JAX says what it means. Once per process."""
-    # Python's own handlers run after the one of C, which here never returns.
-    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
-
-
 @contextlib.contextmanager
 def noticed() -> Iterator[None]:
     """Work that the processes of a run do together. Where it breaks off because one is gone, this
-    one ends with a sentence and the code `GONE`."""
+    one ends with a sentence and the code `GONE`; so it does after the block, when JAX aborts it."""
+    if _several():
+        # Python's own handlers run after the one of C, which here never returns.
+        ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     try:
         yield
     except BaseException as error:
