@@ -103,7 +103,9 @@ def model(cell: str, sizes: Sizes, train: str = "all", **changes):
         memory_tokens=4,
     )  # fmt: skip
     if changes.get("backbone") == "llama":
-        changes["backbone_options"] = {"kv_heads": 1, "mlp_width": 2 * sizes.width}
+        # Grouped, and of several groups, as `mesh.tensor` splits.
+        heads = changes.get("heads", 2)
+        changes["backbone_options"] = {"kv_heads": heads // 2, "mlp_width": 2 * sizes.width}
     return tiny.model(told, lora=lora, cell=cell, **(own | changes))
 
 
