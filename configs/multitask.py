@@ -3,6 +3,8 @@
     python -m rmt_jax.train --config configs/multitask.py          (`small`, minutes on two cores)
     python -m rmt_jax.train --config configs/multitask.py:smoke    the whole way in under a minute
     python -m rmt_jax.train --config configs/multitask.py:gpt2     the paper's model
+    python -m rmt_jax.train --config configs/multitask.py:gpt2-tpu   (pretrained-tpu) the same with
+                                segments that fill a TPU's tiles
     python -m rmt_jax.train --config configs/multitask.py:long     novels, half an hour on a core
     python -m rmt_jax.train --config configs/multitask.py:rmt      (armt, prmt, none) other memory
     python -m rmt_jax.train --config configs/multitask.py:pretrained  SmolLM2-135M, or what
@@ -39,6 +41,8 @@ def get_config(preset: str = "small") -> Config:
     presets = {"small": small, "long": long, "gpt2": gpt2, "smoke": smoke}
     presets |= {"pretrained": pretrained, "pretrained-rmt": functools.partial(pretrained, "rmt")}
     presets |= {"pretrained-lora": functools.partial(pretrained, train="lora")}
+    presets |= {"gpt2-tpu": lambda: filling(gpt2(), 512)}
+    presets |= {"pretrained-tpu": lambda: filling(pretrained(), 256)}
     presets |= {name: functools.partial(cell, name) for name in ("rmt", "armt", "prmt", "none")}
     if preset not in presets:
         raise ConfigError(
@@ -195,6 +199,14 @@ def gpt2() -> Config:
             lengths=("0k", "1k", "2k", "4k", "8k", "16k", "32k"), samples=1000, batch=32
         ),
     )
+
+
+def filling(config: Config, places: int) -> Config:
+    """Shorter segments, that fill `places` with prompt and memory: a TPU pads places to a multiple
+    of 128. Weights are the same."""
+    memory = 2 * config.model.memory_tokens if config.model.cell == "rmt" else 0
+    tokens = places - memory - config.prompt.tokens
+    return config.replace(model=dataclasses.replace(config.model, segment_tokens=tokens))
 
 
 def pretrained(cell: str = "delta", train: str = "all") -> Config:

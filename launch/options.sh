@@ -51,6 +51,27 @@ accelerated() {
     fail "prepare needs no accelerator: launch/node.sh or launch/slurm.sh starts it on CPUs"
 }
 
+# checked TPU: compiles the training's programs for that TPU with its own compiler, on this machine,
+# and fails where one does not fit. Needs the extra `tpu`; PYTHON names the interpreter. With a
+# `dry_run` it says the command alone.
+checked() {
+  local config="" plan=() overrides=() i
+  [[ $module == train ]] || fail "--check compiles a training's programs, and this is $module"
+  for ((i = 0; i < ${#arguments[@]}; i++)); do
+    case ${arguments[i]} in
+      --config) config=${arguments[i + 1]:-} ;;
+      --config=*) config=${arguments[i]#--config=} ;;
+      --config.*=*) overrides+=("${arguments[i]}") ;;
+      --config.*) overrides+=("${arguments[i]}=${arguments[i + 1]:-}") ;;
+    esac
+  done
+  [[ -n $config ]] || fail "--check needs --config FILE after --"
+  plan=("${PYTHON:-python3}" -m rmt_jax.doctor --plan "$config" --compile "$1" "${overrides[@]}")
+  printf '%q ' "${plan[@]}"
+  echo
+  [[ -n ${dry_run:-} ]] || "${plan[@]}" || fail "nothing is requested: see above"
+}
+
 # folder REASON: the command's arguments must name the folder.
 folder() {
   [[ " ${arguments[*]} " == *" $place"* ]] || fail "give $place DIR after --$1"

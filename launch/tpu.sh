@@ -4,8 +4,10 @@
 # all again after a preemption, with the same run.
 #
 #   launch/tpu.sh --name rmt --zone us-east5-b --type v6e-16 --bucket my-bucket [--run mine] \
-#       [--version v2-alpha-tpuv6e] [--spot] [--restarts 20] [--dry_run] -- \
+#       [--version v2-alpha-tpuv6e] [--spot] [--restarts 20] [--check] [--dry_run] -- \
 #       --config configs/multitask.py:gpt2
+# --check first compiles the run's programs for that TPU on this machine (extra `tpu`), and requests
+# nothing where one does not fit.
 #
 # It uses `gcloud compute tpus`, which serves TPUs up to v6e and no longer grows: for TPU7x and later
 # Google supports GKE (launch/gke/tpu.yaml) and Compute Engine.
@@ -13,8 +15,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=options.sh
 . "$(dirname "$0")/options.sh"
 
-name=rmt zone="" type="" bucket="" run="" version="" spot="" restarts=20 dry_run=""
-parse "name zone type bucket run version restarts" "spot dry_run" "$@"
+name=rmt zone="" type="" bucket="" run="" version="" spot="" restarts=20 dry_run="" check=""
+parse "name zone type bucket run version restarts" "spot check dry_run" "$@"
 accelerated
 need zone type bucket
 # One run id for all restarts: it names the folder in the bucket that the run continues in.
@@ -30,6 +32,7 @@ fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 tpus=(gcloud compute tpus)
 archive=rmt_jax.tar.gz
+[[ -z $check ]] || checked "$type"
 
 say() { printf '%q ' "$@"; echo; }
 do_it() {

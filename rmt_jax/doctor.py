@@ -5,9 +5,11 @@
                              [--config.section.field=VALUE …]
 
 The second looks at no machine: it says what training that config, and reading long texts with it,
-would take on such devices: FLOPs, bytes, memory, hours.
+would take on such devices: FLOPs, bytes, memory, hours. With `--compile v5e:2x4` the TPU's compiler
+says it of each program, on a machine without a TPU (extra `tpu`).
 
-Exit code 0: training can start; 1: something needs repair (the lines that begin with 'problem').
+Exit code 0: training can start; 1: something needs repair (the lines that begin with 'problem'), or
+a program does not fit.
 Optional parts that are missing, and a hub that cannot be reached, are no problems.
 """
 
@@ -61,6 +63,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="time for the speed tests")
     parser.add_argument("--offline", action="store_true", help="do not look for the hub")
     parser.add_argument("--plan", metavar="FILE[:PRESET]", help="what this config would take")
+    parser.add_argument("--compile", metavar="TPU", help="v5e:2x4, v6e-16: by its own compiler")
+    parser.add_argument("--slices", type=int, default=1, help="of such TPUs, joined by a network")
     parser.add_argument("--devices", type=int, default=1, help="how many to plan with")
     parser.add_argument("--device", default="", help="v5e, v6e, a100, h100, h200 (default: all)")
     parser.add_argument("--utilisation", type=float, default=0.0, help="share of the peak, 0 to 1")
@@ -93,11 +97,12 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     from rmt_jax import models
     from rmt_jax.data import tasks, tokenizer
     from rmt_jax.models.io import shapes
-    from rmt_jax.runtime import hardware
-    from rmt_jax.training import plan
+    from rmt_jax.runtime import hardware, topology
+    from rmt_jax.training import compiled_plan, plan
 
     tasks.check(config)
-    names = cli.split_names(args.device) or list(hardware.CHIPS)
+    tpu = topology.describe(args.compile, args.slices) if args.compile else None
+    names = cli.split_names(args.device) or list(hardware.USUAL)
     for name in names:
         if name not in hardware.CHIPS:
             raise ConfigError(f"There are no figures for '{name}': {', '.join(hardware.CHIPS)}.")
@@ -113,6 +118,8 @@ def plan_run(args: argparse.Namespace, overrides: dict[str, object]) -> int:
     if config.tokenizer == "gpt2":
         vocab = vocab or GPT2_VOCAB  # known without fetching anything
     vocab = vocab or tokenizer.load(config.tokenizer).vocab_size
+    if tpu is not None:
+        return compiled_plan.show(config, vocab, tpu)
     plan.show(config, vocab, args.devices, names, args.utilisation or plan.UTILISATION)
     return 0
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rmt_jax.config import Config
-from rmt_jax.models import Outline
+from rmt_jax.models import Outline, platform
 from rmt_jax.models.cells import Memory
 from rmt_jax.models.generate import DecodingCache
 from rmt_jax.models.io import lazy, weights
@@ -47,6 +47,7 @@ class Placement:
     """Where a model lives, and how its functions are compiled for it.
 
     Attributes:
+      outline: the model without its weights.
       mesh: of the model's devices; None: one device.
       ways: texts side by side are spread where they are a multiple of it. Others are read by the
         first device, or, where the devices share the weights, by all of them, each of them whole.
@@ -56,7 +57,7 @@ class Placement:
 
     def __init__(self, outline: Outline, mesh: jax.sharding.Mesh | None = None):
         """mesh: None: the first device of this process."""
-        self._outline, self.mesh, self.ways = outline, mesh, 1
+        self.outline, self.mesh, self.ways = outline, mesh, 1
         self._across = sharding.across(mesh)
         if mesh is not None:
             self.ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -74,7 +75,7 @@ class Placement:
             return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
         placed = {}
         for name, value in weights.flatten(params).items():
-            spec = sharding.weight_spec(name, value.shape, self._outline.weights[name], self.mesh)
+            spec = sharding.weight_spec(name, value.shape, self.outline.weights[name], self.mesh)
             placed[name] = lazy.to_devices(value, NamedSharding(self.mesh, spec))
         return weights.unflatten(placed)
 
@@ -83,7 +84,7 @@ class Placement:
         them, as an optimizer's moments; the rest of it everywhere. None without a mesh."""
         if self.mesh is None:
             return None
-        return sharding.place_state(state, params, self._outline.weights, self.mesh)
+        return sharding.place_state(state, params, self.outline.weights, self.mesh)
 
     @property
     def whole(self) -> NamedSharding | None:
@@ -105,10 +106,11 @@ class Placement:
         """
         if self._across:
             function = self._heard(function)
-        together = jax.jit(function, **options)
+        alone = jax.jit(function, **options)
         if self.mesh is None:
-            return together
+            return alone
         mesh = self.mesh
+        together = jax.jit(functools.partial(self._together, function), **options)
         by_hand = jax.jit(functools.partial(self.by_hand, function), **options)
 
         def call(params: Any, *inputs: Any, **static: Any) -> Any:
@@ -117,14 +119,46 @@ class Placement:
             if self._alike and not spread:
                 first = mesh.devices.flat[0]
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
-                return together(params, *jax.device_put(inputs, first), **static)
+                return alone(params, *jax.device_put(inputs, first), **static)
             inputs = self._place(inputs, ROWS if spread else None, mesh)
-            # A token is drawn by its text's number among all of them.
-            drawn = any(isinstance(one, Draw) for one in inputs)
-            chosen = by_hand if apart and self._alike and not drawn else together
+            chosen = by_hand if self._alike and apart and not _drawn(inputs) else together
             return chosen(params, *inputs, **static)
 
         return call
+
+    def trace(
+        self,
+        function: Callable[..., Any],
+        shapes: Any,
+        *inputs: Any,
+        apart: bool = True,
+        **options: Any,
+    ) -> jax.stages.Traced:
+        """What `compiled` compiles for texts that are spread over a mesh, of shapes alone.
+
+        shapes: of the weights, nested. inputs: trees of `jax.ShapeDtypeStruct`. options: of
+        `jax.jit`, `static_argnames` aside: what is static is bound in `function` already.
+        """
+        mesh, infos = self.mesh, self.outline.weights
+        assert mesh is not None and _texts(inputs) % self.ways == 0
+        placed = {}
+        for name, one in weights.flatten(shapes).items():
+            spec = sharding.weight_spec(name, one.shape, infos[name], mesh)
+            placed[name] = _shape_at(one, mesh, spec)
+        given = jax.tree.map(
+            lambda x, spec: _shape_at(x, mesh, spec), inputs, self._specs(inputs, ROWS)
+        )
+        # Of a mesh of `data` alone each process has its own chips, each chip its own texts.
+        alike = mesh.shape["data"] == mesh.size
+        way = self.by_hand if alike and apart and not _drawn(inputs) else self._together
+        return jax.jit(functools.partial(way, function), **options).trace(
+            weights.unflatten(placed), *given
+        )
+
+    def _together(self, function: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
+        """`function` on all devices at once, as the compiler spreads it."""
+        with platform.spread_over(self.mesh):
+            return function(*inputs, **static)
 
     def by_hand(self, function: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
         """`function` on each device, of its own texts."""
@@ -144,7 +178,7 @@ class Placement:
         def of(one: Any) -> Any:
             if not isinstance(one, Memory):
                 return PartitionSpec(rows) if np.ndim(one) else PartitionSpec()
-            inside = PartitionSpec(*[None] * self._outline.batch_axis, rows)
+            inside = PartitionSpec(*[None] * self.outline.batch_axis, rows)
             started: Any = PartitionSpec(rows)
             return Memory(jax.tree.map(lambda _: inside, one.state), started)
 
@@ -196,6 +230,15 @@ def _put_across(value: Any, place: NamedSharding) -> jax.Array:
 
 
 _WHOLE = (Memory, DecodingCache)
+
+
+def _drawn(inputs: tuple[Any, ...]) -> bool:
+    """A token is drawn by its text's number among all of them."""
+    return any(isinstance(one, Draw) for one in inputs)
+
+
+def _shape_at(x: Any, mesh: jax.sharding.Mesh, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
 
 def _texts(inputs: Any) -> int:

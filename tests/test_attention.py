@@ -32,10 +32,12 @@ def test_the_choice():
 
     assert chosen() == chosen(capability="8.0") == chosen(dtype=jnp.float16) == "cudnn"
     assert chosen(capability="12.0") == "cudnn"
+    assert chosen(platform="tpu", capability="") == "splash"
     assert chosen(width=120, capability="8.6") == chosen(width=128) == "cudnn"
     for refused in (
         {"platform": "cpu", "capability": ""},
-        {"platform": "tpu", "capability": ""},
+        {"platform": "tpu", "capability": "", "n": 96},  # stays in the chip's own memory
+        {"platform": "tpu", "capability": "", "biased": True},
         {"capability": "7.5"},  # Turing: no fused kernel
         {"capability": "gfx90a"},  # AMD
         {"dtype": jnp.float32},

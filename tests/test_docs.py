@@ -50,6 +50,7 @@ LEFT_OUT = {
     "convert adapter": "a run with adapters; test_lora.py trains one",
     "convert import --from booydar": "the network",
     "doctor --plan .*--config.init": "a model's config.json; test_shapes.py plans with some",
+    "doctor --plan .*--compile": "libtpu, and minutes; test_compiled_plan.py compiles small ones",
     "data.tokenizer_recipe": "a folder of books; the tokenizer's test has its result",
 }
 # Programs that stand in shell blocks beside `python -m rmt_jax.NAME`, and why they are not run.
@@ -60,6 +61,7 @@ OTHER_PROGRAMS = {
     "python -m benchmarks": "minutes; test_benchmarks.py runs it in parts",
     "python benchmarks/": "minutes; test_benchmarks.py runs them in parts",
     "pytest": "is this",
+    "python tests/": "libtpu; test_tpu.py compiles the same",
     "sphinx-build": "test_the_site_builds",
     "launch/": "a cluster; test_launch.py runs the scripts with stubs",
     "docker": "a daemon; test_launch.py reads the Dockerfile",

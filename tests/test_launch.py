@@ -80,6 +80,16 @@ def test_scripts_parse_and_explain_themselves(script):
         ("node.sh", ["--", "prepare", "--lengths", "1k"], "give --out DIR after --"),
         ("node.sh", ["--", "doctor", "--plan"], "'doctor' after -- is no command"),
         ("tpu.sh", ["--", "prepare", "--out", "d"], "prepare needs no accelerator"),
+        (
+            "tpu.sh",
+            ["--zone", "z", "--type", "v6e-8", "--bucket", "b", "--check", "--", "evaluate", "a"],
+            "--check compiles a training's programs, and this is evaluate",
+        ),
+        (
+            "gke/submit.sh",
+            ["gpu", "--image", "i", "--run", "r", "--bucket", "b", "--check", *TRAIN],
+            "--check compiles for TPUs",
+        ),
         ("sky.sh", ["--run", "r", *TRAIN], "--bucket is missing"),
         (
             "sky.sh",
@@ -159,6 +169,29 @@ def test_tpu_dry_run_prints_every_command(stubs):
     assert "--runtime-version=v2-alpha-tpuv6e --spot" in create and " archive " in archive
     assert "--worker=all" in copy and "gcsfuse" in install and "tpu" in install
     assert "configs/multitask.py:smoke" in train and "runs/mine" in train
+
+
+@pytest.mark.parametrize("fits", (True, False))
+def test_a_tpu_is_requested_if_the_programs_fit(stubs, fits):
+    """What the check asks is a command of ours; a stub says whether they fit."""
+    stubs.stub("gcloud", 'case "$*" in *describe*) echo ACTIVE ;; esac')
+    stubs.stub("git")
+    stubs.stub("kubectl")
+    env = fake_python(stubs, f"exit {int(not fits)}")
+    words = (*TRAIN, "--config.mesh.fsdp", "8", "--config.model.layers=2", "--log_to", "wandb")
+    gke = ("gke/submit.sh", "tpu", "--image", "i", "--run", "r", "--bucket", "b", "--check", *words)
+    ours = "fake_python -m rmt_jax.doctor --plan configs/multitask.py:smoke --compile"
+    changes = "--config.mesh.fsdp=8 --config.model.layers=2"
+    for command, name in ((("tpu.sh", *TPU, "--check", *words), "v6e-16"), (gke, "v6e:4x4")):
+        before = len(stubs.calls())
+        dry = call(*command[: -len(words)], "--dry_run", *words, env=env)
+        assert dry.returncode == 0 and len(stubs.calls()) == before
+        assert f"{ours[ours.index('-m') :]} {name} {changes}" in dry.stdout
+        done = call(*command, env=env)
+        assert done.returncode == (0 if fits else 2), done.stderr
+        asked, *others = stubs.calls()[before:]
+        assert asked == f"{ours} {name} {changes}"
+        assert bool(others) == fits and ("nothing is requested" in done.stderr) != fits
 
 
 def test_tpu_is_requested_again_after_a_preemption_and_the_run_continues(stubs):

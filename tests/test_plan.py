@@ -33,6 +33,22 @@ def test_the_papers_model_on_eight(capsys):
     assert "30 % of the dense bfloat16 peak" in told and "does not fit" not in told
 
 
+def test_places_that_fill_a_tpus_tiles(capsys):
+    """The paper's 544 places without a prompt, and presets whose segments fill tiles."""
+    words = (f"{MULTITASK}:gpt2", "--devices", "8", "--config.prompt.source=none")
+    sentence = (
+        "544 places of a segment are padded to 640 on a TPU: model.segment_tokens=480 fills 512"
+    )
+    assert sentence in shown(capsys, *words, "--device", "v5e")
+    assert "padded" not in shown(capsys, *words, "--device", "h100")
+    for name in ("gpt2-tpu", "pretrained-tpu"):
+        assert plan.tiles(cli.load_config(f"{MULTITASK}:{name}")) == ""
+    small = plan.tiles(cli.load_config(f"{MULTITASK}:small"))
+    assert small.endswith(
+        "76 places of a segment are padded to 128 on a TPU: model.segment_tokens=116 fills 128"
+    )
+
+
 def test_one_device_and_overrides(capsys):
     words = (f"{MULTITASK}:gpt2", "--device", "a100", "--utilisation", "0.5")
     # Stages may be left out.
@@ -46,7 +62,7 @@ def test_one_device_and_overrides(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--device", "b300"], "no figures for 'b300': v5e, v6e, a100, h100, h200"),
+        (["--device", "b300"], "no figures for 'b300': v5e, v6e, v5p, tpu7x, a100, h100, h200"),
         (["--devices", "0"], "--devices must be 1 or more"),
         (["--devices", "3"], "does not divide evenly over mesh data=3"),
         (["--utilisation", "40"], "between 0 and 1, but got 40"),
@@ -78,7 +94,7 @@ def test_the_loaders_batches():
         drawn = sum(loader.tokens_at(step) for step in range(start, stop))
         assert row.tokens == pytest.approx(drawn, rel=0.03) and row.count == stop - start
     batch, stage = loader.batch_at(0), loader.stages[loader.stage_at(0)]
-    shape = plan._shape(config, stage, loader.segments_at(0))
+    shape = plan.shape_of(config, stage, loader.segments_at(0))
     assert shape[:4] == (*batch.tokens.shape[:2], *batch.answer_start.shape[1:])
     assert shape.tokens >= batch.answer.shape[-1]
 
@@ -86,7 +102,7 @@ def test_the_loaders_batches():
 def test_time_is_the_longest_of_three():
     chip = hardware.CHIPS["h100"]
     held = step_costs.Held(weights=1)
-    products = plan.Row("", 1, 1.0, chip.flops, 1.0, held, 0.0)
+    products = plan.Row("", 1, 1.0, chip.flops, 1.0, held, 0.0, held)
     assert products.seconds(chip, 2, 0.25) == pytest.approx(2.0)  # a quarter of two chips' peak
     moved = products._replace(moved=14 * chip.bandwidth)
     assert moved.seconds(chip, 2, 0.25) == pytest.approx(10.0)  # 70 % of the bandwidth
@@ -131,8 +147,8 @@ def test_the_table_of_llamas(tmp_path, size, preset, chip, devices, mesh, accumu
     assert COUNTS[size] == sum(np.prod(s) for n, s in own if n.startswith("backbone/"))
     rows, kind = plan.stages(config, vocab, devices), hardware.CHIPS[chip]
     hours = sum(row.seconds(kind, devices, plan.UTILISATION) for row in rows) / 3600
-    held = max(row.held.total for row in rows)
-    weights, moments = rows[0].held.weights, rows[0].held.moments
+    held = max(row.on(kind).total for row in rows)
+    weights, moments = rows[0].on(kind).weights, rows[0].on(kind).moments
     fits = "yes" if held <= kind.room else "no"
     cells = (
         size, f"`{preset}`", f"{devices} {chip}", f"fsdp={mesh[0]}, tensor={mesh[1]}", accumulate,

@@ -74,7 +74,7 @@ class Model:
     )
     attention: str = setting(
         "auto",
-        "auto takes cuDNN's kernel on NVIDIA GPUs where it applies.",
+        "auto takes cuDNN's kernel on NVIDIA GPUs and JAX's on TPUs, where they apply.",
         choices=("auto", "xla"),
     )
     schedule: str = setting(

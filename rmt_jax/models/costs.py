@@ -6,6 +6,7 @@ optimiser and the devices. `tests/test_costs.py` holds the FLOPs to the compiled
 analysis, the memory to its memory analysis, weights to the byte.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -16,9 +17,12 @@ import jax.numpy as jnp
 
 from rmt_jax import models
 from rmt_jax.config import Config
+from rmt_jax.models import platform, recurrent
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS
 from rmt_jax.types import Prompt, Segment
+
+TILE = (8, 128)  # rows and columns of a tile
 
 
 class Shape(NamedTuple):
@@ -166,10 +170,25 @@ def layer_weights(config: Config) -> int:
     return sum(math.prod(shapes[n]) for n in matrices if n.startswith("backbone/"))
 
 
+def tiled(shape: tuple[int, ...], size: int) -> int:
+    """Bytes of an array on a TPU, of numbers of `size` bytes: one of its last two axes fills lanes,
+    128 at a time, the other one up to 8 rows, as it takes less."""
+    *rest, first, second = (1, 1, *shape)
+
+    def padded(rows: int, lanes: int) -> int:
+        step = min(TILE[0], 1 << max(0, rows - 1).bit_length())
+        return -(-rows // step) * step * -(-lanes // TILE[1]) * TILE[1]
+
+    return math.prod(rest) * min(padded(first, second), padded(second, first)) * size
+
+
 @functools.lru_cache(maxsize=64)
-def layer_memory(config: Config, rows: int, tensor: int) -> tuple[int, int]:
+def layer_memory(config: Config, rows: int, tensor: int, tpu: bool = False) -> tuple[int, int]:
     """Bytes that autodiff keeps of one layer over one segment of `rows` texts, and bytes of the
-    recurrence's memory: found by tracing, so that a change of the block is a change here."""
+    recurrence's memory: found by tracing, so that a change of the block is a change here.
+
+    tpu: what is kept there (`recurrent.keeping`), in its tiles.
+    """
     m, room = config.model, config.prompt.tokens
     model = dataclasses.replace(m, dtype="bfloat16" if m.dtype == "auto" else m.dtype)
     made = outline(config.replace(model=model), 8)
@@ -188,7 +207,7 @@ def layer_memory(config: Config, rows: int, tensor: int) -> tuple[int, int]:
         def layer(params, x, state):
             return module.run_layer(frozen | params, x, state, memory.started, context)[:2]
 
-        return jax.vjp(layer, params, x, state)[1], memory.state
+        return jax.vjp(recurrent.keeping(layer), params, x, state)[1], memory.state
 
     def array(*shape, dtype: Any = jnp.int32):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -196,7 +215,8 @@ def layer_memory(config: Config, rows: int, tensor: int) -> tuple[int, int]:
     prompt = Prompt(array(rows, room), array(rows, room, dtype=jnp.bool_), array(rows))
     tokens = array(rows, m.segment_tokens)
     mask = array(rows, m.segment_tokens, dtype=jnp.bool_)
-    leaves, memory = jax.eval_shape(kept, made.shapes, tokens, mask, prompt)
+    with platform.compiling_for("tpu") if tpu else contextlib.nullcontext():
+        leaves, memory = jax.eval_shape(kept, made.shapes, tokens, mask, prompt)
     wide = BACKBONES[m.backbone].wide_axes(m)
 
     def bytes_of(x: Any) -> int:
@@ -204,7 +224,11 @@ def layer_memory(config: Config, rows: int, tensor: int) -> tuple[int, int]:
             return 0
         # Heads and the wide middle of the feed-forward are what `tensor` splits.
         split = tensor if x.ndim == 4 or set(x.shape[-1:]) & wide else 1
-        return math.prod(x.shape) * x.dtype.itemsize // split
+        return held(x) // split
+
+    def held(x: Any) -> int:
+        size = x.dtype.itemsize
+        return tiled(x.shape, size) if tpu else math.prod(x.shape) * size
 
     found = sum(bytes_of(x) for x in jax.tree.leaves(leaves))
-    return found, sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(memory))
+    return found, sum(held(x) for x in jax.tree.leaves(memory))

@@ -8,10 +8,13 @@ serve, what a loop over segments keeps, and whether few segments stand outside t
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
+
+_MESH: contextvars.ContextVar[Any] = contextvars.ContextVar("mesh", default=None)
 
 
 def current() -> str:
@@ -27,3 +30,19 @@ def compiling_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _PLATFORM.reset(token)
+
+
+def mesh() -> jax.sharding.Mesh | None:
+    """The mesh whose devices share the arrays of what is traced here, if that was said."""
+    return _MESH.get()
+
+
+@contextlib.contextmanager
+def spread_over(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
+    """Programs that this thread traces inside are spread over `mesh`. Only a kernel that the
+    compiler cannot split asks for it (`ops.splash`)."""
+    token = _MESH.set(mesh)
+    try:
+        yield
+    finally:
+        _MESH.reset(token)

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax.models import layout
+from rmt_jax.models import layout, platform
 from rmt_jax.models.backbones import BACKBONES, Backbone, Block
 from rmt_jax.models.cells import CELLS, Memory, MemoryCell
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.models.layout import Part
 from rmt_jax.models.lora import Adapters
+from rmt_jax.models.ops import splash
 from rmt_jax.models.ops.positions import gather_positions
 from rmt_jax.models.prompts import TaskPrompt
 from rmt_jax.types import Prompt, Segment, WeightInfo
@@ -189,6 +190,7 @@ class RecurrentModel(nnx.Module):
             )
             return x, (state, kept if keep_cache else None)
 
+        body = keeping(body, self.unroll > 1)
         own = (self.layer_state(memory), cache)
         if self.unroll == 1:
             x, (state, kept) = jax.lax.scan(body, x, (self.stacked_params(), *own))
@@ -335,6 +337,16 @@ class RecurrentModel(nnx.Module):
             return None
         rows = self.backbone.position_rows
         return jnp.arange(rows - self.memory.memory_tokens, rows)[None]
+
+
+def keeping(layer: Any, unrolled: bool = False) -> Any:
+    """`layer` with what a backward pass keeps of it on a TPU: its products with weights and what
+    attention gave. What stands between is made again; else half of the bytes that a train step of
+    GPT-2 base moves are its way to memory and back, and twice as much is held."""
+    if platform.current() != "tpu":
+        return layer
+    # Inside a loop, common subexpressions can't undo it.
+    return jax.checkpoint(layer, prevent_cse=unrolled, policy=splash.kept())
 
 
 def _unstacked(tree: Any, layers: int) -> list[Any]:

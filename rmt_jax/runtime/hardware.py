@@ -16,7 +16,7 @@ PEAKS: tuple[tuple[str, float], ...] = (
     ("L40S", 362.0),
     ("L4", 121.0),
     ("A10", 125.0),
-    ("TPU7x", 2307.0),
+    ("TPU7x", 1153.5),  # half a chip: each of its two chiplets is a device
     ("TPU v6", 918.0),
     ("TPU v5 lite", 197.0),
     ("TPU v5e", 197.0),
@@ -29,6 +29,9 @@ PEAKS: tuple[tuple[str, float], ...] = (
 def peak(device: Any) -> float | None:
     """Dense bfloat16 FLOP/s of a device, None where it is not known."""
     return next((1e12 * t for kind, t in PEAKS if kind in device.device_kind), None)
+
+
+GIB = 2.0**30
 
 
 class Chip(NamedTuple):
@@ -50,14 +53,20 @@ class Chip(NamedTuple):
         return self.share * self.memory
 
 
-# Google's pages on v5e and v6e; NVIDIA's data sheets of the SXM modules (A100 with 80 GB).
+# Google's pages on its TPUs, and the share of their memory that the compiler has (it says so when
+# it refuses a program); NVIDIA's data sheets of the SXM modules (A100 with 80 GB).
 CHIPS: dict[str, Chip] = {
-    "v5e": Chip("TPU v5e", 819e9, 16e9, 0.95),
-    "v6e": Chip("TPU v6", 1638e9, 32e9, 0.95),
+    "v5e": Chip("TPU v5e", 819e9, 16 * GIB, 15.75 / 16),
+    "v6e": Chip("TPU v6", 1638e9, 32 * GIB, 31.24 / 32),
+    "v5p": Chip("TPU v5", 2765e9, 96 * GIB, 95.73 / 96),
+    "tpu7x": Chip("TPU7x", 3690e9, 96 * GIB, 94.74 / 96),
     "a100": Chip("A100", 2039e9, 80e9, 0.75),
     "h100": Chip("H100", 3350e9, 80e9, 0.75),
     "h200": Chip("H200", 4800e9, 141e9, 0.75),
 }
+
+
+USUAL = ("v5e", "v6e", "a100", "h100", "h200")  # what a plan shows if none is named
 
 
 def host_memory() -> tuple[int, int] | None:

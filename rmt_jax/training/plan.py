@@ -29,7 +29,7 @@ BASIS = (
 )
 STREAMED = 0.7  # of the bandwidth: assumed
 LAYER_SECONDS = 54e-6  # the least for one layer's forward pass (H200, GPT-2 base, one text)
-HEADS = ("tokens", "FLOPs", "bytes moved", "GB/device")
+HEADS = ("tokens", "FLOPs", "bytes moved", "GB/GPU", "GB/TPU")
 READING = ("32k", "1M", "10M")
 ANSWER = 4  # tokens of an answer, END included: assumed, for the few logits that it makes
 
@@ -42,8 +42,12 @@ class Row(NamedTuple):
     tokens: float
     flops: float
     moved: float
-    held: Held  # on each device
+    held: Held  # on each GPU
     least: float  # seconds that the layers take at least
+    on_tpu: Held  # on each chip of a TPU, whose arrays fill tiles and which keeps less of a layer
+
+    def on(self, chip: hardware.Chip) -> Held:
+        return self.on_tpu if chip.kind.startswith("TPU") else self.held
 
     def seconds(self, chip: hardware.Chip, devices: int, utilisation: float) -> float:
         products = self.flops / (devices * utilisation * chip.flops)
@@ -61,7 +65,7 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
     for number, stage in enumerate(config.stages):
         tokens = flops = moved = least = 0.0
         for segments in stage.buckets:
-            shape = _shape(config, stage, segments)
+            shape = shape_of(config, stage, segments)
             share = stage.steps / len(stage.buckets)
             tokens += share * shape.batch * segments * config.model.segment_tokens
             flops += share * step_costs.step_flops(config, shape, vocab)
@@ -69,10 +73,12 @@ def stages(config: Config, vocab: int, devices: int) -> list[Row]:
             moved += share * step_costs.step_bytes(config, shape, vocab)
             moved += share * (devices // sizes[2] - 1) * _weights_read(config, shape, trained)
             least += share * _least(config, shape)
-        largest = _shape(config, stage, stage.segments)
-        held = step_costs.step_memory(config, largest, vocab, sizes)
+        largest = shape_of(config, stage, stage.segments)
+        held, on_tpu = (
+            step_costs.step_memory(config, largest, vocab, sizes, tpu) for tpu in (False, True)
+        )
         name = f"stage {number + 1}: 1-{stage.segments} segments of {config.model.segment_tokens}"
-        rows.append(Row(name, stage.steps, tokens, flops, moved, held, least))
+        rows.append(Row(name, stage.steps, tokens, flops, moved, held, least, on_tpu))
     return rows
 
 
@@ -93,6 +99,7 @@ def reading(config: Config, vocab: int, length: str, batch: int) -> Row:
         filled * costs.segment_bytes(config, batch),
         step_costs.reading_memory(config, batch, vocab),
         least,
+        step_costs.reading_memory(config, batch, vocab, tpu=True),
     )
 
 
@@ -117,8 +124,11 @@ def show(
     for row, spent in zip(trained, hours, strict=True):
         print(_line(row, spent, "{:,.2f}"))
     steps, tokens, flops, moved = (sum(column) for column in list(zip(*trained, strict=True))[1:5])
-    held = max((row.held for row in trained), key=lambda held: held.total)
-    every = Row("all stages", int(steps), tokens, flops, moved, held, 0.0)
+    held, on_tpu = (
+        max(kind, key=lambda held: held.total)
+        for kind in ([row.held for row in trained], [row.on_tpu for row in trained])
+    )
+    every = Row("all stages", int(steps), tokens, flops, moved, held, 0.0, on_tpu)
     print(_line(every, [sum(column) for column in zip(*hours, strict=True)], "{:,.2f}"))
     print()
     print(_header(["reading, one device", "texts", *HEADS], chips, "s/text"))
@@ -136,6 +146,20 @@ def show(
     _notes(config, trained, seen, chips, utilisation)
 
 
+def tiles(config: Config) -> str:
+    """What a segment's places waste of a TPU's tiles, in a sentence; '' for nothing."""
+    places, width = costs.places(config), costs.TILE[1]
+    padded = -(-places // width) * width
+    if places == padded:
+        return ""
+    fills = padded - width or padded
+    tokens = config.model.segment_tokens + fills - places
+    return (
+        f"{places} places of a segment are padded to {padded} on a TPU:"
+        f" model.segment_tokens={tokens} fills {fills}"
+    )
+
+
 def _notes(
     config: Config,
     trained: list[Row],
@@ -143,22 +167,27 @@ def _notes(
     chips: Mapping[str, hardware.Chip],
     utilisation: float,
 ) -> None:
-    largest = max(trained, key=lambda row: row.held.total)
-    parts = dataclasses.asdict(largest.held).items()
-    print(
-        f"memory at the fullest ({largest.name}): "
-        + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts if size)
-    )
+    for kind in dict.fromkeys(chip.kind.startswith("TPU") for chip in chips.values()):
+        one = next(c for c in chips.values() if c.kind.startswith("TPU") == kind)
+        row = max(trained, key=lambda row: row.on(one).total)
+        parts = dataclasses.asdict(row.on(one)).items()
+        print(
+            f"memory at the fullest on a {'TPU' if kind else 'GPU'} ({row.name}): "
+            + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts if size)
+        )
+    if any(chip.kind.startswith("TPU") for chip in chips.values()) and (told := tiles(config)):
+        print(told)
     texts = config.evaluation.samples * len(config.data.tasks)
     print(f"a full evaluation asks {texts:,} questions a length (evaluation.samples · tasks)")
     advice = ["raise mesh.fsdp or optimizer.accumulate", "lower evaluation.batch"]
     if not config.model.remat:
         advice[0] += ", or set model.remat=true"
     for name, chip in chips.items():
-        for row, way in zip((largest, max(seen, key=lambda r: r.held.total)), advice, strict=True):
-            if row.held.total > chip.room:
+        fullest = [max(r, key=lambda row: row.on(chip).total) for r in (trained, seen)]
+        for row, way in zip(fullest, advice, strict=True):
+            if (needed := row.on(chip).total) > chip.room:
                 print(
-                    f"does not fit on {name}: {row.name} needs {row.held.total / 1e9:.1f} GB, JAX"
+                    f"does not fit on {name}: {row.name} needs {needed / 1e9:.1f} GB, JAX"
                     f" takes {chip.room / 1e9:.1f} of {chip.memory / 1e9:.0f} GB: {way}"
                 )
     basis = BASIS if utilisation == UTILISATION else f"{100 * utilisation:g} % of the peak, as told"
@@ -172,7 +201,7 @@ def _notes(
         print("model.dtype=float32: peaks are bfloat16's, a chip's float32 is 2 to 16 times slower")
 
 
-def _shape(config: Config, stage: Stage, segments: int) -> Shape:
+def shape_of(config: Config, stage: Stage, segments: int) -> Shape:
     """Sizes of the loader's batches of one bucket."""
     if not stage.dense:
         return Shape(stage.batch, segments, 1, 1, ANSWER)
@@ -203,5 +232,9 @@ def _header(cells: list[str], names: Iterable[str], unit: str) -> str:
 
 def _line(row: Row, times: list[float], pattern: str) -> str:
     numbers = [f"{x:.3g}" for x in (row.tokens, row.flops, row.moved)]
-    cells = [f"{row.count:,}", *numbers, f"{row.held.total / 1e9:.1f}"]
+    cells = [
+        f"{row.count:,}",
+        *numbers,
+        *(f"{one.total / 1e9:.1f}" for one in (row.held, row.on_tpu)),
+    ]
     return f"{row.name:34}" + "".join(f"{c:>13}" for c in (*cells, *map(pattern.format, times)))

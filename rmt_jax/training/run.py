@@ -20,7 +20,7 @@ from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import peers, startup
 from rmt_jax.runtime.preemption import Signals, Stopped
 from rmt_jax.runtime.workdir import Workdir, config_to_continue, new_folder
-from rmt_jax.training import optimizer, step
+from rmt_jax.training import optimizer, programs, step
 from rmt_jax.training.checkpoint import Checkpoints
 from rmt_jax.training.divergence import Diverged, Rescues
 from rmt_jax.training.loop import Loop, Programs, save_weights
@@ -74,8 +74,8 @@ def _run(
     rescues = Rescues(path, owner)
     log.info("model: %s, %s", config.model.cell, _counts(shapes, trains))
 
-    rows = count + 1
-    check = Programs(step.make_eval_step(static, rows), out_shardings=sharding.replicated(mesh))
+    check = step.make_eval_step(static, programs.metric_rows(config), mesh)
+    check = Programs(check, out_shardings=sharding.replicated(mesh))
     if owner:
         tokenizer.save(path / "tokenizer")
     checkpoints = Checkpoints(path / "checkpoints", config.checkpoint)
@@ -85,17 +85,7 @@ def _run(
         opt = optimizer.build(config, infos, rescues.scale)
         start.lay_out(opt, mesh)
         train = Programs(
-            step.make_train_step(
-                static,
-                opt,
-                rows,
-                bptt=config.model.bptt,
-                remat=config.model.remat,
-                accumulate=config.optimizer.accumulate,
-                memory_drift_penalty=config.optimizer.memory_drift_penalty,
-                trains=trains,
-                mesh=mesh,
-            ),
+            programs.train_step(config, static, opt, mesh),
             donate_argnums=0,
             out_shardings=(start.place, sharding.replicated(mesh)),
         )

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from rmt_jax import models
+from rmt_jax.models import platform
 from rmt_jax.models.schedule import answers
 from rmt_jax.runtime.mesh import path_name
 from rmt_jax.training import metrics
@@ -136,7 +137,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         trained, frozen = divide(state.params, trains)
-        grads, sums = spread(trained, frozen, batch, scales(batch))
+        with platform.spread_over(mesh):
+            grads, sums = spread(trained, frozen, batch, scales(batch))
         updates, opt = optimizer.update(grads, state.opt, trained)
         params = join(optax.apply_updates(trained, updates), frozen)
         return TrainState(state.step + 1, params, opt), sums
@@ -144,11 +146,14 @@ def make_train_step(
     return step
 
 
-def make_eval_step(static: Any, rows: int):
-    """Teacher-forced sums of a batch; free-running answers are `rmt_jax.evaluate`'s."""
+def make_eval_step(static: Any, rows: int, mesh: jax.sharding.Mesh | None = None):
+    """Teacher-forced sums of a batch; free-running answers are `rmt_jax.evaluate`'s. mesh: that the
+    compiler spreads the texts over."""
 
     def step(params: Params, batch: Batch) -> Sums:
         model = models.merge(static, params)
-        return batch_sums(answers(model, batch, bptt=0, remat=False), batch, rows)[2]
+        with platform.spread_over(mesh):
+            found = answers(model, batch, bptt=0, remat=False)
+        return batch_sums(found, batch, rows)[2]
 
     return step

@@ -86,20 +86,26 @@ def step_bytes(config: Config, shape: Shape, vocab: int) -> float:
     return (read + times * trained) * segments + update + logits
 
 
-def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int, int]) -> Held:
-    """What a train step holds on each device of a mesh of `sizes` (data, fsdp, tensor).
+def step_memory(
+    config: Config, shape: Shape, vocab: int, sizes: tuple[int, int, int], tpu: bool = False
+) -> Held:
+    """What a train step holds on each device of a mesh of `sizes` (data, fsdp, tensor), a TPU's
+    chips or others.
 
     An upper bound on GPUs where cuDNN's attention runs, which keeps no scores, and without remat on
     CPUs, which keep what products with weights made (`models.recurrence`).
     """
     m = config.model
-    weights, trained_weights, moments, widest = state_bytes(config, vocab, sizes)
+    weights, trained_weights, moments, widest = state_bytes(config, vocab, sizes, tpu)
     rows = -(-shape.batch // (sizes[0] * sizes[1] * config.optimizer.accumulate))
-    layer, carry = costs.layer_memory(config, rows, sizes[2])
+    layer, carry = costs.layer_memory(config, rows, sizes[2], tpu)
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
-    activations = layer * (m.layers * stored + 1)
+    # On a TPU the answered segments and those before them, two loops, have places of their own, for
+    # gradients too.
+    loops = 1 + (tpu and m.remat and trained > shape.answered)
+    activations = layer * (m.layers * stored * loops + 1)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
     asked = rows * shape.answered * shape.questions * shape.tokens
@@ -108,18 +114,19 @@ def step_memory(config: Config, shape: Shape, vocab: int, sizes: tuple[int, int,
     return Held(
         weights=weights,
         moments=moments,
-        gradients=trained_weights * (2 + (config.optimizer.accumulate > 1)),
+        gradients=trained_weights * (1 + loops + (config.optimizer.accumulate > 1)),
         cast=_gathered(config, vocab, sizes[2]) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
-        logits=3 * 4 * (asked * vocab + told),
+        # A TPU keeps softmax and gradient in the chip's own memory.
+        logits=(1 if tpu else 3) * 4 * (asked * vocab + told),
     )
 
 
-def reading_memory(config: Config, batch: int, vocab: int) -> Held:
+def reading_memory(config: Config, batch: int, vocab: int, tpu: bool = False) -> Held:
     """What reading `batch` texts side by side holds on one device, whatever their length."""
-    weights, _, _, widest = state_bytes(config, vocab, (1, 1, 1))
-    layer, carry = costs.layer_memory(config, batch, 1)
+    weights, _, _, widest = state_bytes(config, vocab, (1, 1, 1), tpu)
+    layer, carry = costs.layer_memory(config, batch, 1, tpu)
     return Held(
         weights=weights,
         cast=_cast_bytes(config, widest),
@@ -130,11 +137,11 @@ def reading_memory(config: Config, batch: int, vocab: int) -> Held:
 
 
 def state_bytes(
-    config: Config, vocab: int, sizes: tuple[int, int, int]
+    config: Config, vocab: int, sizes: tuple[int, int, int], tpu: bool = False
 ) -> tuple[int, int, int, int]:
     """Bytes on each device of the weights, of those that are trained and of the optimiser's state,
-    as the mesh lays them out, and the number of weights that a device has before it when `fsdp` has
-    gathered them."""
+    as the mesh lays them out (in tiles on a TPU), and the number of weights that a device has
+    before it when `fsdp` has gathered them."""
     made = costs.outline(config, vocab)
     mesh = meshes.planned(sizes)
     trained, _ = divide(made.shapes, config.optimizer.trains)
@@ -143,7 +150,8 @@ def state_bytes(
     def held(tree: Any) -> int:
         place = jax.tree.leaves(meshes.place_state(tree, made.shapes, made.weights, mesh))
         pairs = zip(jax.tree.leaves(tree), place, strict=True)
-        return sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize for x, p in pairs)
+        parts = ((p.shard_shape(x.shape), x.dtype.itemsize) for x, p in pairs)
+        return sum(costs.tiled(*one) if tpu else math.prod(one[0]) * one[1] for one in parts)
 
     gathered = costs.count_weights(config, vocab) // sizes[2]
     return held(made.shapes), held(trained), held(state), gathered

@@ -1,9 +1,7 @@
 """Attention, in one function, in one place; and the bias of ALiBi.
 
-Plain products, on a CPU in blocks of queries, except on NVIDIA GPUs, where cuDNN's fused kernel
-serves what it can (`chosen`). On a TPU they stay whole: segments are short (592 places in the
-paper's model), XLA fuses mask and softmax there, and a Pallas kernel that nobody has run on a TPU
-would be a guess.
+Plain products, on a CPU in blocks of queries, except where a fused kernel serves (`chosen`):
+cuDNN's on NVIDIA GPUs, JAX's splash kernel on TPUs (`splash`).
 """
 
 import itertools
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 
 from rmt_jax.models import platform
 from rmt_jax.models.context import AttentionContext, KVCache
+from rmt_jax.models.ops import splash
 from rmt_jax.models.ops.positions import gather_positions
 
 # Finite, so that a query that may see nothing (padding) gives numbers and not NaN.
@@ -28,7 +27,10 @@ EXTRA = 8  # columns that carry the mask: one would do, but cuDNN wants multiple
 def chosen(
     platform: str, capability: str, dtype: Any, shape: tuple[int, ...], causal: bool, biased: bool
 ) -> str:
-    """'cudnn' or 'xla' for one call; pure, so that it can be tested without the device.
+    """'cudnn', 'splash' or 'xla' for one call; pure, so that it can be tested without the device.
+
+    A TPU's kernel takes what a causal mask and unknown keys hide, in bfloat16 or float32, from
+    `splash.LEAST` places on: below that plain products stay in the chip's own memory.
 
     cuDNN (the checks of JAX 0.10.2, jax/_src/cudnn/fused_attention_stablehlo.py): an NVIDIA GPU
     from Ampere on (capability 8.0), float16 or bfloat16, heads of a multiple of 8 up to 128 wide
@@ -43,6 +45,8 @@ def chosen(
       shape: of the queries, [B, N, H, d].
       causal: places see all known keys that are not behind them, nothing else hides anything.
     """
+    if platform == "tpu":
+        return "splash" if causal and not biased and shape[1] >= splash.LEAST else "xla"
     number = capability.replace(".", "", 1)
     if platform != "gpu" or not number.isdigit() or biased or not causal:
         return "xla"
@@ -56,6 +60,8 @@ def chosen(
 def available(dtype: Any, shape: tuple[int, ...], causal: bool, biased: bool) -> str:
     """`chosen` for the device that JAX runs on; plain products where a mesh is split by hand along
     one axis and by the compiler along another, for which JAX can't compile its call of cuDNN."""
+    if platform.current() == "tpu":
+        return chosen("tpu", "", dtype, shape, causal, biased)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.manual_axes and any(mesh.shape[name] > 1 for name in mesh.auto_axes):
         return "xla"
@@ -84,6 +90,8 @@ def attend(
     fused = available(queries.dtype, queries.shape, known is not None, bias is not None)
     if fused == "cudnn" and known is not None:
         return causal(queries, keys, values, None if packed else known, fused)
+    if fused == "splash" and known is not None and splash.serves(queries.shape, keys.shape[2]):
+        return splash.attend(queries, keys, values, known)
     if known is not None and platform.current() == "cpu":
         return in_blocks(queries, keys, values, visible, bias)
     return plain(queries, keys, values, visible, bias)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rmt_jax.models.ops.block import broadcast_bias, matmul
+from rmt_jax.models.ops.block import add_bias, matmul
 from rmt_jax.models.ops.draw import normal
 
 
@@ -37,7 +37,7 @@ class Linear(nnx.Module):
         y = self.linear(x)
         if not hasattr(self, "bias"):
             return y
-        return y + broadcast_bias(self.bias[...].astype(x.dtype), y.shape)
+        return add_bias(y, self.bias[...])
 
     def linear(self, x: jax.Array) -> jax.Array:
         """Without the bias."""
