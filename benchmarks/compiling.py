@@ -117,7 +117,7 @@ def programs() -> list[str]:
         config = cli.load_config(f"{Path(__file__).parents[1]}/configs/multitask.py:{preset}")
         stages = config.stages
         lengths = [(stage, s) for stage in stages for s in stage.buckets]
-        train = {plan._shape(config, stage, s) for stage, s in lengths}
+        train = {plan.shape_of(config, stage, s) for stage, s in lengths}
         check = {s for _, s in lengths}
         rows.append(f"| {preset} | {len(stages)} | {len(train)} | {len(check)} |")
     return rows

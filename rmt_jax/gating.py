@@ -41,15 +41,25 @@ def main(argv: list[str]) -> int:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise cli.Usage(f"--out {args.out} is no empty folder: choose another name.")
     # JAX loads only now: --help and wrong arguments answer at once.
-    from rmt_jax import api, placement
-    from rmt_jax.models.io import hub
     from rmt_jax.models.io.folder import argument
     from rmt_jax.runtime import peers, startup, switches
-    from rmt_jax.training.gates import teach
 
     switches.make_neutral()
     startup.join()
     startup.cache()
+    with peers.noticed():
+        _teach(args, gates)
+    command = f"python -m rmt_jax.evaluate --workdir {argument(args.out)} --lengths 1k,32k"
+    if startup.owner():
+        print(f"written: {args.out}\nnext:    {command}")
+    return 0
+
+
+def _teach(args: argparse.Namespace, gates: GateTraining) -> None:
+    from rmt_jax import api, placement
+    from rmt_jax.models.io import hub
+    from rmt_jax.training.gates import teach
+
     source = hub.open_source(args.workdir)
     model = api.from_source(source, mesh=placement.mesh_of_all(source.config))
     background = args.background or model.config.data.background
@@ -64,12 +74,7 @@ def main(argv: list[str]) -> int:
         babi_dir=args.babi,
         seed=gates.seed,
     )
-    with peers.noticed():
-        teach(model, data, gates, args.out, dtype=args.dtype, threshold=args.threshold)
-    command = f"python -m rmt_jax.evaluate --workdir {argument(args.out)} --lengths 1k,32k"
-    if startup.owner():
-        print(f"written: {args.out}\nnext:    {command}")
-    return 0
+    teach(model, data, gates, args.out, dtype=args.dtype, threshold=args.threshold)
 
 
 if __name__ == "__main__":

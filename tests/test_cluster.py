@@ -1,6 +1,9 @@
 """The variables that launchers leave, and devices that must not stay idle."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -121,7 +124,6 @@ def test_jax_finds_what_is_left_to_it(monkeypatch, env, address, process, gpus, 
     monkeypatch.setattr(startup, "gpus_present", lambda: gpus)
     asked = {}
     monkeypatch.setattr(startup.jax.distributed, "initialize", lambda **given: asked.update(given))
-    monkeypatch.setattr(startup.peers, "watch", lambda: None)
     place = cluster.find(env)
     assert place is not None
     place = dataclasses.replace(place, local_count=gpus or 4)
@@ -270,3 +272,14 @@ def test_each_core_is_a_device_as_far_as_texts_divide(monkeypatch, cores, settin
     asked.clear()
     startup.one_device_a_core(config)
     assert not asked
+
+
+def test_waiting_for_signals_starts_no_device():
+    """Cores are made devices after that, where a model is loaded."""
+    code = (
+        "import jax\nfrom rmt_jax.runtime.preemption import Signals\n"
+        "with Signals(): jax.config.update('jax_num_cpu_devices', 3)\nprint(jax.device_count())"
+    )
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr

@@ -1,5 +1,6 @@
 """Weights in and out: bit for bit, by closed list, and with a sentence for what is no weight."""
 
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from rmt_jax import api, cli, convert, files
 from rmt_jax.config import Config, Data, Prompt, to_dict
 from rmt_jax.data.tokenizer import load
 from rmt_jax.models.backbones.gpt2 import GPT2
-from rmt_jax.models.io import hub, names, torch_pickle, weights
+from rmt_jax.models.io import hub, lazy, names, torch_pickle, weights
 from rmt_jax.models.io.folder import ASSETS, argument
 from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.runtime.workdir import read_config
@@ -473,6 +474,38 @@ def test_written_weights_can_be_read_by_others(tmp_path):
     file = weights.write(tmp_path / "w.safetensors", {"a": np.ones(3, np.float32)}, {})
     (tmp_path / "like").touch()
     assert file.stat().st_mode == (tmp_path / "like").stat().st_mode
+
+
+def test_files_are_those_of_the_library(tmp_path, monkeypatch):
+    """Byte for byte, of numbers of any width, of lazy ones too, a row at a time."""
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    tensors = {
+        "b/half": rng.standard_normal((3, 5)).astype(ml_dtypes.bfloat16),
+        "b-single": rng.standard_normal((4, 2, 3)).astype(np.float32),
+        "a": np.array([True, False, True]),
+        "ä": np.array(3, np.float32),
+        "none": np.zeros((0, 7), np.float32),
+        "long": np.arange(5),
+    }
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    save_file(tensors, theirs, {"format": "pt"})
+    monkeypatch.setattr(lazy, "ROWS", 4)
+    weights.write(ours, weights.open_safetensors(theirs), {"format": "pt"})
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    def blocks(name, value):
+        yield value[:1]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tensors = {"a": np.ones((2, 3), np.float32)}
+    with pytest.raises(WeightsError, match="could not be written .*No space left.*make room"):
+        weights.write(tmp_path / "w.safetensors", tensors, {}, blocks=blocks)
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_the_size_in_bfloat16(tmp_path):

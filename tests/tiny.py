@@ -24,11 +24,11 @@ def settings(**changes) -> config.Model:
     return config.Model(**(values | changes))
 
 
-def model(prompt=None, **changes):
+def model(prompt=None, lora=None, **changes):
     """A model whose every weight is drawn, so that nothing hides behind a zero."""
     prompt = prompt or config.Prompt("none", "every", WORDS)
     model = settings(**changes)  # only its shapes: drawing here would compile every draw
-    built = nnx.eval_shape(lambda: models.build(model, prompt, VOCAB, 2, nnx.Rngs(0)))
+    built = nnx.eval_shape(lambda: models.build(model, prompt, VOCAB, 2, nnx.Rngs(0), lora))
     graph, params = models.split(built)
     rng = np.random.default_rng(0)
 
@@ -44,7 +44,7 @@ def model(prompt=None, **changes):
     params = {name: draw(memory if name == "memory" else part) for name, part in params.items()}
     if "memory" in params:
         params["memory"] |= drawn
-    for norm in (params["backbone"]["ln_f"], *params["backbone"]["blocks"].values()):
+    for norm in (*params["backbone"].values(), *params["backbone"]["blocks"].values()):
         if isinstance(norm, dict) and "scale" in norm:
             norm["scale"] += 1
     return graph, params

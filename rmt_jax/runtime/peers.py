@@ -47,16 +47,13 @@ def _aborted(_: int) -> None:
     _end()
 
 
-def watch() -> None:
-    """From here on an abort by JAX says what it means. Once per process."""
-    # Python's own handlers run after the one of C, which here never returns.
-    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
-
-
 @contextlib.contextmanager
 def noticed() -> Iterator[None]:
     """Work that the processes of a run do together. Where it breaks off because one is gone, this
-    one ends with a sentence and the code `GONE`."""
+    one ends with a sentence and the code `GONE`; so it does after the block, when JAX aborts it."""
+    if _several():
+        # Python's own handlers run after the one of C, which here never returns.
+        ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     try:
         yield
     except BaseException as error:
@@ -71,10 +68,13 @@ def noticed() -> Iterator[None]:
 
 
 def end_if_gone(error: BaseException) -> None:
-    """Ends the process where the exception says that another one is gone."""
-    ours = isinstance(error, RmtError) or not isinstance(error, ValueError | RuntimeError)
-    if not ours and _several() and BROKEN.search(str(error)):
-        _end()
+    """Ends the process where the exception, or one behind it, says that another one is gone."""
+    one: BaseException | None = error
+    while one is not None and _several():
+        ours = isinstance(one, RmtError) or not isinstance(one, ValueError | RuntimeError)
+        if not ours and BROKEN.search(str(one)):
+            _end()
+        one = one.__cause__ or one.__context__
 
 
 def _several() -> bool:

@@ -29,7 +29,8 @@ class Signals:
         self.noted = False
         self.interrupted = False  # by Ctrl-C
         self._at_once = False
-        self._alone = jax.process_count() == 1
+        # Asking for the number of processes starts JAX: devices are still to be set, on a CPU.
+        self._alone = not jax.distributed.is_initialized() or jax.process_count() == 1
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Signals":

@@ -174,7 +174,6 @@ def _join(place: cluster.Cluster) -> None:
             f" ({_first_line(error)}): is process 0 running, is the port open, and was"
             " no array made before?"
         ) from error
-    peers.watch()
 
 
 def _check_devices(place: cluster.Cluster | None) -> None:
