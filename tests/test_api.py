@@ -10,6 +10,7 @@ import tiny
 
 from rmt_jax import api
 from rmt_jax.config import Config, Prompt
+from rmt_jax.models.inputs import InputError
 from rmt_jax.models.sampling import Sampling, SamplingError
 
 pytestmark = pytest.mark.portable
@@ -124,7 +125,7 @@ def test_wrong_input_gets_a_sentence():
         (lambda: told.forward(ids, prompt=asked), "Token ids run from 99 to 99"),
     ]
     for call, sentence in cases:
-        with pytest.raises(api.InputError, match=sentence):
+        with pytest.raises(InputError, match=sentence):
             call()
 
 
