@@ -57,7 +57,7 @@ def test_scan_equals_loop_in_values_and_gradients(cell):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ("none", "rmt", "delta"))
+@pytest.mark.parametrize("cell", tiny.cells("delta", of=("none", "rmt", "delta")))
 def test_more_places_may_be_wanted_than_a_segment_has(cell):
     """Several answers of many tokens: places that stand more than once."""
     graph, params = tiny.model(cell=cell)
