@@ -120,9 +120,14 @@ def test_a_program_that_does_not_fit_gets_the_setting_that_helps(monkeypatch, ca
     ("config", "vocab", "program", "name"),
     [
         (preset("gpt2"), 50_257, Program("training", 2, 4), "v5e:2x4"),
-        (preset("small"), 1024, Program("training", 0, 8), "v5e:2x2"),
+        (
+            preset("gpt2-tpu", **{"model.cell": "delta"}),
+            50_257,
+            Program("training", 2, 4),
+            "v5e:2x4",
+        ),
     ],
-    ids=("the paper's recipe", "the default preset"),
+    ids=("the paper's recipe", "delta"),
 )
 def test_the_plan_without_compiling_is_near(config, vocab, program, name):
     there = tpu(name)
