@@ -89,10 +89,10 @@ def test_stopped_in_the_second_batch(model, tmp_path, monkeypatch):
     assert not unfinished(tmp_path / "broken")
 
 
-SLOW = pytest.param("no archive", marks=pytest.mark.slow)
+NO_ARCHIVE = pytest.param("no archive", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("harm", ("cut short", SLOW, "of another evaluation"))
+@pytest.mark.parametrize("harm", ("cut short", NO_ARCHIVE, "of another evaluation"))
 def test_what_is_no_use_is_read_anew(model, tmp_path, monkeypatch, harm):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         Watched(patch, stop_after=3)

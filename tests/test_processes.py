@@ -91,23 +91,25 @@ def answers_in(out: Path) -> dict[Path, list[str]]:
     }
 
 
+def trainers(process: subprocess.Popen, log: Path, lines: int) -> list[int]:
+    """The two processes that node.sh has started, when their log has more than so many lines."""
+    while not (log.exists() and log.read_text().count("\n") > lines):
+        assert process.poll() is None
+        time.sleep(0.5)
+    # By name: node.sh has children that sleep, too.
+    named = ["pgrep", "-P", str(process.pid), "-f", "rmt_jax.train"]
+    found = subprocess.run(named, capture_output=True, text=True).stdout.split()
+    assert len(found) == 2
+    return [int(number) for number in found]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_one_of_two_processes_is_told_to_stop(tmp_path, number):
     """Both save at the same step, whichever got the signal, and ask to be started again."""
     command, env = node(2, tmp_path, "stages.0.steps=100000")
     log = tmp_path / "metrics.jsonl"
     with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while not (log.exists() and log.read_text().count("\n") > 3):
-            assert process.poll() is None
-            time.sleep(0.5)
-        children = subprocess.run(
-            # By name: node.sh has children that sleep, too.
-            ["pgrep", "-P", str(process.pid), "-f", "rmt_jax.train"],
-            capture_output=True,
-            text=True,
-        ).stdout.split()
-        assert len(children) == 2
-        os.kill(int(children[-1]), number)
+        os.kill(trainers(process, log, 3)[1], number)
         stderr = process.communicate(timeout=300)[1]
     assert process.returncode == 75, stderr[-3000:]
     assert stderr.count("the same command continues from there") == 2
@@ -287,15 +289,7 @@ def test_one_of_two_processes_is_killed_while_they_train(tmp_path, which):
     command, env = node(2, tmp_path, "stages.0.steps=100000", "checkpoint.every=3")
     log = tmp_path / "metrics.jsonl"
     with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while not (log.exists() and log.read_text().count("\n") > 7):
-            assert process.poll() is None
-            time.sleep(0.5)
-        children = subprocess.run(
-            ["pgrep", "-P", str(process.pid), "-f", "rmt_jax.train"],
-            capture_output=True,
-            text=True,
-        ).stdout.split()
-        os.kill(int(children[which]), signal.SIGKILL)
+        os.kill(trainers(process, log, 7)[which], signal.SIGKILL)
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 137 and stderr.count(GONE) == 1, stderr[-3000:]
     assert "Traceback" not in stderr, stderr[-3000:]

@@ -5,7 +5,8 @@
 #       --config configs/multitask.py:gpt2
 #
 # tpu --check first compiles the run's programs for the TPU of tpu.yaml on this machine (extra `tpu`),
-# and submits nothing where one does not fit. The bucket must be readable and writable for the Kubernetes service account 'rmt-jax'.
+# and submits nothing where one does not fit. The bucket must be readable and writable for the
+# Kubernetes service account 'rmt-jax'.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../options.sh
 . "$(dirname "$0")/../options.sh"
@@ -24,9 +25,9 @@ words "the command goes into YAML"
 said() { sed -n "s/^ *cloud.google.com\/gke-tpu-$1: *//p" "$(dirname "$0")/tpu.yaml"; }
 if [[ -n $check ]]; then
   [[ $kind == tpu ]] || fail "--check compiles for TPUs: python -m rmt_jax.doctor --plan says it of GPUs"
-  sort=$(said accelerator) # tpu-v6e-slice, tpu-v5-lite-podslice, tpu-v5p-slice, tpu7x
-  sort=${sort#tpu-} sort=${sort%-*slice}
-  checked "${sort/v5-lite/v5e}:$(said topology)"
+  tpu=$(said accelerator) # tpu-v6e-slice, tpu-v5-lite-podslice, tpu-v5p-slice, tpu7x
+  tpu=${tpu#tpu-} tpu=${tpu%-*slice}
+  checked "${tpu/v5-lite/v5e}:$(said topology)"
 fi
 filled=$(sed -e '/^ *#/d' -e "s|\bIMAGE\b|$image|; s|\bRUN\b|$run|g; s|\bBUCKET\b|$bucket|; s|\bARGS\b|$module ${arguments[*]}|" \
   "$(dirname "$0")/$kind.yaml")

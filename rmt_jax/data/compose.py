@@ -161,6 +161,7 @@ class Composer:
         """
         length = Length.parse(length, self.segment_tokens) if isinstance(length, str) else length
         made = self.task(task)
+        perturb.check_task(self.change, made)
         more = dict(hidden=hidden, question_share=question_share, hard_negatives=hard_negatives)
         if not length.whole:
             return self._sample(made, length, seed, index, options, length, **more)
@@ -238,7 +239,6 @@ class Composer:
                     continue
                 rng = AddressedRng(seed, address, task.seed, length.tokens, 1)
                 if self.change:
-                    perturb.check_task(self.change, task)
                     found = perturb.story(self.change, found, AddressedRng(seed, address, 7))
                     if found is None:
                         continue

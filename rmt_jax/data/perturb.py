@@ -39,6 +39,8 @@ PERTURBATIONS: dict[str, str] = {
     "other_background": "Background text of another kind than in training.",
     **DESCRIPTIONS,
 }
+# Of a model that reads the description of its task.
+NEED_DESCRIPTION = (*DESCRIPTIONS, "other_description")
 TYPO_SHARE = 0.1
 UNKNOWN = "unknown"  # the answer where the text does not tell
 _POINTS_BACK = re.compile(r"(?:Then|After|Afterwards|Following)\b")

@@ -185,16 +185,14 @@ def answer_questions(
     size = batch_size(batch, total, max(nominal.values()), model.ways)
     processes, place = model.placement.readers, model.placement.reader
     for first in range(0, len(unasked), size * processes):
-        start = time.monotonic()
         round_ = unasked[first : first + size * processes]
         own = round_[place * size : (place + 1) * size]
         kept = _kept_reading(model, logs, own, size, progress)
         new = _asked(model, source, own, size, reset, processes, kept, progress)
-        seconds = round((time.monotonic() - start) / max(1, len(own)), 4)
         for job in dict.fromkeys(job for job, _ in round_):
             known = len(logs[job].records)
-            timed = [dataclasses.replace(r, seconds=seconds) for j, r in new if j == job]
-            logs[job].append(timed if model.placement.tells else [])
+            own_records = [record for one, record in new if one == job]
+            logs[job].append(own_records if model.placement.tells else [])
             made = len(logs[job].records) - known
             progress.batch_done(job.stem, job.length, logs[job].records, made * nominal[job])
         if kept is not None:
@@ -229,7 +227,7 @@ def _asked(
     progress: TokenProgress,
 ) -> list[tuple[EvalJob, AnswerRecord]]:
     """The records of a batch of questions, each named by its job and its number."""
-    jobs, questions = [], []
+    start, jobs, questions = time.monotonic(), [], []
     for job, group in itertools.groupby(own, key=lambda one: one[0]):
         numbers = [number for _, number in group]
         which = range(numbers[0], numbers[-1] + 1)
@@ -250,6 +248,7 @@ def _asked(
         outputs, reset_outputs = answering.teacher_forced_answers(
             model, encoded, targets, **options
         )
+    seconds = round((time.monotonic() - start) / max(1, len(questions)), 4)
     records = [
         AnswerRecord(
             question=q.question,
@@ -260,7 +259,7 @@ def _asked(
             tokens=len(q.encoded.context) + len(q.encoded.question),
             characters=q.characters,
             gpt2_tokens=q.gpt2_tokens,
-            seconds=0.0,
+            seconds=seconds,
             other_targets=q.other_targets,
             parts=q.parts,
             facts=len(q.facts),

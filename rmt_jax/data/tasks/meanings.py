@@ -54,6 +54,8 @@ HELD_OUT = {
     ),
     "touched": ("Give the name of whoever handled {} most recently.", "Who had {} last is asked."),
 }
+# Nobody touches a person.
+MEANINGS = {"object": tuple(TRAINED), "person": tuple(m for m in TRAINED if m != "touched")}
 SPAN = (4, 12)  # facts of a story where nothing else is said
 ATTEMPTS = 5000
 
@@ -104,54 +106,54 @@ class Meaning(Task):
         names = simulator.draw_names("qa2", options, rng)
         world = moving.World("qa2", names, rng)
         facts: list[str] = []
-        known: dict[str, list[tuple[int, str]]] = {}  # question: its answers on the way
+        known: dict[str, list[tuple[int, str]]] = {}  # of whom: the answers on the way
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
         for number in range(count):
             facts.append(world.next_fact())
-            found = self._answers(world, self.meaning)
-            for question, (answer, _) in found.items():
-                known.setdefault(question, []).append((number, answer))
+            found = self._answers(world)
+            for who, (answer, _) in found.items():
+                known.setdefault(who, []).append((number, answer))
         if not found:
             return None
-        question = rng.pick(sorted(found))
-        answer, supporting = found[question]
+        asked_of = rng.pick(sorted(found))
+        answer, supporting = found[asked_of]
         asked = tuple(
-            IntermediateQuestion(number, text, said)
-            for text, answers in sorted(known.items())
+            IntermediateQuestion(number, self._question(who), said)
+            for who, answers in sorted(known.items())
             for number, said in answers
-            if number < count - 1 and (text == question or not options.final_question_only)
+            if number < count - 1 and (who == asked_of or not options.final_question_only)
             if rng.uniform() < options.question_rate
         )
         number = rng.below(1 << 20)
         others = {
-            meaning: self._answers(world, meaning)
-            for meaning in TRAINED
-            if meaning != self.meaning and (self.subject, meaning) != ("person", "touched")
+            meaning: answer_of(world, asked_of, meaning)
+            for meaning in MEANINGS[self.subject]
+            if meaning != self.meaning
         }
         return Story(
             self.name,
             tuple(facts),
-            question,
+            self._question(asked_of),
             answer,
             supporting,
             asked,
             description=describe(self.subject, self.meaning, number),
             other_meanings=tuple(
-                (describe(self.subject, meaning, number), answers[question][0])
-                for meaning, answers in others.items()
-                if question in answers
+                (describe(self.subject, meaning, number), other[0])
+                for meaning, other in others.items()
+                if other is not None
             ),
         )
 
-    def _answers(self, world: moving.World, meaning: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Answer and supporting facts of each question that has an answer now."""
-        objects = self.subject == "object"
-        found = {}
-        for who in world.names.objects if objects else world.names.people:
-            answer = answer_of(world, who, meaning)
-            if answer is not None:
-                found[f"Where is the {who}?" if objects else f"Where is {who}?"] = answer
-        return found
+    def _answers(self, world: moving.World) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Answer and supporting facts, by the person or object that is asked for, where there is an
+        answer now."""
+        every = world.names.objects if self.subject == "object" else world.names.people
+        each = {who: answer_of(world, who, self.meaning) for who in every}
+        return {who: answer for who, answer in each.items() if answer is not None}
+
+    def _question(self, who: str) -> str:
+        return f"Where is the {who}?" if self.subject == "object" else f"Where is {who}?"
 
 
 def describe(subject: str, meaning: str, number: int) -> str:
@@ -189,7 +191,6 @@ def answer_of(world: moving.World, who: str, meaning: str) -> tuple[str, tuple[i
     return longest, tuple(arrived)
 
 
-for _subject in SUBJECTS:
-    for _meaning in TRAINED:
-        if (_subject, _meaning) != ("person", "touched"):
-            register(f"{_subject}_{_meaning}")(functools.partial(Meaning, _subject, _meaning))
+for _subject, _meanings in MEANINGS.items():
+    for _meaning in _meanings:
+        register(f"{_subject}_{_meaning}")(functools.partial(Meaning, _subject, _meaning))

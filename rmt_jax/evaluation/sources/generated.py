@@ -91,21 +91,20 @@ class Generated:
 
     def perturbations(self) -> list[str]:
         described = reads_descriptions(self.model)
-        found = [n for n in perturb.PERTURBATIONS if described or n not in perturb.DESCRIPTIONS]
+        found = [n for n in perturb.PERTURBATIONS if described or n not in perturb.NEED_DESCRIPTION]
         if self.data.background in ("builtin", "none"):
             found.remove("other_background")
         if not self.data.unknown_rate:
             found.remove("absent")
         asked = [tasks.create(name, self.data) for name in tasks.question_tasks(self.data)]
-        if not described or not all(task.several_meanings for task in asked):
+        if described and not all(task.several_meanings for task in asked):
             found.remove("other_description")
         return found
 
     def check(self, perturbation: str) -> None:
         with question_errors():
             perturb.check(perturbation)
-        of_prompt = (*perturb.DESCRIPTIONS, "other_description")
-        if perturbation in of_prompt and not reads_descriptions(self.model):
+        if perturbation in perturb.NEED_DESCRIPTION and not reads_descriptions(self.model):
             raise QuestionError(
                 f"'{perturbation}' does not apply: this model reads no description of its task "
                 f"(config.prompt.source is {self.model.config.prompt.source})."
