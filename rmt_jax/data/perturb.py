@@ -26,6 +26,7 @@ PERTURBATIONS: dict[str, str] = {
     "new_people": "Persons bear names that were never trained on.",
     "new_places": "Places bear names that were never trained on.",
     "new_objects": "Objects bear names that were never trained on.",
+    "new_names": "Persons, places and objects bear names that were never trained on.",
     "absent": "The question names somebody or something that the text does not; the answer is"
     " 'unknown'.",
     "other_description": "The task prompt asks for another meaning of the same question, and the"
@@ -81,7 +82,10 @@ def story(name: str, original: Story, rng: AddressedRng) -> Story | None:
     """The story with other names, another question, or distractors among its facts; None where it
     leaves nothing to change, and another one is needed."""
     if name.startswith("new_"):
-        return rename(original, name.removeprefix("new_"), rng, held_out=True)
+        kind = name.removeprefix("new_")
+        for renamed in words.Names._fields if kind == "names" else (kind,):
+            original = rename(original, renamed, rng, held_out=True)
+        return original
     if name == "distractors":
         return _add_distractors(original, rng)
     if name == "absent":

@@ -24,22 +24,66 @@ from rmt_jax.data.story import IntermediateQuestion, Story, StoryOptions
 from rmt_jax.data.tasks import Task, register
 from rmt_jax.data.tokenizer import Tokenizer
 
-VERBS = ("Say", "Tell me", "Name", "Answer with")
-SUBJECTS = {"object": ("the thing", "the object"), "person": ("the person", "somebody")}
+FRAMES = (
+    "Say {}.", "Tell me {}.", "Name {}.", "Answer with {}.", "Give {}.", "Find {}.",
+    "What is asked for is {}.", "The answer is {}.",
+)  # fmt: skip
+PLACES = ("place", "room", "spot")  # the '[place]' of a form
+SUBJECTS = {
+    "object": ("the thing", "the object", "the item"),
+    "person": ("the person", "somebody", "someone"),
+}
 TRAINED = {
-    "now": ("the place where {} is now", "the present place of {}", "the last place of {}"),
-    "first": ("the place where {} was at first", "the first place of {}", "where {} began"),
+    "now": (
+        "the [place] where {} is now",
+        "the present [place] of {}",
+        "the last [place] of {}",
+        "the current [place] of {}",
+        "where {} is now",
+        "where to find {} now",
+        "the location where {} is at present",
+        "the [place] that {} is in by now",
+    ),
+    "first": (
+        "the [place] where {} was at first",
+        "the first [place] of {}",
+        "where {} began",
+        "the starting [place] of {}",
+        "where {} was at the start",
+        "the [place] of {} to begin with",
+        "the location that {} started from",
+        "the [place] that was the first for {}",
+    ),
     "previous": (
-        "the place where {} was before the last one",
-        "the place before the present one of {}",
-        "the last place but one of {}",
+        "the [place] where {} was before the last one",
+        "the [place] before the present one of {}",
+        "the last [place] but one of {}",
+        "the [place] just before the last one of {}",
+        "where {} was before coming to the last [place]",
+        "the [place] that came before the current one of {}",
+        "the [place] one earlier than the last one of {}",
+        "the location that {} left last",
     ),
     "longest": (
-        "the place where {} was longest",
-        "the place that kept {} for the longest time",
-        "the place where {} spent most of the story",
+        "the [place] where {} was longest",
+        "the [place] that kept {} for the longest time",
+        "the [place] where {} spent most of the story",
+        "where {} stayed longest",
+        "the [place] that had {} longest",
+        "where {} was most of the time",
+        "the location in which {} stayed for the most facts",
+        "the [place] of the longest stay of {}",
     ),
-    "touched": ("who touched {} last", "the last person who had {}", "who was the last to hold {}"),
+    "touched": (
+        "who touched {} last",
+        "the last person who had {}",
+        "who was the last to hold {}",
+        "the name of the last one to handle {}",
+        "who most recently held {}",
+        "the person who last held {}",
+        "whose hands held {} last",
+        "the last one to have {}",
+    ),
 }
 HELD_OUT = {
     "now": ("Give the current location of {}.", "Where {} can be found by now is asked for."),
@@ -158,10 +202,12 @@ class Meaning(Task):
 
 def describe(subject: str, meaning: str, number: int) -> str:
     """Description `number` of a meaning: one of the sentences that its parts make."""
-    forms, nouns = TRAINED[meaning], SUBJECTS[subject]
-    number, verb = divmod(number, len(VERBS))
-    number, noun = divmod(number, len(nouns))
-    return f"{VERBS[verb]} {forms[number % len(forms)].format(nouns[noun])}."
+    chosen = []
+    for parts in (FRAMES, SUBJECTS[subject], PLACES, TRAINED[meaning]):
+        number, part = divmod(number, len(parts))
+        chosen.append(parts[part])
+    frame, noun, place, form = chosen
+    return frame.format(form.replace("[place]", place).format(noun))
 
 
 def answer_of(world: moving.World, who: str, meaning: str) -> tuple[str, tuple[int, ...]] | None:
