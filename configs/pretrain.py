@@ -5,6 +5,7 @@
     python -m rmt_jax.train --config configs/pretrain.py:segment --workdir runs/segment
     python -m rmt_jax.train --config configs/pretrain.py:delta --workdir runs/delta
     python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long
+    python -m rmt_jax.train --config configs/pretrain.py:ten --workdir runs/ten
     python -m rmt_jax.train --config configs/pretrain.py:official --workdir runs/official
     python -m rmt_jax.train --config configs/pretrain.py:hard_negatives --workdir runs/negatives
     python -m rmt_jax.train --config configs/pretrain.py:threshold --workdir runs/threshold_1 \
@@ -52,6 +53,7 @@ from rmt_jax.config import (
 )
 
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+TEN = (*TASKS, "qa6", "qa7", "qa8", "qa9", "qa10")
 # Chances, one drawn per story, that a question follows a fact.
 OFTEN, LESS_OFTEN = (1.0, 1.0, 0.5, 0.2), (1.0, 1.0, 0.5)
 SHORT, LONG = Facts(3, 12), Facts(8, 24)
@@ -97,7 +99,7 @@ def stage(
 
 def get_config(preset: str = "tasks") -> Config:
     presets = {"tasks": tasks, "memory": memory, "segment": segment, "delta": delta}
-    presets |= {"long": long, "official": official}
+    presets |= {"long": long, "ten": ten, "official": official}
     presets |= {"hard_negatives": hard_negatives, "threshold": threshold}
     presets |= {"wide": wide, "wide_memory": wide_memory, "wide_long": wide_long}
     presets |= {"wide_stories": wide_stories}
@@ -204,6 +206,26 @@ def long() -> Config:
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "4s", "16s"), every=350),
     )  # fmt: skip
+
+
+def ten() -> Config:
+    """From five tasks to ten, at a rate that does not fall: what follows lets it fall."""
+    config = delta()
+    stage = dataclasses.replace(
+        config.stages[0],
+        steps=800,
+        tasks=dict(zip(TEN, (0.4, 0.7, 1.3, 0.4, 0.5, 0.7, 1.1, 1.0, 0.8, 1.7), strict=True)),
+        facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
+        background=0.5,
+    )
+    return config.replace(
+        init="runs/long",
+        prompt=dataclasses.replace(config.prompt, tokens=24),
+        data=dataclasses.replace(config.data, tasks=TEN),
+        optimizer=dataclasses.replace(config.optimizer, decay="constant"),
+        stages=(stage,),
+        evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "4s", "8s"), every=200),
+    )
 
 
 def official() -> Config:

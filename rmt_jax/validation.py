@@ -3,6 +3,7 @@ devices are touched."""
 
 import re
 
+from rmt_jax import scores
 from rmt_jax.config import Config, ConfigError, check_values
 
 
@@ -44,6 +45,11 @@ def _validate_data(config: Config) -> None:
                 " only), 4k or 1M (nominal tokens), 300 (tokens of context), or all (documents"
                 " of any length)."
             )
+    if config.evaluation.score:
+        try:
+            scores.check(config.evaluation.score)
+        except scores.ScoreError as error:
+            raise ConfigError(f"evaluation.score: {error}") from None
 
 
 def _validate_stages(config: Config) -> None:
@@ -132,11 +138,6 @@ def _validate_tasks(config: Config) -> None:
                 f"data.texts.{name}.train is empty: give a folder of .txt or .jsonl files, one such"
                 " file, or builtin."
             )
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"config.{name} must be one of {', '.join(choices)}, but got '{value}'.")
 
 
 def _validate_schedule(config: Config) -> None:

@@ -87,6 +87,7 @@ SETTINGS = [
     ("checkpoint.every=0", "checkpoint.every must be 1 or more"),
     ("evaluation.lengths=4x", "'4x' is no length: write 4s (segments)"),
     ("evaluation.lengths=0s", "'0s' is no length"),
+    ("evaluation.score=exactly", "evaluation.score: No score is called 'exactly': there are off"),
     ("evaluation.samples=0", "evaluation.samples must be 1 or more"),
     ("evaluation.every=-1", "evaluation.every must be 0 or more"),
     ("log_every=0", "log_every must be 1 or more, but got 0"),

@@ -9,7 +9,7 @@ import tiny
 from flax import nnx
 
 from rmt_jax import config, models
-from rmt_jax.models import recurrence
+from rmt_jax.models import platform, recurrence
 from rmt_jax.models.io import weights
 from rmt_jax.models.ops import attention
 from rmt_jax.types import Prompt, Segment
@@ -140,6 +140,28 @@ def test_the_way_of_a_gpu_gives_the_same(cell, remat, monkeypatch):
         assert loops(recurrence.answer_logits) == 0
         monkeypatch.setattr(recurrence, "UNROLLED", 1)
         assert loops(recurrence.answer_logits) > 0
+
+
+@pytest.mark.parametrize("cell", tiny.cells("rmt", of=("rmt", "delta")))
+def test_one_loop_over_all_segments_as_on_a_tpu_gives_the_same(cell):
+    """Elsewhere the answered segments have a loop of their own."""
+    graph, params = tiny.model(ASKED, cell=cell, layers=2, dtype="float32", attention="xla")
+    batch = tiny.batch(segments=4, answered=2)
+
+    def measured():
+        def loss(params):
+            out = recurrence.answers(models.merge(graph, params), batch)
+            return loss_of(out.logits, batch) + out.drift.sum()
+
+        whole = str(jax.make_jaxpr(loss)(params)).count("length=4")
+        return whole, jax.jit(jax.value_and_grad(loss))(params)
+
+    none, two = measured()
+    with platform.compiling_for("tpu"):
+        some, one = measured()
+    assert none == 0 < some
+    for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", tiny.CELLS)

@@ -9,7 +9,7 @@ from rmt_jax.config.sources import Questions, Texts
 
 LARGEST_SEED = 2**31 - 1
 # Checkpoints that come with the package; all have its tokenizer.
-SHIPPED = ("backbone", "backbone-rmt", "multitask", "multitask-wide")
+SHIPPED = ("backbone", "backbone-ten", "backbone-rmt", "multitask", "multitask-wide")
 
 
 @dataclass(frozen=True)
@@ -323,6 +323,11 @@ class Evaluation:
         0, "Between validations in training; 0: at the end of a stage.", unit="steps", least=0
     )
     seed: int = setting(1, "Of the stories that are asked.", least=0, most=LARGEST_SEED)
+    score: str = setting(
+        "",
+        "Rule of `rmt_jax.scores` that table and pictures of a run show, where its tasks have it;"
+        " empty: their first. scores.csv has all.",
+    )
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,9 @@ def step_memory(
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
-    # On a TPU the answered segments and those before them, two loops, have places of their own, for
-    # gradients too.
-    loops = 1 + (tpu and m.remat and trained > shape.answered)
-    activations = layer * (m.layers * stored * loops + 1)
+    # On a TPU a layer's products stand there twice while a segment of several is run again.
+    twice = tpu and m.remat and trained > 1
+    activations = layer * (m.layers * stored * (1 + twice) + 1)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
     asked = rows * shape.answered * shape.questions * shape.tokens
@@ -114,7 +113,9 @@ def step_memory(
     return Held(
         weights=weights,
         moments=moments,
-        gradients=trained_weights * (1 + loops + (config.optimizer.accumulate > 1)),
+        # The loops over segments and over layers each have a sum. That over microbatches has one
+        # more, which a TPU's compiler copies.
+        gradients=trained_weights * (2 + (1 + tpu) * (config.optimizer.accumulate > 1)),
         cast=_gathered(config, vocab, sizes[2]) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
