@@ -1,5 +1,6 @@
 """`doctor --plan CONFIG --compile TPU`: the compiler's figures, refusals, and the way out."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -116,10 +117,34 @@ def test_a_program_that_does_not_fit_gets_the_setting_that_helps(monkeypatch, ca
 
 
 @SLOW
+def test_a_refusal_and_its_way_out_are_the_compilers(capsys):
+    """Half a million texts of one segment for a chip: too many, until they go through in parts."""
+    tpu("v5e:1x1")
+    batch = 2**19
+    words = [f"--config.stages.{n}.batch={batch}" for n in (0, 1)]
+    words += ["--config.stages.1.segments=1"]
+    told = ["--plan", f"{MULTITASK}:smoke", "--compile", "v5e:1x1", *words]
+    assert doctor.main(told) == 1
+    out = capsys.readouterr().out
+    assert "does not fit, it needs" in out and "of 15.75 GiB" in out
+    way = re.search(r"it fits with ((?:--config\S+ ?)+):", out)
+    assert way and "accumulate" in way[1], out
+    capsys.readouterr()
+    assert doctor.main([*told, *way[1].split()]) == 0
+    assert "does not fit" not in capsys.readouterr().out
+
+
+@SLOW
 @pytest.mark.parametrize(
     ("config", "vocab", "program", "name"),
     [
         (preset("gpt2"), 50_257, Program("training", 2, 4), "v5e:2x4"),
+        (
+            preset("gpt2", **{"optimizer.accumulate": 2}),
+            50_257,
+            Program("training", 2, 4),
+            "v5e:2x4",
+        ),
         (
             preset("gpt2-tpu", **{"model.cell": "delta"}),
             50_257,
@@ -127,7 +152,7 @@ def test_a_program_that_does_not_fit_gets_the_setting_that_helps(monkeypatch, ca
             "v5e:2x4",
         ),
     ],
-    ids=("the paper's recipe", "delta"),
+    ids=("the paper's recipe", "in two microbatches", "delta"),
 )
 def test_the_plan_without_compiling_is_near(config, vocab, program, name):
     there = tpu(name)

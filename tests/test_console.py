@@ -108,7 +108,7 @@ def test_a_bundled_config_is_its_file(monkeypatch, tmp_path):
 def test_a_file_here_wins_or_the_name_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("multitask").mkdir()  # a run's folder is no config
-    assert cli.load_config("multitask:small").init == "backbone"
+    assert cli.load_config("multitask:small").init == "backbone-ten"
     Path("recall").write_text(MINE)
     assert cli.load_config("recall") == Config(init="mine")
     own = Path("multitask.py")

@@ -43,8 +43,8 @@ def test_places_that_fill_a_tpus_tiles(capsys):
     assert "padded" not in shown(capsys, *words, "--device", "h100")
     for name in ("gpt2-tpu", "pretrained-tpu"):
         assert plan.tiles(cli.load_config(f"{MULTITASK}:{name}")) == ""
-    small = plan.tiles(cli.load_config(f"{MULTITASK}:small"))
-    assert small.endswith(
+    five = plan.tiles(cli.load_config(f"{MULTITASK}:five"))
+    assert five.endswith(
         "76 places of a segment are padded to 128 on a TPU: model.segment_tokens=116 fills 128"
     )
 

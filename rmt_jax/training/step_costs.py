@@ -102,8 +102,8 @@ def step_memory(
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
-    # On a TPU a layer's products stand there twice while a segment of several is run again.
-    twice = tpu and m.remat and trained > 1
+    # What a TPU's compiler takes twice where not all segments are answered (docs/howto/tpu.md).
+    twice = tpu and m.remat and trained > shape.answered
     activations = layer * (m.layers * stored * (1 + twice) + 1)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
@@ -113,9 +113,8 @@ def step_memory(
     return Held(
         weights=weights,
         moments=moments,
-        # The loops over segments and over layers each have a sum. That over microbatches has one
-        # more, which a TPU's compiler copies.
-        gradients=trained_weights * (2 + (1 + tpu) * (config.optimizer.accumulate > 1)),
+        # Summed over segments and over layers, in loops; over microbatches once more.
+        gradients=trained_weights * (2 + (1 + twice) * (config.optimizer.accumulate > 1)),
         cast=_gathered(config, vocab, sizes[2]) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
