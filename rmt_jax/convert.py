@@ -1,10 +1,11 @@
 """Checkpoints in and out: Hugging Face's and the authors' layout to a workdir of ours, and back;
-and the mean of several.
+the mean of several, and more layers for one.
 
   python -m rmt_jax.convert import --from FOLDER_OR_HUB_NAME_OR_GGUF --out WORKDIR
   python -m rmt_jax.convert export --workdir WORKDIR --out FOLDER [--push_to_hub NAME]
   python -m rmt_jax.convert adapter --workdir WORKDIR --out FOLDER
   python -m rmt_jax.convert mean --of RUN:0.7 RUN:0.3 --out WORKDIR
+  python -m rmt_jax.convert deepen --workdir WORKDIR --layers N --out WORKDIR
 
 `import` takes GPT-2, a model of the Llama family, Gemma 3 or GPT-NeoX, or RMT or ARMT around one
 (model.safetensors or pytorch_model.bin), without torch; of the Llama family also a GGUF file, with
@@ -13,7 +14,9 @@ writes model.safetensors under the authors' names with config.json, generation_c
 tokenizer files and a model card; importing that gives the same bits again. Adapters of a run
 (optimizer.train=lora) are put into its weights; `adapter` writes them apart, in PEFT's layout.
 `mean` takes runs that went on from the same weights and writes the mean of theirs, each with its
-share; it is often better than any of them (Wortsman et al. 2022, "Model soups").
+share; it is often better than any of them (Wortsman et al. 2022, "Model soups"). `deepen` puts new
+layers between a model's own, which change no answer until they are trained (Chen et al. 2016,
+"Net2Net").
 """
 
 import argparse
@@ -21,6 +24,7 @@ from pathlib import Path
 
 from rmt_jax import cli
 from rmt_jax.conversion import (
+    deepen,
     export_adapter,
     export_weights,
     import_weights,
@@ -50,10 +54,14 @@ def main(argv: list[str]) -> int:
     mean = way.add_parser("mean", help="several workdirs of one model -> their mean")
     mean.add_argument("--of", required=True, nargs="+", metavar="RUN[:SHARE]")
     mean.add_argument("--out", required=True, metavar="WORKDIR")
+    deeper = way.add_parser("deepen", help="a workdir -> the same with more layers, to train on")
+    deeper.add_argument("--workdir", required=True)
+    deeper.add_argument("--layers", required=True, type=int, help="of the new model")
+    deeper.add_argument("--out", required=True, metavar="WORKDIR")
     for one in (send, apart):
         one.add_argument("--push_to_hub", default="", metavar="NAME", help="put it there as well")
         one.add_argument("--private", action="store_true", help="a new repository is private")
-    for one in (bring, send, mean):
+    for one in (bring, send, mean, deeper):
         one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args(argv)
     from rmt_jax.runtime import switches
@@ -64,6 +72,8 @@ def main(argv: list[str]) -> int:
         import_weights(args.source, out, args.dtype, args.revision)
     elif args.way == "mean":
         mean_weights(shares(args.of), out, args.dtype)
+    elif args.way == "deepen":
+        deepen(args.workdir, args.layers, out, args.dtype)
     else:
         if args.push_to_hub:
             publishing.check(args.push_to_hub)

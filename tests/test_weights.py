@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import tiny
 
-from rmt_jax import api, cli, convert, files
+from rmt_jax import api, cli, convert, files, models
 from rmt_jax.config import Config, Data, Prompt, to_dict
+from rmt_jax.conversion.deepen import old_layers
 from rmt_jax.data.tokenizer import load
+from rmt_jax.models import recurrence
 from rmt_jax.models.backbones.gpt2 import GPT2
 from rmt_jax.models.io import hub, lazy, names, torch_pickle, weights
 from rmt_jax.models.io.folder import ASSETS, argument
@@ -439,6 +441,38 @@ def test_a_mean_of_what_has_none(tmp_path, capsys, monkeypatch, of, sentence):
         cli.run(convert.main, ["mean", "--of", *of, "--out", "out"])
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err and not Path("out").exists()
+
+
+@pytest.mark.parametrize("cell", tiny.cells("delta", "prmt"))
+@pytest.mark.parametrize(
+    "backbone", ("gpt2", pytest.param("llama", marks=pytest.mark.slow),
+    pytest.param("gemma3", marks=pytest.mark.slow), pytest.param("neox", marks=pytest.mark.slow))
+)  # fmt: skip
+def test_a_deeper_model_starts_as_the_same(tmp_path, capsys, cell, backbone):
+    own = {"conv_width": 2} if backbone == "gpt2" else {"positions": "rotary"}
+    run, before = workdir(tmp_path / "run", cell=cell, backbone=backbone, **own)
+    out = tmp_path / "out"
+    words = ["deepen", "--workdir", str(run), "--layers", "5", "--out", str(out)]
+    assert convert.main(words) == 0
+    assert "2 layers -> 5, new: 1, 3, 4" in capsys.readouterr().out
+    (tokens, mask), found = tiny.text(segments=2), []
+    for folder, layers in ((run, 2), (out, 5)):
+        graph, _ = tiny.model(cell=cell, backbone=backbone, **own | {"layers": layers})
+        model = models.merge(graph, weights.load(folder))
+        memory = model.initial(len(tokens))
+        found.append(recurrence.all_logits(model, memory, tokens, mask)[0])
+    np.testing.assert_array_equal(*found)
+    after = weights.flatten(weights.load(out))
+    for name, value in before.items():
+        same = after[name] if after[name].shape == value.shape else after[name][[1, 4]]
+        np.testing.assert_array_equal(same, value)
+    with pytest.raises(cli.Usage, match="has 5 already"):
+        convert.main(["deepen", "--workdir", str(out), "--layers", "5", "--out", str(out / "x")])
+
+
+def test_new_layers_stand_before_the_last_ones():
+    assert old_layers(4, 6) == [0, 1, 3, 5]
+    assert old_layers(2, 5) == [1, 4] and old_layers(3, 6) == [1, 3, 5]
 
 
 def test_convert_does_not_write_over_anything(tmp_path, capsys):
