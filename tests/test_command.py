@@ -135,7 +135,7 @@ def test_every_text_of_the_config_is_a_path_or_is_none():
         for name, value, about in config.settings(tree)
         if isinstance(value, str) and not about.choices and not about.path
     }
-    assert texts == {"backbone", "cell", "description", "field", "question"}
+    assert texts == {"backbone", "cell", "description", "field", "question", "score"}
     paths = {name.split(".")[-1] for name, _, about in config.settings(tree) if about.path}
     assert paths == {
         "init", "babi_dir", "background", "tokenizer", "train", "validation", "test"
@@ -187,7 +187,7 @@ def test_config_survives_json():
         ),
         (["--config.data.tasks=qa1,qa1"], "names a task twice"),
         (["--config.data.tasks="], "data.tasks is empty"),
-        (["--config.data.weights=1,2"], "has 2 numbers for 5 tasks"),
+        (["--config.data.weights=1,2"], "has 2 numbers for 10 tasks"),
         (["--config.data.facts=official"], "needs data.babi_dir"),
         (["--config.stages.0.batch=0"], "stages.0.batch must be 1 or more, but got 0"),
         (["--config.stages.0.steps=1,2,3"], "stages.0.steps takes a whole number, but got '1,2,3'"),
@@ -220,7 +220,7 @@ def test_positions_that_do_not_fit_are_counted():
         ([], "--config is missing"),
         (["--config", "nothere.py"], "There is no config file 'nothere.py'"),
         (["--config", str(ROOT / "rmt_jax" / "types.py")], "has no function get_config()"),
-        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, long, gpt2, smoke"),
+        (["--config", MULTITASK + ":huge"], "no preset 'huge': choose small, five, rmt, long"),
     ],
 )
 def test_a_wrong_command_line_ends_in_a_sentence(argv, sentence):
