@@ -36,7 +36,7 @@ from rmt_jax.config import (
 
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 TEN = (*TASKS, "qa6", "qa7", "qa8", "qa9", "qa10")
-TEN_WEIGHTS = (0.4, 0.7, 1.8, 0.4, 0.6, 0.5, 0.8, 0.7, 0.5, 1.8)
+TEN_WEIGHTS = (0.4, 0.8, 1.8, 0.7, 0.6, 0.5, 0.8, 0.8, 0.5, 1.8)
 OFTEN = (1.0, 1.0, 0.5, 0.2)  # most stories are asked after every fact
 SHORT, LONG = Facts(3, 12), Facts(8, 24)
 
@@ -86,7 +86,7 @@ def small() -> Config:
         stages=(
             Stage(
                 segments=8,
-                steps=400,
+                steps=520,
                 batch=32,
                 learning_rate=0.006,
                 tasks=dict(zip(TEN, TEN_WEIGHTS, strict=True)),
@@ -112,7 +112,7 @@ def five() -> Config:
         init="backbone",
         prompt=dataclasses.replace(config.prompt, tokens=12),
         data=dataclasses.replace(config.data, tasks=TASKS),
-        stages=(dataclasses.replace(config.stages[0], tasks=tasks),),
+        stages=(dataclasses.replace(config.stages[0], steps=400, tasks=tasks),),
         evaluation=dataclasses.replace(config.evaluation, score=""),
     )
 

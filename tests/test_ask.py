@@ -391,13 +391,17 @@ def test_the_shipped_checkpoint_answers_by_default(tmp_path, capsys, monkeypatch
     assert capsys.readouterr().out.split() == ["kitchen", "office"]
 
 
-def test_the_readmes_example_with_names_that_nobody_trained_on(tmp_path, monkeypatch, capsys):
+def test_the_readmes_examples(tmp_path, monkeypatch, capsys):
+    """Names that nobody trained on; one question, several meanings; somebody who is not there."""
     readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    shown = re.search(
-        r"\$ cat (t\.txt)\n(.*?)\$ python -m rmt_jax\.ask (.*?)\n(.*?)\n```", readme, re.S
-    )
-    assert shown, "the README shows no text and question"
     monkeypatch.chdir(tmp_path)
-    Path(shown[1]).write_text(shown[2], encoding="utf-8")
-    assert exit_code(ask.main, shlex.split(shown[3])) == 0
-    assert capsys.readouterr().out.strip() == shown[4]
+    shown = re.findall(r"\$ cat (\w+\.txt)\n(.*?)(?=\$ python)(.*?)```", readme, re.S)
+    assert [name for name, *_ in shown] == ["t.txt", "milk.txt"]
+    asked = 0
+    for name, text, rest in shown:
+        Path(name).write_text(text, encoding="utf-8")
+        for words, answer in re.findall(r"\$ python -m rmt_jax\.ask (.*)\n(.*)\n", rest):
+            assert exit_code(ask.main, shlex.split(words)) == 0
+            assert capsys.readouterr().out.strip() == answer, words
+            asked += 1
+    assert asked == 4

@@ -9,7 +9,14 @@ from rmt_jax.config.sources import Questions, Texts
 
 LARGEST_SEED = 2**31 - 1
 # Checkpoints that come with the package; all have its tokenizer.
-SHIPPED = ("backbone", "backbone-ten", "backbone-rmt", "multitask", "multitask-wide")
+SHIPPED = (
+    "backbone",
+    "backbone-ten",
+    "backbone-rmt",
+    "multitask",
+    "multitask-ten",
+    "multitask-wide",
+)
 
 
 @dataclass(frozen=True)
