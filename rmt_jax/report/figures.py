@@ -14,7 +14,7 @@ from rmt_jax.results import EvalResult
 # Okabe and Ito's colours, which the colour-blind tell apart, in an order that reads well on white.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#6A3D9A",
-    "#1B9E77", "#A6761D",
+    "#8DB33A", "#B2182B",
 )  # fmt: skip
 INK, GREY, PALE = "#222222", "#8A8A8A", "#E6E6E6"
 
