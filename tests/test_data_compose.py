@@ -1,6 +1,7 @@
 """Composition: exact budgets, the authors' rules, splits that share nothing, changes by name."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmt_jax.config import Data
-from rmt_jax.data import perturb, tasks, tokenizer
+from rmt_jax.data import perturb, tasks, tokenizer, words
 from rmt_jax.data.babi import stories
 from rmt_jax.data.babi.files import BabiError
 from rmt_jax.data.compose import Composer
@@ -210,6 +211,9 @@ def test_changes_change():
     for change in ("new_people", "new_places", "distractors", "shuffled", "typos"):
         assert not np.array_equal(text(change).context, plain.context), change
     assert text("new_places").answer not in TOKENS.decode(plain.context)
+    renamed = text("new_names").story
+    told = re.findall(r"\w+", f"{' '.join(renamed.facts)} {renamed.question} {renamed.answer}")
+    assert not set(told) & set(words.every_official())
     assert len(text("distractors").facts) > len(plain.facts)
     back = Story(
         "qa11", ("Mary moved to the garden.", "Then she went to the office."),
