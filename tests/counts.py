@@ -170,7 +170,7 @@ def compilations() -> dict[str, float]:
 
 
 def measured() -> dict[str, float]:
-    small = preset("small", model__layers=2)
+    small = preset("five", model__layers=2)
     loops = preset(
         "armt", model__layers=2, model__scan_layers=True, model__remat=True, optimizer__name="adamw"
     )

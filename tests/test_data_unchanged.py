@@ -100,14 +100,14 @@ def samples(
 
 
 def validation(folder: str) -> list[str]:
-    config = on_books(preset("multitask", "small"), folder)
+    config = on_books(preset("multitask", "five"), folder)
     loader = Loader(config, tokenizer.load(), "validation")
     return [digest(tuple(one)) for one in loader.evaluation_batches(4, 2, batch=10)]
 
 
 def computed(folder: str) -> dict[str, list[str]]:
     found = {}
-    for name in ("small", "rmt"):
+    for name in ("five", "armt"):
         found[name] = batches(on_books(preset("multitask", name), folder), (0, 1, 399))
     found["long-like"] = batches(long_like(folder), (0, 1, 899, 900))
     found["long-like, new names"] = batches(long_like(folder, new_names=0.5), (0, 901))
@@ -140,8 +140,8 @@ def test_batches_and_samples_are_those_of_the_first_day(folder):
     pinned = json.loads(PINS.read_text())
     found = computed(folder)
     assert {name: pinned[name] for name in found} == found
-    small = pinned["small"]
-    assert len(set(small)) == len(small)
+    five = pinned["five"]
+    assert len(set(five)) == len(five)
 
 
 @pytest.mark.skipif(not SHARED, reason="RMT_JAX_SHARED is not set")
