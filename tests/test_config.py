@@ -45,6 +45,7 @@ STAGES = st.builds(
     question_rates=st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple),
     probes=st.booleans(),
 )
+PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 CONFIGS = st.builds(
     Config,
     model=st.builds(
@@ -55,12 +56,18 @@ CONFIGS = st.builds(
         cell_options=OPTIONS,
         backbone_options=OPTIONS,
     ),
-    data=st.builds(Data, tasks=st.lists(NAMES).map(tuple), babi_dir=st.text()),
+    data=st.builds(Data, tasks=st.lists(NAMES).map(tuple), babi_dir=PATHS),
     stages=st.lists(STAGES, max_size=4).map(tuple),
     optimizer=st.builds(Optimizer, weight_decay=NUMBERS),
     imports=st.lists(NAMES).map(tuple),
     seed=st.integers(0, 2**31 - 1),
 )
+
+
+def test_a_path_holds_no_zero_byte():
+    """The operating system refuses it in the middle of a sentence of its own."""
+    with pytest.raises(ConfigError, match=r"babi_dir is '~\\x00', but a path holds no zero byte"):
+        Data(babi_dir="~\0")
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rmt_jax.errors import ConfigError
+
 Value = TypeVar("Value")
 
 
@@ -103,10 +105,12 @@ def frozen(value: Any) -> Any:
 
 def freeze(node: Any) -> None:
     """For a frozen dataclass's `__post_init__`: its lists and dictionaries made immutable, and `~`
-    in its paths written out."""
+    in its paths written out. Raises ConfigError for a path that no file can have."""
     for field in dataclasses.fields(node):
         value = frozen(getattr(node, field.name))
         if describe(type(node), field.name).path and isinstance(value, str):
+            if "\0" in value:
+                raise ConfigError(f"{field.name} is {value!r}, but a path holds no zero byte.")
             scheme = "tfds:" if value.startswith("tfds:~") else ""
             value = scheme + os.path.expanduser(value.removeprefix(scheme))
         object.__setattr__(node, field.name, value)
