@@ -64,6 +64,8 @@ MEANINGS += ("person_now", "person_first", "person_previous")  # person_longest 
 # Chances, one drawn per story, that a question follows a fact.
 OFTEN, LESS_OFTEN = (1.0, 1.0, 0.5, 0.2), (1.0, 1.0, 0.5)
 SHORT, LONG = Facts(3, 12), Facts(8, 24)
+OF_EIGHT = (SHORT, LONG, OFFICIAL, OFFICIAL)  # stories of texts of up to 8 segments, and of 32
+OF_THIRTY_TWO = (*OF_EIGHT, OFFICIAL)
 MODEL = Model(
     cell="rmt",
     layers=4,
@@ -92,12 +94,13 @@ def stage(
     background: float,
     **more,
 ) -> Stage:
-    """One stage, in batches of 32 texts; `weights` are those of the first tasks, in their order."""
+    """One stage, in batches of 32 texts; `weights` are those of the first tasks, the ten and the
+    meanings, in their order."""
     return Stage(
         segments=segments,
         steps=steps,
         learning_rate=learning_rate,
-        tasks=dict(zip(TASKS, weights, strict=False)),
+        tasks=dict(zip((*TEN, *MEANINGS), weights, strict=False)),
         facts=facts,
         background=background,
         **({"batch": 32, "question_rates": OFTEN} | more),
@@ -105,12 +108,9 @@ def stage(
 
 
 def get_config(preset: str = "tasks") -> Config:
-    presets = {"tasks": tasks, "memory": memory, "segment": segment, "delta": delta}
-    presets |= {"long": long, "official": official, "ten": ten}
-    presets |= {"stable": stable, "meanings": meanings}
-    presets |= {"hard_negatives": hard_negatives, "threshold": threshold}
-    presets |= {"wide": wide, "wide_memory": wide_memory, "wide_long": wide_long}
-    presets |= {"wide_stories": wide_stories}
+    every = (tasks, memory, segment, delta, long, official, hard_negatives, threshold)
+    every += (ten, stable, meanings, wide, wide_memory, wide_long, wide_stories)
+    presets = {make.__name__: make for make in every}
     if preset not in presets:
         raise ConfigError(
             f"configs/pretrain.py has no preset '{preset}': choose {', '.join(presets)}."
@@ -185,14 +185,7 @@ def delta() -> Config:
     return config.replace(
         init="runs/segment",
         model=DELTA,
-        stages=(
-            dataclasses.replace(
-                config.stages[0],
-                segments=8,
-                facts=(SHORT, LONG, OFFICIAL, OFFICIAL, OFFICIAL),
-                tasks={"qa1": 0.8, "qa2": 1.6, "qa3": 1.6, "qa4": 0.7, "qa5": 1.2},
-            ),
-        ),
+        stages=(stage(8, 600, 0.008, (0.8, 1.6, 1.6, 0.7, 1.2), OF_THIRTY_TWO, 0.3),),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "2s", "4s", "8s")),
     )
 
@@ -204,89 +197,11 @@ def long() -> Config:
         init="runs/delta",
         optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=0.1),
         stages=(
-            stage(
-                8, 2000, 0.008, (0.9, 1.7, 1.7, 0.6, 1.0), (SHORT, LONG, OFFICIAL, OFFICIAL), 0.5
-            ),
-            stage(
-                32, 1050, 0.006, (0.5, 1.8, 2.4, 0.4, 1.0), (SHORT, LONG, OFFICIAL, OFFICIAL,
-                OFFICIAL), 0.6
-            ),
+            stage(8, 2000, 0.008, (0.9, 1.7, 1.7, 0.6, 1.0), OF_EIGHT, 0.5),
+            stage(32, 1050, 0.006, (0.5, 1.8, 2.4, 0.4, 1.0), OF_THIRTY_TWO, 0.6),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "4s", "16s"), every=350),
     )  # fmt: skip
-
-
-def ten() -> Config:
-    """From `multitask` to ten tasks: 25 million tokens, an hour of one CPU core. Give
-    --config.data.babi_dir and --config.data.background."""
-    config = long()
-    first = dataclasses.replace(
-        config.stages[0],
-        steps=1100,
-        learning_rate=0.006,
-        tasks=dict(zip(TEN, (0.3, 0.5, 0.8, 0.4, 0.5, 1.0, 1.4, 1.0, 1.0, 1.5), strict=True)),
-    )
-    longer = dataclasses.replace(
-        config.stages[1],
-        steps=700,
-        learning_rate=0.004,
-        tasks=dict(zip(TEN, (0.4, 0.8, 1.6, 0.5, 0.6, 0.6, 1.0, 0.8, 0.6, 1.1), strict=True)),
-        background=0.7,
-    )
-    return config.replace(
-        init="multitask",
-        model=dataclasses.replace(config.model, gate_threshold=(0.2,)),
-        prompt=dataclasses.replace(config.prompt, tokens=24),
-        data=dataclasses.replace(
-            config.data,
-            tasks=TEN,
-            facts="both",
-            babi_dir="tasks_1-20_v1-2/en-10k",
-            hard_negative_rate=0.5,
-        ),
-        optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=0.3),
-        stages=(first, longer),
-        evaluation=dataclasses.replace(config.evaluation, every=0),
-    )
-
-
-def stable() -> Config:
-    """Then at a rate that does not fall, on the default preset's own texts: what starts from here
-    lets it fall (Hu et al. 2024 call it warm-up, stable, decay)."""
-    config = delta()
-    stage = dataclasses.replace(
-        config.stages[0],
-        steps=250,
-        tasks=dict(zip(TEN, (0.4, 0.7, 1.8, 0.4, 0.6, 0.5, 0.8, 0.7, 0.5, 1.8), strict=True)),
-        facts=(SHORT, LONG, OFFICIAL, OFFICIAL),
-        background=0.5,
-    )
-    return config.replace(
-        init="runs/ten",
-        prompt=dataclasses.replace(config.prompt, tokens=24),
-        data=dataclasses.replace(config.data, tasks=TEN),
-        optimizer=dataclasses.replace(config.optimizer, decay="constant"),
-        stages=(stage,),
-    )
-
-
-def meanings() -> Config:
-    """From `ten` with two layers more to eighteen tasks: the ten, and eight meanings of two
-    questions, which the description alone tells apart. One question in ten asks for what the text
-    does not have. Two hours and a half of one CPU core. Give --config.data.babi_dir and
-    --config.data.background."""
-    config = ten()
-    ours = (0.4, 0.8, 2.0, 0.5, 0.6, 0.5, 0.8, 0.7, 0.5, 1.6)
-    also = (0.3, 0.6, 0.9, 0.6, 0.5, 0.3, 0.6, 0.7)
-    tasks = dict(zip((*TEN, *MEANINGS), (*ours, *also), strict=True))
-    first = dataclasses.replace(config.stages[0], steps=1500, learning_rate=0.005, tasks=tasks)
-    longer = dataclasses.replace(config.stages[1], steps=860, learning_rate=0.004, tasks=tasks)
-    return config.replace(
-        init="runs/deeper",
-        model=dataclasses.replace(config.model, layers=6),
-        data=dataclasses.replace(config.data, tasks=(*TEN, *MEANINGS), unknown_rate=0.1),
-        stages=(first, longer),
-    )
 
 
 def official() -> Config:
@@ -307,22 +222,16 @@ def hard_negatives() -> Config:
     what background does to the memory. From the mean of `long` and `official` (docs/findings.md
     says how it is made). Give --config.data.babi_dir and --config.data.background: the built-in
     text has no such sentences."""
-    config = official()
+    config, facts = official(), (SHORT, OFFICIAL, OFFICIAL, OFFICIAL)
     return config.replace(
         init="runs/mean",
         data=dataclasses.replace(config.data, facts="both", hard_negative_rate=0.8),
         optimizer=dataclasses.replace(config.optimizer, memory_drift_penalty=1.0),
         stages=(
-            stage(
-                32, 250, 0.003, (0.6, 1.0, 2.6, 0.6, 1.0), (SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
-                0.8
-            ),
-            stage(
-                32, 220, 0.003, (1.0, 1.2, 2.0, 0.6, 0.9), (SHORT, OFFICIAL, OFFICIAL, OFFICIAL),
-                0.9
-            ),
+            stage(32, 250, 0.003, (0.6, 1.0, 2.6, 0.6, 1.0), facts, 0.8),
+            stage(32, 220, 0.003, (1.0, 1.2, 2.0, 0.6, 0.9), facts, 0.9),
         ),
-    )  # fmt: skip
+    )
 
 
 def threshold() -> Config:
@@ -333,15 +242,61 @@ def threshold() -> Config:
         init="runs/mixed",
         model=dataclasses.replace(config.model, gate_threshold=(0.3,)),
         data=dataclasses.replace(config.data, hard_negative_rate=0.7),
+        stages=(stage(32, 100, 0.002, (0.6, 1.0, 2.4, 0.7, 1.2), config.stages[0].facts, 0.8),),
+    )
+
+
+def ten() -> Config:
+    """From `multitask` to ten tasks: 25 million tokens, an hour of one CPU core. Give
+    --config.data.babi_dir and --config.data.background."""
+    config = official()
+    short = (0.3, 0.5, 0.8, 0.4, 0.5, 1.0, 1.4, 1.0, 1.0, 1.5)
+    longer = (0.4, 0.8, 1.6, 0.5, 0.6, 0.6, 1.0, 0.8, 0.6, 1.1)
+    return config.replace(
+        init="multitask",
+        model=dataclasses.replace(config.model, gate_threshold=(0.2,)),
+        prompt=dataclasses.replace(config.prompt, tokens=24),
+        data=dataclasses.replace(config.data, tasks=TEN, facts="both", hard_negative_rate=0.5),
+        optimizer=dataclasses.replace(
+            config.optimizer, adam_learning_rate=1.5e-3, memory_drift_penalty=0.3
+        ),
         stages=(
-            dataclasses.replace(
-                config.stages[0],
-                segments=32,
-                steps=100,
-                tasks={"qa1": 0.6, "qa2": 1.0, "qa3": 2.4, "qa4": 0.7, "qa5": 1.2},
-                background=0.8,
-                learning_rate=0.002,
-            ),
+            stage(8, 1100, 0.006, short, OF_EIGHT, 0.5),
+            stage(32, 700, 0.004, longer, OF_THIRTY_TWO, 0.7),
+        ),
+        evaluation=dataclasses.replace(config.evaluation, every=0),
+    )
+
+
+def stable() -> Config:
+    """Then at a rate that does not fall, on the default preset's own texts: what starts from here
+    lets it fall (Hu et al. 2024 call it warm-up, stable, decay)."""
+    config = delta()
+    weights = (0.4, 0.7, 1.8, 0.4, 0.6, 0.5, 0.8, 0.7, 0.5, 1.8)
+    return config.replace(
+        init="runs/ten",
+        prompt=dataclasses.replace(config.prompt, tokens=24),
+        data=dataclasses.replace(config.data, tasks=TEN),
+        optimizer=dataclasses.replace(config.optimizer, decay="constant"),
+        stages=(stage(8, 250, 0.008, weights, OF_EIGHT, 0.5),),
+    )
+
+
+def meanings() -> Config:
+    """From `ten` with two layers more to eighteen tasks: the ten, and eight meanings of two
+    questions, which the description alone tells apart. One question in ten asks for what the text
+    does not have. Two hours and a half of one CPU core. Give --config.data.babi_dir and
+    --config.data.background."""
+    config = ten()
+    weights = (0.4, 0.8, 2.0, 0.5, 0.6, 0.5, 0.8, 0.7, 0.5, 1.6)
+    weights += (0.3, 0.6, 0.9, 0.6, 0.5, 0.3, 0.6, 0.7)
+    return config.replace(
+        init="runs/deeper",
+        model=dataclasses.replace(config.model, layers=6),
+        data=dataclasses.replace(config.data, tasks=(*TEN, *MEANINGS), unknown_rate=0.1),
+        stages=(
+            stage(8, 1500, 0.005, weights, OF_EIGHT, 0.5),
+            stage(32, 860, 0.004, weights, OF_THIRTY_TWO, 0.7),
         ),
     )
 

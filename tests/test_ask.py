@@ -4,11 +4,8 @@ import dataclasses
 import gzip
 import io
 import os
-import re
-import shlex
 import sys
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -389,19 +386,3 @@ def test_the_shipped_checkpoint_answers_by_default(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     assert exit_code(ask.main, words) == 0
     assert capsys.readouterr().out.split() == ["kitchen", "office"]
-
-
-def test_the_readmes_examples(tmp_path, monkeypatch, capsys):
-    """Names that nobody trained on; one question, several meanings; somebody who is not there."""
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    shown = re.findall(r"\$ cat (\w+\.txt)\n(.*?)(?=\$ python)(.*?)```", readme, re.S)
-    assert [name for name, *_ in shown] == ["t.txt", "milk.txt"]
-    asked = 0
-    for name, text, rest in shown:
-        Path(name).write_text(text, encoding="utf-8")
-        for words, answer in re.findall(r"\$ python -m rmt_jax\.ask (.*)\n(.*)\n", rest):
-            assert exit_code(ask.main, shlex.split(words)) == 0
-            assert capsys.readouterr().out.strip() == answer, words
-            asked += 1
-    assert asked == 4

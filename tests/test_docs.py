@@ -14,8 +14,9 @@ import numpy as np
 import pages
 import pytest
 import tiny_run
+from commands import exit_code
 
-from rmt_jax import cli
+from rmt_jax import ask, cli
 from rmt_jax.config import Data, Texts
 
 ROOT = pages.ROOT
@@ -35,7 +36,7 @@ PAGES = [page for page in pages.all_pages() if not page.startswith(tuple(NOT_RUN
 # Commands that need what a test has not, and what that is.
 LEFT_OUT = {
     "ask --web": "a browser; test_pages.py has one, test_ask_web.py its requests",
-    "ask .*--file (t|milk).txt": "nothing; test_ask.py runs it and knows the answer",
+    "ask .*--file (t|milk).txt": "nothing; test_the_readmes_examples knows the answers",
     "doctor$": "minutes: it measures the machine; test_doctor.py runs it in parts",
     "gating( |$)": "minutes of training; test_gating.py trains a small one",
     "evaluate .*niah": "segments that hold RULER's questions; test_suites.py has some",
@@ -120,6 +121,21 @@ def place(tmp_path_factory) -> Path:
     for name in ("a", "b"):
         shutil.copytree(folder / "runs" / "RUN" / "evaluation", folder / "runs" / name / "results")
     return folder
+
+
+def test_the_readmes_examples(tmp_path, monkeypatch, capsys):
+    """Names that nobody trained on; one question, several meanings; somebody who is not there."""
+    monkeypatch.chdir(tmp_path)
+    block = r"\$ cat (\w+\.txt)\n(.*?)(?=\$ python)(.*?)```"
+    shown, asked = re.findall(block, pages.read("README.md"), re.S), 0
+    assert [name for name, *_ in shown] == ["t.txt", "milk.txt"]
+    for name, text, rest in shown:
+        Path(name).write_text(text, encoding="utf-8")
+        for words, answer in re.findall(r"\$ python -m rmt_jax\.ask (.*)\n(.*)\n", rest):
+            assert exit_code(ask.main, shlex.split(words)) == 0
+            assert capsys.readouterr().out.strip() == answer, words
+            asked += 1
+    assert asked == 4
 
 
 def test_each_left_out_command_is_on_a_page():

@@ -14,9 +14,9 @@ from rmt_jax.config import to_dict
 from rmt_jax.conversion.folders import free, write_json, write_tokenizer
 
 
-def deepen(source: str, layers: int, out: Path, dtype: str = "float32", seed: int = 0) -> None:
+def deepen(source: str, layers: int, out: Path, dtype: str = "float32") -> None:
     """Writes the model `source` (anything that can be loaded) with `layers` layers to the workdir
-    `out`. The new ones stand before the last ones, one each, and give the same outputs.
+    `out`, and the same outputs. Where the new ones stand: `old_layers`.
 
     Raises Usage for no more layers than there are, for adapters (LoRA), or where `out` holds
     something already; WeightsError for weights that can't be used.
@@ -40,7 +40,7 @@ def deepen(source: str, layers: int, out: Path, dtype: str = "float32", seed: in
     free(out)
     deeper = config.replace(model=dataclasses.replace(config.model, layers=layers))
     vocab = BACKBONES[config.model.backbone].vocab_of(hub.part_of(old, "backbone"))
-    drawn = models.build(deeper.model, deeper.prompt, vocab, len(config.data.tasks), nnx.Rngs(seed))
+    drawn = models.build(deeper.model, deeper.prompt, vocab, len(config.data.tasks), nnx.Rngs(0))
     infos, places = drawn.weights(), old_layers(before, layers)
     added = weights.flatten(models.split(drawn)[1])
     made = {}

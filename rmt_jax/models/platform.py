@@ -2,7 +2,8 @@
 
 It is JAX's default backend, unless a program is traced for another machine's compiler
 (`compiling_for`). What depends on it: the compute dtype under `auto`, which attention and kernels
-serve, what a loop over segments keeps, and whether few segments stand outside the loop.
+serve, what a loop over segments keeps, whether few segments stand outside the loop, and whether
+those that are answered have a loop of their own.
 """
 
 import contextlib

@@ -102,7 +102,7 @@ def step_memory(
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
     stored = 1 if m.remat else trained
-    # What a TPU's compiler takes twice where not all segments are answered (docs/howto/tpu.md).
+    # So it is in what a TPU's compiler makes of the recipe; where all segments are answered, once.
     twice = tpu and m.remat and trained > shape.answered
     activations = layer * (m.layers * stored * (1 + twice) + 1)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
