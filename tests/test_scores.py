@@ -2,16 +2,19 @@
 evaluation; the interval."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from rmt_jax import scores
+from rmt_jax import api, report, scores
 from rmt_jax.config import Config, Data, import_extensions
 from rmt_jax.data import tasks
 from rmt_jax.data.babi import table
+from rmt_jax.evaluation import scoring
+from rmt_jax.evaluation.answer_log import AnswerRecord
 
 
 def labels(task: str) -> tuple[str, ...]:
@@ -221,3 +224,20 @@ def test_a_function_of_ones_own_scores_only_where_its_module_is_named(tmp_path, 
         scores.score("own_scores:wrong", (), "?", ["10"], "12")
     with pytest.raises(scores.ScoreError, match="no function 'far'"):
         scores.check("own_scores:far")
+
+
+@pytest.mark.parametrize(("score", "right"), [("exact", True), ("", False)])
+def test_the_score_of_a_config_comes_first(score, right):
+    """In tables, and for the depths of what was answered rightly."""
+    model = api.load("multitask-ten")
+    evaluation = dataclasses.replace(model.config.evaluation, score=score)
+    model.config = model.config.replace(evaluation=evaluation)
+    record = AnswerRecord(
+        question="How many objects is Mary carrying?", target="none", output="none",
+        reset_output=None, depth=0.25, tokens=10, characters=40, gpt2_tokens=9.0, seconds=0.1,
+    )  # fmt: skip
+    how = {"length": "1s", "perturb": "", "decoding": "greedy", "counted_by": "builtin"}
+    result = scoring.score_answers(model, [record], task="qa7", **how)
+    assert next(iter(result.right)) == (score or "official")
+    assert result.depths == ((0.25, right),)
+    assert f"score: {score or 'official'}, per cent" in report.table([result])

@@ -331,7 +331,7 @@ def test_a_run_evaluates_its_own_folder(tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(training.evaluation, "evaluate", lambda model, **_: seen.append(model))
     monkeypatch.setattr(training.report, "write", lambda *_, **__: [])
-    monkeypatch.setattr(training.report, "table", lambda *_: "")
+    monkeypatch.setattr(training.report, "table", lambda _: "")
     training.finish(Path("multitask"))
     assert seen[0].config == hub.open_source(tmp_path / "multitask").config
     assert "ask --workdir ./multitask" in capsys.readouterr().out

@@ -332,8 +332,8 @@ class Evaluation:
     seed: int = setting(1, "Of the stories that are asked.", least=0, most=LARGEST_SEED)
     score: str = setting(
         "",
-        "Rule of `rmt_jax.scores` that table and pictures of a run show, where its tasks have it;"
-        " empty: their first. scores.csv has all.",
+        "Rule of `rmt_jax.scores` that tables and pictures show, where a task has it; empty: the"
+        " task's first. scores.csv has all.",
     )
 
 

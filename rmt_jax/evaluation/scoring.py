@@ -28,6 +28,7 @@ def score_answers(
     # A rule that looks for labels means nothing for other words.
     rules = [rule for rule in asked.rules if known or rule not in scores.LABEL_RULES]
     rules = rules or list(scores.OF_TEXTS)
+    rules.sort(key=lambda rule: rule != model.config.evaluation.score)  # that one first
     main = [score_of(rules[0], labels, r, r.output) for r in records]
     targets, tokens = [r.target for r in records], _mean(r.tokens for r in records)
     reset_outputs = [r.reset_output for r in records if r.reset_output is not None]

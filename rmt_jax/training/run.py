@@ -139,9 +139,8 @@ def finish(path: Path) -> None:
     written, following, owner = [], [], startup.owner()
     results = evaluation.evaluate(model, out=folder) if asked else []
     if asked and owner:
-        rule, metrics = model.config.evaluation.score, path / "metrics.jsonl"
-        written += report.write(results, folder, rule=rule, title=path.name, metrics=metrics)
-        print(report.table(results, rule))
+        written += report.write(results, folder, title=path.name, metrics=path / "metrics.jsonl")
+        print(report.table(results))
         following += [
             f"ask --workdir {run} --file YOUR_TEXT.txt --question '{question}'",
             f"evaluate --workdir {run} --lengths 4k,16k --samples 100",
