@@ -10,9 +10,9 @@
 Arrays are numpy or JAX alike; what comes back is on the device, except generated tokens.
 """
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from rmt_jax import checkpoint_tokenizer, models, placement
 from rmt_jax import config as settings
-from rmt_jax.models import generate, recurrence, schedule
+from rmt_jax.models import generate, pipeline, recurrence, schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import Memory
 from rmt_jax.models.inputs import (
@@ -138,7 +138,8 @@ class Model:
         self.segment_tokens = config.model.segment_tokens
         self.prompt_tokens = 0 if config.prompt.source == "none" else config.prompt.tokens
         self._ends = tuple(ends)
-        self._read = self.compiled(schedule.read_some)
+        together = functools.partial(pipeline.read_some, axis=placement.LAYERS)
+        self._read = self.compiled(schedule.read_some, in_layers=together)
         self._logits = self.compiled(recurrence.all_logits)
         self._initial = self.compiled(RecurrentModel.initial, static_argnames="batch")
         names = ("max_new_tokens", "ends")
@@ -150,17 +151,24 @@ class Model:
         )  # fmt: skip
         self._inspect = self.compiled(_inspect)
 
-    def compiled(self, function: Any, apart: bool = True, **options: Any) -> Any:
+    def compiled(
+        self, function: Any, apart: bool = True, in_layers: Any = None, **options: Any
+    ) -> Any:
         """`function(model, ...)` compiled, as a function of `params` and the rest, whatever JAX's
-        switches in the user's process. What goes in and, with `apart`, comes out, and the options:
-        `placement.Placement.compiled`."""
+        switches in the user's process. What goes in and, with `apart`, comes out, `in_layers`, and
+        the options: `placement.Placement.compiled`."""
 
-        def run(params: Any, *args: Any, **named: Any) -> Any:
-            return function(models.merge(self.graph, params), *args, **named)
+        def of_params(function: Any) -> Any:
+            def run(params: Any, *args: Any, **named: Any) -> Any:
+                return function(models.merge(self.graph, params), *args, **named)
 
-        return switches.Neutral(self.placement.compiled(run, apart, **options))
+            return run
 
-    @cached_property
+        shared = None if in_layers is None else of_params(in_layers)
+        run = self.placement.compiled(of_params(function), apart, shared, **options)
+        return switches.Neutral(run)
+
+    @functools.cached_property
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights. Raises InputError when there is none, and
         DataError for one that cannot be read."""
@@ -357,7 +365,7 @@ class Model:
         new, values = self._inspect(self.params, memory, segment, self._prompt(prompt, 1))
         return SegmentView(new, np.asarray(values), *self.memory_cell.view_labels)
 
-    @cached_property
+    @functools.cached_property
     def memory_cell(self) -> models.MemoryCell:
         """The memory cell with its weights."""
         return models.merge(self.graph, self.params).memory

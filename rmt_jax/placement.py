@@ -1,13 +1,15 @@
 """A model's weights and the texts that it reads, over the devices of a mesh.
 
 Texts side by side are independent: each device goes through its own, and where the mesh has `data`
-alone none waits for another. Weights are split as in training (`runtime.mesh.AXES_OF`).
+alone none waits for another; where they are too few there, each device reads them with some of the
+layers. Weights are split as in training (`runtime.mesh.AXES_OF`).
 
 A mesh may have the devices of several processes: these then call everything together, with the same
 texts, and each gets all that is said of them. Otherwise each process reads texts of its own.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,10 @@ from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import startup
 
 ROWS = ("data", "fsdp")  # axes of the mesh that texts are spread over
+LAYERS = "layers"  # the axis of a mesh whose devices have some of the layers each
+# Devices of a CPU wait for each other in the threads of one pool: two programs of two threads of
+# the user's would wait for ever.
+_WAITING = threading.Lock()
 
 
 def mesh_of(config: Config, everywhere: bool | None) -> jax.sharding.Mesh | None:
@@ -50,7 +56,8 @@ class Placement:
       outline: the model without its weights.
       mesh: of the model's devices; None: one device.
       ways: texts side by side are spread where they are a multiple of it. Others are read by the
-        first device, or, where the devices share the weights, by all of them, each of them whole.
+        first device or, in layers, by several; where the devices share the weights, by all of them,
+        each of them whole.
       reader, readers: this process is number `reader` of those that read texts of their own.
       tells: whether it says what comes of the texts that it reads.
     """
@@ -67,6 +74,7 @@ class Placement:
             (0, 1) if self._across else (jax.process_index(), jax.process_count())
         )
         self.tells = not self._across or startup.owner()
+        self._sharing = None if mesh is None or not self._alike else self._by_layers(mesh)
 
     def weights(self, params: Any) -> dict[str, Any]:
         """`params`, nested, numpy or lazy, as float32 arrays in their shards, of lazy ones one
@@ -95,7 +103,13 @@ class Placement:
         """Arrays [B, ...] in numpy, the same on all processes, on the devices."""
         return batch if self.mesh is None else sharding.put_whole_batch(batch, self.mesh)
 
-    def compiled(self, function: Callable[..., Any], apart: bool = True, **options: Any) -> Any:
+    def compiled(
+        self,
+        function: Callable[..., Any],
+        apart: bool = True,
+        in_layers: Callable[..., Memory] | None = None,
+        **options: Any,
+    ) -> Any:
         """`function(params, *inputs, **static)`, compiled for texts that are spread and for others.
 
         Inputs are trees of scalars, of arrays whose first axis is the texts, and of `Memory`.
@@ -103,19 +117,27 @@ class Placement:
 
         Args:
           apart: what comes back is such a tree too, so that devices need not wait for each other.
+          in_layers: the same for texts that are not spread, to be run on each of several devices
+            with some of the layers, along the axis `LAYERS` (`models.pipeline`).
         """
         if self._across:
             function = self._heard(function)
         alone = jax.jit(function, **options)
         if self.mesh is None:
             return alone
-        mesh = self.mesh
+        mesh, few = self.mesh, alone
+        if in_layers is not None and self._sharing is not None:
+            few = jax.jit(functools.partial(self.sharing_layers, in_layers), **options)
         together = jax.jit(functools.partial(self._together, function), **options)
         by_hand = jax.jit(functools.partial(self.by_hand, function), **options)
 
         def call(params: Any, *inputs: Any, **static: Any) -> Any:
             count = _texts(inputs)
             spread = count > 0 and count % self.ways == 0
+            if self._alike and not spread and few is not alone:
+                with _WAITING:
+                    made = few(*self._at_layers(params, inputs), **static)
+                    return jax.block_until_ready(made)
             if self._alike and not spread:
                 first = mesh.devices.flat[0]
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
@@ -132,15 +154,22 @@ class Placement:
         shapes: Any,
         *inputs: Any,
         apart: bool = True,
+        in_layers: Callable[..., Memory] | None = None,
         **options: Any,
     ) -> jax.stages.Traced:
-        """What `compiled` compiles for texts that are spread over a mesh, of shapes alone.
+        """What `compiled` compiles for a mesh, of shapes alone, where the texts are spread over it
+        or its devices have some of the layers each.
 
         shapes: of the weights, nested. inputs: trees of `jax.ShapeDtypeStruct`. options: of
         `jax.jit`, `static_argnames` aside: what is static is bound in `function` already.
         """
         mesh, infos = self.mesh, self.outline.weights
-        assert mesh is not None and _texts(inputs) % self.ways == 0
+        assert mesh is not None
+        if _texts(inputs) % self.ways:
+            assert in_layers is not None and self._sharing is not None
+            place = functools.partial(_shape_at, mesh=self._sharing, spec=PartitionSpec())
+            run = jax.jit(functools.partial(self.sharing_layers, in_layers), **options)
+            return run.trace(*jax.tree.map(place, (shapes, *inputs)))
         placed = {}
         for name, one in weights.flatten(shapes).items():
             spec = sharding.weight_spec(name, one.shape, infos[name], mesh)
@@ -171,6 +200,32 @@ class Placement:
             out_specs=self._specs(jax.eval_shape(run, *inputs), "data"),
             check_vma=False,
         )(*inputs)
+
+    def sharing_layers(self, function: Callable[..., Memory], *inputs: Any, **static: Any) -> Any:
+        """`function` on each device that has some of the layers."""
+        return jax.shard_map(
+            functools.partial(function, **static),
+            mesh=self._sharing,
+            in_specs=PartitionSpec(),
+            out_specs=Memory(PartitionSpec(LAYERS), PartitionSpec()),  # pyright: ignore
+            check_vma=False,
+        )(*inputs)
+
+    def _by_layers(self, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh | None:
+        """Of as many devices as the layers divide by; None: of one."""
+        devices = max(n for n in range(1, mesh.size + 1) if self.outline.pipeline % n == 0)
+        return None if devices == 1 else jax.sharding.Mesh(mesh.devices.flat[:devices], (LAYERS,))
+
+    def _at_layers(self, params: Any, inputs: Any) -> tuple[Any, ...]:
+        """Weights, of which every device of the mesh has its own, and inputs."""
+        assert self._sharing is not None
+        whole, count = NamedSharding(self._sharing, PartitionSpec()), self._sharing.size
+
+        def own(x: jax.Array) -> jax.Array:
+            parts = [shard.data for shard in x.addressable_shards[:count]]
+            return jax.make_array_from_single_device_arrays(x.shape, whole, parts)
+
+        return jax.tree.map(own, params), *jax.device_put(inputs, whole)
 
     def _specs(self, tree: Any, rows: Any) -> Any:
         """How arrays are split, the same tree."""

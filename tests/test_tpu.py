@@ -95,8 +95,15 @@ def test_gradients_meet_once_a_step(case):
 
 @pytest.mark.parametrize("case", each(c for c in tpu_compile.cases() if c.program == "reading"))
 def test_readers_do_not_wait_for_each_other(case):
-    if case.mesh[0] == 4:
+    if case.mesh[0] == 4 and case.texts == TEXTS:
         assert made(case)[1].count().messages == 0
+
+
+@pytest.mark.parametrize("case", each(c for c in tpu_compile.cases() if c.texts == 1))
+def test_sharers_of_layers_hand_on_once_a_segment(case):
+    """Each chip hands a segment on to the next one, and says nothing else."""
+    counts = made(case)[1].count()
+    assert counts.looped == counts.messages == 1
 
 
 @pytest.mark.parametrize("case", each(tpu_compile.cases()))
@@ -112,9 +119,9 @@ def test_no_place_has_all_logits(case):
 
 @pytest.mark.parametrize("case", each(c for c in tpu_compile.cases() if c.changes))
 def test_no_scores_are_stored(case):
-    """From 256 places on attention is a kernel, on every mesh, and no array is of places²."""
-    if ("model.segment_tokens", 256) in case.changes:
-        places = 256 + 8 + 8 * (case.cell == "rmt") + 4 * (case.cell == "armt")
+    """From 384 places on attention is a kernel, on every mesh, and no array is of places²."""
+    if ("model.segment_tokens", 384) in case.changes:
+        places = 384 + 8 + 8 * (case.cell == "rmt") + 4 * (case.cell == "armt")
         program, text = made(case)
         assert "splash_mha_fwd" in (program.as_text() or "")
         for array in text.stored():

@@ -44,6 +44,7 @@ class Case:
     mesh: tuple[int, int, int] = (4, 1, 1)
     slices: int = 1
     segments: int = SEGMENTS
+    texts: int = TEXTS
     changes: tuple[tuple[str, Any], ...] = ()  # of the config, by dotted names
 
     @property
@@ -52,6 +53,7 @@ class Case:
         mesh = " ".join(f"{axis} {size}" for axis, size in sizes if size > 1) or "one chip"
         parts = [self.backbone, self.cell, self.program, f"{self.segments} segments", mesh]
         parts.append(self.tpu if self.slices == 1 else f"{self.slices}x {self.tpu}")
+        parts += [f"{self.texts} text"] * (self.texts != TEXTS)
         return ", ".join([*parts, *(f"{n}={v}" for n, v in self.changes)])
 
 
@@ -71,11 +73,13 @@ def cases() -> list[Case]:
     found += [Case("delta", mesh=(2, 4, 1), slices=2)]
     found += [Case(cell, segments=4 * SEGMENTS) for cell in ("rmt", "armt", "delta")]
     # Places enough for the attention kernel, with heads by themselves and grouped.
-    long = (("model.segment_tokens", 256), ("model.max_positions", 512))
+    long = (("model.segment_tokens", 384), ("model.max_positions", 512))
     found += [Case(changes=long), Case("armt", "llama", changes=long)]
     found += [Case("rmt", mesh=mesh, changes=long) for mesh in ((1, 4, 1), (2, 1, 2))]
     found.append(Case(changes=(("optimizer.accumulate", 2),)))
     found.append(Case("delta", changes=(("model.remat", False),)))
+    # Three of the chips have a layer each.
+    found += [Case(cell, program="reading", texts=1) for cell in ("armt", "delta")]
     return list(dict.fromkeys(found))
 
 
@@ -107,9 +111,9 @@ def traced(case: Case) -> jax.stages.Traced:
     mesh = sharding.make_mesh(about.mesh, devices)
     if case.program in ("training", "validation"):
         make = getattr(programs, case.program)
-        return make(about, VOCAB, mesh, Shape(TEXTS, case.segments, 1, 1, 2))
+        return make(about, VOCAB, mesh, Shape(case.texts, case.segments, 1, 1, 2))
     rest = () if case.program == "reading" else (8,)
-    return getattr(programs, case.program)(about, VOCAB, mesh, TEXTS, *rest)
+    return getattr(programs, case.program)(about, VOCAB, mesh, case.texts, *rest)
 
 
 def compiled(case: Case) -> jax.stages.Compiled:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from rmt_jax import config as settings
 from rmt_jax.config import ConfigError
+from rmt_jax.models import schedule
 from rmt_jax.models.backbones import BACKBONES
 from rmt_jax.models.cells import CELLS, Memory, MemoryCell, check_diagonal
 from rmt_jax.models.recurrent import RecurrentModel
@@ -32,6 +33,7 @@ class Outline(NamedTuple):
     shapes: dict[str, Any]  # nested dicts of `jax.ShapeDtypeStruct`
     weights: dict[str, WeightInfo]  # by name, 'backbone/wte'
     batch_axis: int  # of the arrays in `Memory.state`
+    pipeline: int  # layers that devices may share among them; 1: they may not
 
 
 def build(
@@ -59,7 +61,8 @@ def outline(
 ) -> Outline:
     """The same without drawing or allocating anything."""
     model = nnx.eval_shape(lambda: build(config, prompt, vocab, tasks, nnx.Rngs(0), lora))
-    return Outline(*split(model), model.weights(), model.batch_axis)
+    layers = schedule.pipeline_layers(model)
+    return Outline(*split(model), model.weights(), model.batch_axis, layers)
 
 
 def split(model: RecurrentModel) -> tuple[nnx.GraphDef, dict[str, Any]]:

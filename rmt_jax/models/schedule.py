@@ -4,7 +4,8 @@
 at once, each on another segment (`models.diagonal`), for cells whose layers keep their own memory.
 Both give the same numbers. `auto` follows what was measured (benchmarks/diagonal.md, H200.md): on
 a GPU ARMT goes through one text on the diagonal, which takes a third of the time of a train step
-and half of that of reading; on a CPU nothing is gained.
+and half of that of reading; on a CPU nothing is gained. Else it lets several devices that have too
+few texts share the layers while they read (`models.pipeline`; benchmarks/READING.md).
 """
 
 import jax
@@ -58,6 +59,13 @@ def read_some(
         lambda *inputs: recurrence.read_some(model, *inputs),
         *inputs,
     )
+
+
+def pipeline_layers(model: RecurrentModel) -> int:
+    """Into how many parts the layers may be divided, for devices that read one text together; 1:
+    one device reads it."""
+    alone = model.schedule != "auto" or _chosen(model, texts=1) == "diagonal"
+    return 1 if alone or model.memory.not_diagonal else model.backbone.layers
 
 
 def _chosen(model: RecurrentModel, texts: int) -> str:

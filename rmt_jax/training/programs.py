@@ -16,11 +16,11 @@ from rmt_jax import api, models
 from rmt_jax.config import Config
 from rmt_jax.data import tasks
 from rmt_jax.data.loader import PROBE
-from rmt_jax.models import generate, schedule
+from rmt_jax.models import generate, pipeline, schedule
 from rmt_jax.models.costs import Shape
 from rmt_jax.models.recurrent import RecurrentModel
 from rmt_jax.models.sampling import Draw, Sampling
-from rmt_jax.placement import Placement
+from rmt_jax.placement import LAYERS, Placement
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import optimizer, step
 from rmt_jax.training.start import Start
@@ -81,11 +81,14 @@ def validation(
 
 
 def reading(config: Config, vocab: int, mesh: jax.sharding.Mesh, texts: int) -> jax.stages.Traced:
-    """Reads up to `api.BLOCK` segments of each of `texts` texts, a multiple of the devices."""
+    """Reads up to `api.BLOCK` segments of each of `texts` texts. Where they are no multiple of the
+    devices, these share the layers."""
     placement, shapes, memory, prompt = _loaded(config, vocab, mesh, texts)
     sizes = (texts, api.BLOCK, config.model.segment_tokens)
     inputs = (memory, _ids(*sizes), _ids(*sizes, dtype=jnp.bool_), prompt, _ids())
-    return placement.trace(_of_model(placement, schedule.read_some), shapes, *inputs)
+    together = _of_model(placement, partial(pipeline.read_some, axis=LAYERS))
+    read = _of_model(placement, schedule.read_some)
+    return placement.trace(read, shapes, *inputs, in_layers=together)
 
 
 def answering(

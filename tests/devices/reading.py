@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+import re
+from concurrent import futures
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from rmt_jax import api, config, evaluation, models
+from rmt_jax import api, config, evaluation, models, placement
 from rmt_jax.config import Mesh
 from rmt_jax.evaluation import answering, likelihood
-from rmt_jax.models import schedule
+from rmt_jax.models import pipeline, schedule
 from rmt_jax.models.io import weights
 from rmt_jax.models.sampling import Sampling
 from rmt_jax.runtime import mesh as sharding
@@ -57,7 +59,8 @@ def numbers(one: api.Model, count: int) -> list:
     "cell, mesh, count",
     (
         ("delta", MESHES[0], 8),
-        ("delta", MESHES[0], 3),  # the devices do not divide the texts
+        ("delta", MESHES[0], 3),  # the devices do not divide the texts: two have a layer each
+        pytest.param("rmt", MESHES[0], 1, marks=pytest.mark.slow),  # one device reads it
         pytest.param("delta", MESHES[1], 3, marks=pytest.mark.slow),
         ("delta", MESHES[2], 8),
         pytest.param("rmt", MESHES[2], 8, marks=pytest.mark.slow),
@@ -99,6 +102,53 @@ def test_no_device_waits_for_another():
     assert not any(
         word in text for word in ("all-reduce", "all-gather", "collective", "all-to-all")
     )
+
+
+@pytest.mark.parametrize("cell, scanned", (("delta", False), ("delta", True), ("armt", False)))
+def test_layers_of_one_text_are_shared(cell, scanned):
+    """Each device holds the memory of its own layers, the same bits as one device's, and hears of
+    one other device, once a segment."""
+    changes = {"cell": cell, "layers": 6, "scan_layers": scanned}
+    prompt = config.Prompt("none", "every", tiny.WORDS)
+    settings = config.Config(model=tiny.settings(**changes), prompt=prompt)
+    params = tiny.model(prompt, **changes)[1]
+    mesh = sharding.make_mesh(Mesh())
+    alone, shared = (api.Model(settings, params, mesh=m) for m in (None, mesh))
+    tokens, mask, _ = texts(1)
+    long, known = np.tile(tokens[:, :24], 12), np.tile(mask[:, :24], 12)  # more than one block
+    wanted, found = (m.read(m.initial_memory(1), long, known) for m in (alone, shared))
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for state in jax.tree.leaves(found.state):
+        assert [len(shard.data) for shard in state.addressable_shards] == [1] * 6
+
+    def run(params, *inputs):
+        return pipeline.read_some(
+            models.merge(shared.graph, params), *inputs, axis=placement.LAYERS
+        )
+
+    blocks = (long.reshape(1, -1, 8), known.reshape(1, -1, 8), None, np.int32(3))
+    given = (shared.params, shared.initial_memory(1), *blocks)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+    program = jax.jit(functools.partial(shared.placement.sharing_layers, run)).lower(*shapes)
+    text = program.compile().as_text() or ""
+    assert len(re.findall(r" = .* collective-permute\(", text)) == 1
+    assert not any(word in text for word in ("all-reduce(", "all-gather(", "all-to-all("))
+
+
+def test_threads_that_share_layers_wait_for_each_other():
+    """Two texts, of two threads of the user's, on the same devices."""
+    one = model("delta", MESHES[0])
+    tokens, mask, prompt = texts(1)
+    whole, known = np.tile(tokens[:, :24], 9), np.tile(mask[:, :24], 9)
+
+    def read(_: int) -> np.ndarray:
+        memory = one.read(one.initial_memory(1), whole, known, prompt)
+        return np.asarray(jax.tree.leaves(memory.state)[0])
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, range(12), timeout=120))
+    assert all(np.array_equal(found[0], other) for other in found)
 
 
 def test_an_evaluation_is_that_of_one_device():

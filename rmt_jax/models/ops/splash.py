@@ -18,7 +18,7 @@ from rmt_jax.models import platform
 
 LANES = 128  # of a TPU: the kernel takes places in multiples of it
 WHOLE = 1024  # places that stand in the chip's own memory together
-LEAST = 256  # places from which on the kernel moves fewer bytes than plain products do
+LEAST = 384  # places from which on the kernel moves fewer bytes than plain products do
 NAME = "attention"  # of what the kernel keeps for its backward pass
 ROWS = ("data", "fsdp")  # axes of a mesh that split texts; `tensor` splits heads
 
