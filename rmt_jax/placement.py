@@ -8,6 +8,7 @@ A mesh may have the devices of several processes: these then call everything tog
 texts, and each gets all that is said of them. Otherwise each process reads texts of its own.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
@@ -29,9 +30,6 @@ from rmt_jax.runtime import startup
 
 ROWS = ("data", "fsdp")  # axes of the mesh that texts are spread over
 LAYERS = "layers"  # the axis of a mesh whose devices have some of the layers each
-# Devices of a CPU wait for each other in the threads of one pool: two programs of two threads of
-# the user's would wait for ever.
-_WAITING = threading.Lock()
 
 
 def mesh_of(config: Config, everywhere: bool | None) -> jax.sharding.Mesh | None:
@@ -135,9 +133,7 @@ class Placement:
             count = _texts(inputs)
             spread = count > 0 and count % self.ways == 0
             if self._alike and not spread and few is not alone:
-                with _WAITING:
-                    made = few(*self._at_layers(params, inputs), **static)
-                    return jax.block_until_ready(made)
+                return _SHARED(few, *self._at_layers(params, inputs), **static)
             if self._alike and not spread:
                 first = mesh.devices.flat[0]
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
@@ -284,6 +280,22 @@ def _put_across(value: Any, place: NamedSharding) -> jax.Array:
     return sharding.put_whole(np.asarray(value), place)
 
 
+class _OneAtATime:
+    """Calls programs whose devices wait for each other. On a CPU they wait in the threads of one
+    pool: two such programs, of two threads of the user's, would wait for ever."""
+
+    def __init__(self) -> None:
+        self.lock, self.last = threading.Lock(), None
+
+    def __call__(self, run: Callable[..., Any], *inputs: Any, **static: Any) -> Any:
+        with self.lock:
+            with contextlib.suppress(RuntimeError):  # its own caller hears of what it died of
+                jax.block_until_ready(self.last)
+            self.last = run(*inputs, **static)
+            return self.last
+
+
+_SHARED = _OneAtATime()
 _WHOLE = (Memory, DecodingCache)
 
 
