@@ -19,7 +19,6 @@ from rmt_jax import evaluate as evaluate_command
 from rmt_jax.data import segmentation
 from rmt_jax.evaluation import answering, evaluate, inspection, runner, sources, suite, tracing
 from rmt_jax.evaluation.answering import EncodedQuestion
-from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.runtime.preemption import REQUEUE
 
 
@@ -262,60 +261,6 @@ def test_inspection_sees_every_segment(model, tmp_path):
     ).all()
     paths = inspection.inspect_memory(model, source, ["qa1"], ["3s"], tmp_path)
     assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
-
-
-def test_inspection_marks_facts_where_they_were_read(tmp_path):
-    config = tiny_run.config()
-    config = config.replace(data=dataclasses.replace(config.data, align="sentence"))
-    model = api.load(tiny_run.save(tmp_path, config))
-    asked = sources.Generated(model).ask("qa1", "3s", range(1))[0]
-    trace = tracing.trace(model, asked.encoded)
-    assert (np.diff(trace.bounds) < trace.mask.shape[1]).any()  # ragged
-    flat, facts = trace.tokens.reshape(-1), asked.facts
-    for (start, stop), (first, last) in zip(facts, tracing.read_spans(trace, facts), strict=True):
-        assert np.array_equal(flat[first:last], asked.encoded.context[start:stop])
-
-
-@pytest.mark.parametrize("cell", ["none", "prmt", "armt", "delta"])
-def test_other_cells_can_be_inspected(tmp_path, cell):
-    model = tiny_run.model(tmp_path, cell)
-    source = sources.Generated(model)
-    trace = tracing.trace(model, source.ask("qa1", "3s", range(1))[0].encoded)
-    assert len(trace.change) == 3 and np.isfinite(trace.change).all()
-    if (
-        trace.value_label == "write gate"
-    ):  # the gate of every token of the text, layer by layer; padding has none
-        assert trace.token_values.shape[1] == model.config.model.layers
-        assert (0 <= trace.token_values).all() and 0 < trace.token_values.max() <= 1
-        assert not np.moveaxis(trace.token_values, 1, 2)[~trace.mask].any()
-        paths = inspection.inspect_memory(model, source, ["qa1"], ["3s"], tmp_path)
-        assert {p.suffix for p in paths} == {".png", ".pdf", ".json"}
-
-
-def test_progress_counts_what_texts_really_hold(capsys):
-    """1,000 of another tokenizer's tokens may be 1,200 of ours: the bar ends at 100 %."""
-    with TokenProgress(Counter({"1k": 4000, "2k": 2000}), shown=True) as bar:
-        for _ in range(4):
-            bar.add_tokens(1200)
-            bar.batch_done("qa1_1k", "1k", [], nominal=1000)
-        assert bar.bar.total == 4 * 1200 + 2000  # of the other length nothing is known yet
-        bar.add_tokens(1800)
-        bar.batch_done("qa1_2k", "2k", [], nominal=2000)
-        assert bar.bar.total == bar.bar.n == 6600
-    assert "100% |" in capsys.readouterr().err
-
-
-def test_the_time_left_knows_nothing_of_compiling(monkeypatch):
-    clock = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
-    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
-    with TokenProgress(Counter({"1k": 4000}), shown=True) as progress:
-        for seconds in (60, 1):  # the first batch compiles
-            clock[0] += seconds
-            progress.add_tokens(1000)
-            progress.batch_done("qa1_1k", "1k", [], nominal=1000)
-        said = str(progress.bar)
-    assert "00:01<00:02, 1.00ktok/s" in said
 
 
 def test_command_line(run, tmp_path, capsys):

@@ -1,7 +1,5 @@
 """What happens to a run when something breaks: signals, damaged files, full disks, diverging."""
 
-import datetime
-import errno
 import gc
 import json
 import os
@@ -9,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +18,7 @@ from safetensors.numpy import load_file
 
 from rmt_jax import cli
 from rmt_jax.config import Config, ConfigError
-from rmt_jax.runtime import workdir
 from rmt_jax.runtime.preemption import REQUEUE, Signals
-from rmt_jax.runtime.workdir import Workdir
 from rmt_jax.training import checkpoint, divergence, loop, progress
 from rmt_jax.training import run as training
 from rmt_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -334,31 +329,6 @@ def test_a_full_disk_names_the_checkpoint_that_is_left(tmp_path, capfd, caplog):
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
-def test_two_runs_on_one_workdir(tmp_path):
-    with Workdir(tmp_path):
-        told = rf"Another run \(process {os.getpid()}\) is writing to"
-        with pytest.raises(ConfigError, match=told):
-            Workdir(tmp_path)
-        with Workdir(tmp_path, owner=False):  # other processes of the same run
-            pass
-    with Workdir(tmp_path):
-        pass
-
-
-def test_runs_that_start_in_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
-    class Still(datetime.datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return cls(2026, 1, 2, 3, 4, 5)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datetime, "datetime", Still)
-    with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: workdir.new_folder(), range(4)))
-    name = "runs/2026-01-02-030405"
-    assert sorted(map(str, made)) == [name, *(f"{name}-{n}" for n in (2, 3, 4))]
-
-
 def test_a_continued_run_needs_nothing_of_where_it_began(whole, tmp_path):
     source, path = tmp_path / "source", tmp_path / "run"
     shutil.copytree(whole, source)
@@ -416,52 +386,3 @@ def test_a_continued_run_must_have_the_same_config(whole):
     other: Config = config().replace(seed=7)
     with pytest.raises(ConfigError, match="another config .seed was 0 and is 7.: choose another"):
         training.run(other, whole)
-
-
-def test_dead_data_workers_are_started_again():
-    said, lives = [], iter([2, 0, 3])
-
-    def stream(step):
-        for i in range(next(lives)):
-            yield step + i
-        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
-
-    feed = divergence.batches(stream, 10, said.append, tries=2)
-    assert [next(feed) for _ in range(5)] == [10, 11, 12, 13, 14]
-    assert said[0].startswith("a data worker died before step 13") and len(said) == 2
-    with pytest.raises(ConfigError, match="died 3 times, the last before step 16"):
-        next(feed)
-
-
-def test_shared_memory_without_room_is_named():
-    def stream(step):
-        yield step
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    feed = divergence.batches(stream, 10, print)
-    assert next(feed) == 10
-    with pytest.raises(ConfigError, match="batch of step 12 .*in /dev/shm.*lower config.data.work"):
-        next(feed)
-
-
-def test_a_worker_process_killed_costs_no_batch(monkeypatch):
-    from rmt_jax.data import tokenizer
-    from rmt_jax.data.loader import Loader
-
-    settings = config().replace(data=replace(config().data, workers=1))
-    loader = Loader(settings, tokenizer.load("builtin"), "train")
-    # More batches than are prefetched: the death is noticed.
-    monkeypatch.setattr(loader, "_ends", np.array([200]))
-    said: list[str] = []
-    feed = divergence.batches(loader.stream, 0, said.append)
-    next(feed)
-    children = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "spawn_main"], capture_output=True, text=True
-    )
-    for child in children.stdout.split():
-        os.kill(int(child), signal.SIGKILL)
-    step, batch = 0, None
-    while not said and step < 100:
-        step, batch = step + 1, next(feed)
-    assert said and batch is not None
-    np.testing.assert_array_equal(batch.tokens, loader.batch_at(step).tokens)

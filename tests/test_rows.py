@@ -14,51 +14,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_files import FILLER, TOKENS, config, row, rows_of, write
 
-from rmt_jax.config import Config, ConfigError, Data, Model, Prompt, Questions, Stage
-from rmt_jax.data import compose, tasks, text_stream, tokenizer
+from rmt_jax.config import Prompt, Questions
+from rmt_jax.data import compose, tasks, text_stream
 from rmt_jax.data.collate import collate
 from rmt_jax.data.errors import DataError
 from rmt_jax.data.loader import Loader
 from rmt_jax.data.rows import layouts, readers, store
 from rmt_jax.data.segmentation import segment_bounds, segment_counts
-from rmt_jax.errors import RmtError
 
 pytestmark = pytest.mark.portable
-
-TOKENS = tokenizer.load()
-FILLER = "The weather was fine and we talked about it for a while. "
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "cache"))
-
-
-def row(number: int, sentences: int = 1, answer: str = "") -> dict:
-    """The answer stands in the middle of so many sentences."""
-    word = answer or ("north", "south", "east", "west")[number % 4]
-    half = FILLER * (sentences // 2)
-    text = f"{half}Ticket {number} goes {word}. {half}"
-    return {"context": text, "question": "Where does it go?", "answer": word}
-
-
-def write(path, rows) -> str:
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    return str(path)
-
-
-def config(source: Questions, segments=4, size=32, align="left", **data) -> Config:
-    return Config(
-        model=Model(segment_tokens=size),
-        data=Data(**({"tasks": ("own",), "questions": {"own": source}, "align": align} | data)),
-        stages=(Stage(segments, steps=50, batch=8, learning_rate=1e-3),),
-    )
-
-
-def rows_of(source: Questions, split="train"):
-    return [store.load("own", source, TOKENS).splits[split].text(i) for i in range(
-        len(store.load("own", source, TOKENS).splits[split]))]  # fmt: skip
 
 
 # Files
@@ -183,89 +154,6 @@ def test_fields_by_other_names_and_one_question_for_all(tmp_path):
     )
     first = rows_of(source)[0]
     assert (first.question, first.answers) == ("Which team?", ("a",))
-
-
-# What is wrong is a sentence: contents of a file, its name, and what is said.
-
-BAD = [
-    ("a.jsonl", b'{"context": "c"\n', r"a\.jsonl, line 1: not JSON .* '\{\"context\": \"c\"'"),
-    ("a.jsonl", b'{"context": "c", "question": "q", "answer": "a"}\n\nnope\n', "line 3: not JSON"),
-    ("a.jsonl", b'{"text": "c", "label": "a"}', "no field 'context'; there are text, label"),
-    ("a.jsonl", b"{}", "no field 'context'; there are none"),
-    ("a.jsonl", b'{"context": " \\n ", "question": "q", "answer": "a"}', "'context' is empty"),
-    ("a.jsonl", b'{"context": "c", "question": "q", "answer": ""}', "'answer' is empty"),
-    ("a.jsonl", b'{"context": "c", "question": "", "answer": "a"}', "'question' is empty"),
-    ("a.jsonl", b'{"context": "c", "question": "q", "answer": null}', "holds null and no text"),
-    ("a.jsonl", b'{"context": "c", "question": "q", "answer": {"a": 1}}', "holds an object"),
-    ("a.jsonl", b'{"context": ["c"], "question": "q", "answer": "a"}', "holds a list and no text"),
-    ("a.jsonl", b'["c", "q", "a"]', "a row is an object with fields, but this is a list"),
-    ("a.jsonl", b'"c"', "but this is a text"),
-    ("a.jsonl", b"7", "but this is a number"),
-    ("a.jsonl", '{"context": "c"}'.encode("utf-16"), r"a\.jsonl is UTF-16: convert it"),
-    ("a.jsonl", b'{"context": "caf\xe9"}', r"line 1: byte 17 \(0xe9\) is not UTF-8"),
-    ("a.jsonl", b'{"context": "\\ud800", "question": "q", "answer": "a"}', "half a character"),
-    ("a.jsonl", b"[" * 100_000, "line 1: "),
-    ("a.jsonl", b"", r"a\.jsonl holds no rows"),
-    ("a.jsonl", b" \n\r\n", r"a\.jsonl holds no rows"),
-    ("a.jsonl", b'{"context": "c", "question": "q", "answer": "a"}\n', "of 1 rows none is left"),
-    ("a.json", b'[{"context": "c"}, {"con', r"a\.json"),
-    ("a.json", b'{"a": [], "b": []}', "holds an object with a, b"),
-    ("a.json", b'{"a": 1}', "rows are a list of objects"),
-    ("a.json", b'{"context": "caf\xe9"}', "byte 17"),
-    ("a.json", b"[]", "holds no rows"),
-    ("a.csv", b"context,question,answer\na,b\n", r"line 2: 2 fields, but the header names 3"),
-    ("a.csv", b"context,question,answer\na,b,c,d\n", r"line 2: 4 fields, but the header names 3"),
-    ("a.csv", b'context,question,answer\n"a,b,c\n', "not a CSV file that can be read"),
-    ("a.csv", b"text;answer\na;b\n", "no field 'context'; there are text;answer"),
-    ("a.csv", b"context,question,answer\ncaf\xe9,b,c\n", "is not UTF-8"),
-    ("a.txt", b"hello", "ends with '.txt': rows are read from .jsonl"),
-]
-
-
-@pytest.mark.parametrize("name, content, sentence", BAD)
-def test_a_bad_file_is_a_sentence_and_leaves_nothing(tmp_path, name, content, sentence):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(RmtError, match=sentence) as caught:
-        Loader(config(Questions(train=str(tmp_path / name))), TOKENS)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    made = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert not made or "none is left" in sentence
-
-
-def test_other_bad_input_is_a_sentence(tmp_path, monkeypatch):
-    good = write(tmp_path / "good.jsonl", [row(i) for i in range(40)])
-
-    def check(sentence: str, kind=RmtError, **fields):
-        changes = {name: fields.pop(name) for name in ("segments", "size") if name in fields}
-        with pytest.raises(kind, match=sentence):
-            Loader(config(Questions(**({"train": good} | fields)), **changes), TOKENS).batch_at(0)
-
-    check("names no rows: set config.data.questions.own.train", ConfigError, train="")
-    check("There is no file .*none.jsonl", train=str(tmp_path / "none.jsonl"))
-    check("is a folder: name a file in it", train=str(tmp_path))
-    check("write hub:NAME:SPLIT", train="hub:squad")
-    check("write tfds:NAME:SPLIT", train="tfds:squad")
-    check("cannot be had", train="tfds:no_such_set:train")
-    check("the answer 'north' is none of the labels up, down", labels=("up", "down"))
-    check("No score is called 'best'", ConfigError, scores=("best",))
-    check("'official', which looks for labels", ConfigError, scores=("official",))
-    check("no field 'body.text'; there are context", fields={"context": "body.text"})
-    check("no field 'context.text'", fields={"context": "context.text"})
-    check("do not fit in a segment of 7: raise config.model.segment_tokens", size=7)
-    long = write(tmp_path / "long.jsonl", [row(i, 40) for i in range(40)])
-    check("the shortest of the train rows of 'own' takes 1.: raise", ConfigError, train=long,
-          longer="leave_out")  # fmt: skip
-    with pytest.raises(ConfigError, match="qa1 has the name of another task"):
-        Loader(
-            config(Questions(train=good), tasks=("qa1",), questions={"qa1": Questions()}), TOKENS
-        )
-    with pytest.raises(RmtError, match="has .* tokens, but config.prompt.tokens leaves room for 4"):
-        wordy = Questions(train=good, description="Say in which of the four directions it goes.")
-        tight = config(wordy).replace(prompt=Prompt(tokens=4))
-        Loader(tight, TOKENS).batch_at(0)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RMT_JAX_CACHE", str(tmp_path / "file"))
-    check("set the environment variable RMT_JAX_CACHE")
 
 
 # Splits
