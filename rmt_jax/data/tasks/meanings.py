@@ -26,7 +26,9 @@ from rmt_jax.data.tokenizer import Tokenizer
 
 FRAMES = (
     "Say {}.", "Tell me {}.", "Name {}.", "Answer with {}.", "Give {}.", "Find {}.",
-    "What is asked for is {}.", "The answer is {}.",
+    "What is asked for is {}.", "The answer is {}.", "I want to know {}.", "Please say {}.",
+    "Write {}.", "Wanted: {}.", "{} is wanted.", "{} is the question.", "{} is to be named.",
+    "Look for {}.",
 )  # fmt: skip
 PLACES = ("place", "room", "spot")  # the '[place]' of a form
 SUBJECTS = {
@@ -43,6 +45,14 @@ TRAINED = {
         "where to find {} now",
         "the location where {} is at present",
         "the [place] that {} is in by now",
+        "where {} can be seen now",
+        "where {} ended up",
+        "the newest [place] of {}",
+        "the [place] in which {} is at the end",
+        "where {} has got to by now",
+        "the final [place] of {}",
+        "the most recent [place] of {}",
+        "where one finds {} at the end",
     ),
     "first": (
         "the [place] where {} was at first",
@@ -53,6 +63,14 @@ TRAINED = {
         "the [place] of {} to begin with",
         "the location that {} started from",
         "the [place] that was the first for {}",
+        "the earliest [place] of {}",
+        "the [place] where {} set out",
+        "the original [place] of {}",
+        "where {} could be found at first",
+        "where {} was in the beginning",
+        "the [place] in which {} was before any move",
+        "the opening [place] of {}",
+        "where the text first puts {}",
     ),
     "previous": (
         "the [place] where {} was before the last one",
@@ -63,6 +81,14 @@ TRAINED = {
         "the [place] that came before the current one of {}",
         "the [place] one earlier than the last one of {}",
         "the location that {} left last",
+        "the previous [place] of {}",
+        "where {} was one step earlier",
+        "where {} had been just before",
+        "the [place] from which {} came to its current one",
+        "the [place] of {} one move ago",
+        "the second to last [place] of {}",
+        "where {} was right before it got where it is",
+        "the [place] of {} one before its present one",
     ),
     "longest": (
         "the [place] where {} was longest",
@@ -73,6 +99,14 @@ TRAINED = {
         "where {} was most of the time",
         "the location in which {} stayed for the most facts",
         "the [place] of the longest stay of {}",
+        "where {} spent the most time",
+        "the [place] with the longest stay of {}",
+        "the usual [place] of {}",
+        "where {} mostly was",
+        "the [place] where {} was for most facts",
+        "where {} remained the longest",
+        "the [place] that held {} most of the time",
+        "where {} stayed more than in any other [place]",
     ),
     "touched": (
         "who touched {} last",
@@ -83,6 +117,14 @@ TRAINED = {
         "the person who last held {}",
         "whose hands held {} last",
         "the last one to have {}",
+        "who handled {} last",
+        "whoever was the last to touch {}",
+        "the last holder of {}",
+        "the name of who had {} most recently",
+        "who has or had {} last",
+        "the latest person to take or drop {}",
+        "who took or dropped {} last",
+        "the last one whose hand was on {}",
     ),
 }
 HELD_OUT = {
@@ -207,7 +249,8 @@ def describe(subject: str, meaning: str, number: int) -> str:
         number, part = divmod(number, len(parts))
         chosen.append(parts[part])
     frame, noun, place, form = chosen
-    return frame.format(form.replace("[place]", place).format(noun))
+    text = frame.format(form.replace("[place]", place).format(noun))
+    return text[0].upper() + text[1:]
 
 
 def answer_of(world: moving.World, who: str, meaning: str) -> tuple[str, tuple[int, ...]] | None:
