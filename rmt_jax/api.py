@@ -61,7 +61,8 @@ def load(
       dtype: compute dtype, instead of the config's: auto, float32 or bfloat16.
       segment_tokens: tokens of a segment, instead of the config's.
       everywhere: on all devices of this process, not on its first one alone: texts side by side
-        are spread over them, weights split as the config's mesh says where that fits; on those of
+        are spread over them, a text alone goes through some of the layers on each, and weights are
+        split as the config's mesh says where that fits; on those of
         all processes, which then call everything together, where it splits weights over more than
         one process has. On a CPU every core is a device, unless JAX has begun already. None: only
         where that mesh splits weights.
@@ -158,14 +159,8 @@ class Model:
         switches in the user's process. What goes in and, with `apart`, comes out, `in_layers`, and
         the options: `placement.Placement.compiled`."""
 
-        def of_params(function: Any) -> Any:
-            def run(params: Any, *args: Any, **named: Any) -> Any:
-                return function(models.merge(self.graph, params), *args, **named)
-
-            return run
-
-        shared = None if in_layers is None else of_params(in_layers)
-        run = self.placement.compiled(of_params(function), apart, shared, **options)
+        shared = None if in_layers is None else self.placement.bound(in_layers)
+        run = self.placement.compiled(self.placement.bound(function), apart, shared, **options)
         return switches.Neutral(run)
 
     @functools.cached_property

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rmt_jax import models
 from rmt_jax.config import Config
 from rmt_jax.models import Outline, platform
 from rmt_jax.models.cells import Memory
@@ -72,7 +73,7 @@ class Placement:
             (0, 1) if self._across else (jax.process_index(), jax.process_count())
         )
         self.tells = not self._across or startup.owner()
-        self._sharing = None if mesh is None or not self._alike else self._by_layers(mesh)
+        self._sharing = self._by_layers(mesh) if mesh is not None and self._alike else None
 
     def weights(self, params: Any) -> dict[str, Any]:
         """`params`, nested, numpy or lazy, as float32 arrays in their shards, of lazy ones one
@@ -101,6 +102,14 @@ class Placement:
         """Arrays [B, ...] in numpy, the same on all processes, on the devices."""
         return batch if self.mesh is None else sharding.put_whole_batch(batch, self.mesh)
 
+    def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function(model, ...)` as one of the weights in place of the model."""
+
+        def run(params: Any, *inputs: Any, **static: Any) -> Any:
+            return function(models.merge(self.outline.static, params), *inputs, **static)
+
+        return run
+
     def compiled(
         self,
         function: Callable[..., Any],
@@ -123,17 +132,17 @@ class Placement:
         alone = jax.jit(function, **options)
         if self.mesh is None:
             return alone
-        mesh, few = self.mesh, alone
+        mesh, shared = self.mesh, None
         if in_layers is not None and self._sharing is not None:
-            few = jax.jit(functools.partial(self.sharing_layers, in_layers), **options)
+            shared = jax.jit(functools.partial(self.sharing_layers, in_layers), **options)
         together = jax.jit(functools.partial(self._together, function), **options)
         by_hand = jax.jit(functools.partial(self.by_hand, function), **options)
 
         def call(params: Any, *inputs: Any, **static: Any) -> Any:
             count = _texts(inputs)
             spread = count > 0 and count % self.ways == 0
-            if self._alike and not spread and few is not alone:
-                return _SHARED(few, *self._at_layers(params, inputs), **static)
+            if shared is not None and not spread:
+                return _ONE_AT_A_TIME(shared, *self._at_layers(params, inputs), **static)
             if self._alike and not spread:
                 first = mesh.devices.flat[0]
                 params = jax.tree.map(lambda x: x.addressable_data(0), params)
@@ -295,7 +304,7 @@ class _OneAtATime:
             return self.last
 
 
-_SHARED = _OneAtATime()
+_ONE_AT_A_TIME = _OneAtATime()
 _WHOLE = (Memory, DecodingCache)
 
 

@@ -45,8 +45,8 @@ def read_some(
             lambda x: jax.lax.dynamic_slice_in_dim(x, me * count_here, count_here), tree
         )
 
-    weights = own(model.stacked_params())
-    params = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(count_here)]
+    params = own(model.stacked_params())
+    each = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(count_here)]
     segments = Segment(*(jnp.swapaxes(jnp.asarray(x), 0, 1) for x in (tokens, mask)))
     moved = segments.mask.any(axis=2) & (jnp.arange(len(segments.mask)) < count)[:, None]
     started = memory.started | (jnp.cumsum(moved, axis=0) - moved > 0)  # before segment s
@@ -58,7 +58,8 @@ def read_some(
         segment = jax.tree.map(lambda x: x[s], segments)
         x, context, ends = _entered(model, memory._replace(started=started[s]), segment, prompt)
         x = jnp.where(me == 0, x, handed)
-        x, new = _through(model, params, x, state, started[s], context, ends, me == devices - 1)
+        before = (x, state, started[s], context)
+        x, new = _through(model, params, each, before, ends, me == devices - 1)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             kept = (moved[s] & at_work).reshape(-1, *[1] * (old.ndim - 2))
@@ -90,27 +91,34 @@ def _entered(
 
 def _through(
     model: RecurrentModel,
-    params: list[Any],
-    x: jax.Array,
-    state: Any,
-    started: jax.Array,
-    context: AttentionContext,
+    params: Any,
+    each: list[Any],
+    before: tuple[jax.Array, Any, jax.Array, AttentionContext],
     ends: jax.Array,
     is_last: jax.Array,
 ) -> tuple[jax.Array, Any]:
     """The layers of one device: what they make of x, and their next states, layer first. Of the
-    last layer of all, only write memory is wanted."""
-    states, run = [], model.run_layer
-    for number, one in enumerate(params):
-        before = (one, x, jax.tree.map(lambda s, i=number: s[i], state), started, context)
-        if number < len(params) - 1:
-            x, new, _ = run(*before)
-        else:
-            x, new = jax.lax.cond(
-                is_last,
-                lambda before: (before[1], run(*before, query_positions=ends)[1]),
-                lambda before: run(*before)[:2],
-                before,
-            )
-        states.append(new)
-    return x, jax.tree.map(lambda *each: jnp.stack(each), *states)
+    last layer of all, only write memory is wanted.
+
+    params: of these layers, layer first; each: the same, one by one, for a model that has no loop
+    over its layers. before: x, states, `started` and context.
+    """
+    x, state, started, context = before
+    states = [jax.tree.map(lambda s, i=i: s[i], state) for i in range(len(each))]
+
+    def run(x: jax.Array, inputs: Any, wanted: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        params, state = inputs
+        return model.run_layer(params, x, state, started, context, None, wanted)[:2]
+
+    if model.unroll == 1:
+        x, first = jax.lax.scan(run, x, jax.tree.map(lambda a: a[:-1], (params, state)))
+    else:
+        first = []
+        for inputs in zip(each[:-1], states[:-1], strict=True):
+            x, new = run(x, inputs)
+            first.append(new)
+    top = (each[-1], states[-1])
+    x, last = jax.lax.cond(is_last, lambda x: (x, run(x, top, ends)[1]), lambda x: run(x, top), x)
+    if model.unroll == 1:
+        return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), first, last)
+    return x, jax.tree.map(lambda *news: jnp.stack(news), *first, last)

@@ -86,8 +86,8 @@ def reading(config: Config, vocab: int, mesh: jax.sharding.Mesh, texts: int) -> 
     placement, shapes, memory, prompt = _loaded(config, vocab, mesh, texts)
     sizes = (texts, api.BLOCK, config.model.segment_tokens)
     inputs = (memory, _ids(*sizes), _ids(*sizes, dtype=jnp.bool_), prompt, _ids())
-    together = _of_model(placement, partial(pipeline.read_some, axis=LAYERS))
-    read = _of_model(placement, schedule.read_some)
+    together = placement.bound(partial(pipeline.read_some, axis=LAYERS))
+    read = placement.bound(schedule.read_some)
     return placement.trace(read, shapes, *inputs, in_layers=together)
 
 
@@ -113,7 +113,7 @@ def _continuing(
     length = (texts, config.model.segment_tokens)
     tail = Segment(_ids(*length), _ids(*length, dtype=jnp.bool_))
     function = partial(generate.continue_text, max_new_tokens=tokens, ends=ENDS)
-    return placement.trace(_of_model(placement, function), shapes, memory, tail, prompt, draw)
+    return placement.trace(placement.bound(function), shapes, memory, tail, prompt, draw)
 
 
 def batch_shapes(
@@ -160,15 +160,6 @@ def _loaded(
         room = (texts, config.prompt.tokens)
         prompt = Prompt(_ids(*room), _ids(*room, dtype=jnp.bool_), _ids(texts))
     return placement, made.shapes, memory, prompt
-
-
-def _of_model(placement: Placement, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(model, …)` as one of the weights."""
-
-    def run(params: Any, *inputs: Any) -> Any:
-        return function(models.merge(placement.outline.static, params), *inputs)
-
-    return run
 
 
 def _ids(*sizes: int, dtype: Any = jnp.int32, place: Any = None) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from rmt_jax import api, config, evaluation, models, placement
+from rmt_jax import api, config, evaluation, placement
 from rmt_jax.config import Mesh
 from rmt_jax.evaluation import answering, likelihood
 from rmt_jax.models import pipeline, schedule
@@ -91,10 +91,7 @@ def test_no_device_waits_for_another():
     one = model("delta", MESHES[0])
     tokens, _, prompt = texts(8)
     whole = tokens[:, :24].reshape(8, 3, 8)
-
-    def run(params, *inputs):
-        return schedule.read_some(models.merge(one.graph, params), *inputs)
-
+    run = one.placement.bound(schedule.read_some)
     program = jax.jit(functools.partial(one.placement.by_hand, run))
     inputs = (one.initial_memory(8), whole, np.ones(whole.shape, bool), prompt, np.int32(3))
     text = program.lower(one.params, *inputs).compile().as_text() or ""
@@ -104,15 +101,18 @@ def test_no_device_waits_for_another():
     )
 
 
-@pytest.mark.parametrize("cell, scanned", (("delta", False), ("delta", True), ("armt", False)))
-def test_layers_of_one_text_are_shared(cell, scanned):
+@pytest.mark.parametrize(
+    "cell, scanned, devices",
+    (("delta", False, 2), ("delta", True, 2), ("armt", False, 8), ("prmt", False, 3)),
+)
+def test_layers_of_one_text_are_shared(cell, scanned, devices):
     """Each device holds the memory of its own layers, the same bits as one device's, and hears of
-    one other device, once a segment."""
+    one other device, once a segment. As many take part as divide the six layers."""
     changes = {"cell": cell, "layers": 6, "scan_layers": scanned}
     prompt = config.Prompt("none", "every", tiny.WORDS)
     settings = config.Config(model=tiny.settings(**changes), prompt=prompt)
     params = tiny.model(prompt, **changes)[1]
-    mesh = sharding.make_mesh(Mesh())
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:devices])
     alone, shared = (api.Model(settings, params, mesh=m) for m in (None, mesh))
     tokens, mask, _ = texts(1)
     long, known = np.tile(tokens[:, :24], 12), np.tile(mask[:, :24], 12)  # more than one block
@@ -120,13 +120,10 @@ def test_layers_of_one_text_are_shared(cell, scanned):
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(a, b)
     for state in jax.tree.leaves(found.state):
-        assert [len(shard.data) for shard in state.addressable_shards] == [1] * 6
+        held = [len(shard.data) for shard in state.addressable_shards]
+        assert held == {2: [3, 3], 3: [2, 2, 2], 8: [1] * 6}[devices]
 
-    def run(params, *inputs):
-        return pipeline.read_some(
-            models.merge(shared.graph, params), *inputs, axis=placement.LAYERS
-        )
-
+    run = shared.placement.bound(functools.partial(pipeline.read_some, axis=placement.LAYERS))
     blocks = (long.reshape(1, -1, 8), known.reshape(1, -1, 8), None, np.int32(3))
     given = (shared.params, shared.initial_memory(1), *blocks)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)

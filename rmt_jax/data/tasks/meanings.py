@@ -128,17 +128,41 @@ TRAINED = {
     ),
 }
 HELD_OUT = {
-    "now": ("Give the current location of {}.", "Where {} can be found by now is asked for."),
-    "first": ("Give the starting location of {}.", "Where {} was to begin with is asked for."),
+    "now": (
+        "Give the current location of {}.",
+        "Where {} can be found by now is asked for.",
+        "Say which room {} is in.",
+        "I would like the place of {} right now.",
+        "Where is {} at the moment?",
+    ),
+    "first": (
+        "Give the starting location of {}.",
+        "Where {} was to begin with is asked for.",
+        "Say which room {} was in first.",
+        "I would like the place where {} was in the very beginning.",
+        "Where was {} at first?",
+    ),
     "previous": (
         "Give the location of {} just before its current one.",
         "Where {} was one place earlier is asked for.",
+        "Say which room {} was in before this one.",
+        "I would like the place of {} before the last move.",
+        "Where was {} before?",
     ),
     "longest": (
         "Give the location that had {} for most of the time.",
         "Where {} stayed the most is asked for.",
+        "Say which room {} was in longest.",
+        "I would like the place where {} spent most time.",
+        "Where was {} for the longest time?",
     ),
-    "touched": ("Give the name of whoever handled {} most recently.", "Who had {} last is asked."),
+    "touched": (
+        "Give the name of whoever handled {} most recently.",
+        "Who had {} last is asked.",
+        "Say who had {} last.",
+        "I would like the name of the last person to touch {}.",
+        "Who was last to hold {}?",
+    ),
 }
 # Nobody touches a person.
 MEANINGS = {"object": tuple(TRAINED), "person": tuple(m for m in TRAINED if m != "touched")}
