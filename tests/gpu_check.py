@@ -118,7 +118,7 @@ def gradients(cell: str, sizes: Sizes, fused: bool = True, train: str = "all", *
 
     def loss(trained, texts):
         whole = models.merge(graph, steps.join(trained, frozen))
-        logits = answers(whole, texts, bptt=0, remat=False).logits
+        logits = whole.backbone.logits(answers(whole, texts, bptt=0, remat=False).hidden)
         return -jax.nn.log_softmax(logits)[..., 0].mean()
 
     program = jax.jit(jax.value_and_grad(loss))

@@ -130,11 +130,11 @@ def test_auto_is_what_was_measured(monkeypatch):
             lambda *args, made=made, module=module, **named: (
                 way.append(module), made(*args, **named))[1],
         )  # fmt: skip
-    logits, drift, _ = schedule.answers(built, one, bptt=0, remat=False)
+    hidden, drift, _ = schedule.answers(built, one, bptt=0, remat=False)
     idle = one._replace(background_only=np.ones(one.answer_start.shape[:2], np.float32))
     watched, moved, _ = schedule.answers(built, idle, bptt=0, remat=False)
     assert way == ["diagonal", "recurrence"] and not drift.any() and moved.any()
-    np.testing.assert_allclose(logits, watched, atol=1e-5)
+    np.testing.assert_allclose(hidden, watched, atol=1e-5)
 
 
 def test_auto_reads_one_text_on_the_diagonal_once_it_fills_the_pipeline(monkeypatch):

@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_all_logits(cell, remat, changes):
     )
     alone = ours(params, batch._replace(next_token=None))
     assert alone.nats is None
-    np.testing.assert_allclose(found.logits, alone.logits, atol=1e-5)
+    np.testing.assert_allclose(found.hidden, alone.hidden, atol=1e-5)
 
 
 @pytest.mark.parametrize("logits", [1, 2 * VOCAB * 3, 2 * VOCAB * 7, 1 << 20])
@@ -175,7 +175,7 @@ def test_the_diagonal_gives_the_same():
             model = models.merge(graph, params)
             model.schedule = way
             outputs = schedule.answers(model, batch, bptt=0, remat=False)
-            return outputs.nats.sum(), (outputs.nats, outputs.logits)
+            return outputs.nats.sum(), (outputs.nats, outputs.hidden)
 
         found.append(jax.jit(jax.grad(nats, has_aux=True))(params))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4), *found)
@@ -199,9 +199,9 @@ def test_probes_and_drift_are_what_they_are_without_passages():
     asked = batch._replace(probe=probe, background_only=idle, **twice)
     read = jax.jit(lambda batch: recurrence.answers(models.merge(graph, params), batch))
     told, alone = read(asked), read(asked._replace(next_token=None))
-    np.testing.assert_allclose(told.logits, alone.logits, atol=1e-5)
+    np.testing.assert_allclose(told.hidden, alone.hidden, atol=1e-5)
     np.testing.assert_allclose(told.drift, alone.drift, rtol=1e-5)
-    assert told.logits.shape == (3, 2, 2, 2, VOCAB) and told.nats.shape == (3, 4)
+    assert told.hidden.shape == (3, 2, 2, 2, 16) and told.nats.shape == (3, 4)
 
 
 # What is held -------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_each_kind_counts_by_its_texts():
     def expected(params):
         model = models.merge(graph, params)
         found = recurrence.answers(model, batch)
-        log = jax.nn.log_softmax(found.logits)
+        log = jax.nn.log_softmax(model.backbone.logits(found.hidden))
         answers = -jnp.take_along_axis(log, batch.answer[..., None], -1)[..., 0]
         mean = (answers * batch.weight).sum() / batch.weight.sum()
         nats = recurrence.answers(model, batch).nats.sum() / (batch.next_token >= 0).sum()
@@ -290,8 +290,9 @@ def test_each_kind_counts_by_its_texts():
     scales = losses.scales(batch)
 
     def ours(params):
-        found = recurrence.answers(models.merge(graph, params), batch)
-        total, told, sums = losses.batch_sums(found, batch, 3)
+        model = models.merge(graph, params)
+        found = recurrence.answers(model, batch)
+        total, told, sums = losses.batch_sums(model.backbone, found, batch, 3)
         return total * scales.answers + told * scales.passages, sums
 
     (total, sums), true = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)

@@ -150,8 +150,9 @@ def test_one_loop_over_all_segments_as_on_a_tpu_gives_the_same(cell):
 
     def measured():
         def loss(params):
-            out = recurrence.answers(models.merge(graph, params), batch)
-            return loss_of(out.logits, batch) + out.drift.sum()
+            model = models.merge(graph, params)
+            out = recurrence.answers(model, batch)
+            return loss_of(model.backbone.logits(out.hidden), batch) + out.drift.sum()
 
         whole = str(jax.make_jaxpr(loss)(params)).count("length=4")
         return whole, jax.jit(jax.value_and_grad(loss))(params)

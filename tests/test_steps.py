@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 
 from rmt_jax import models
 from rmt_jax.config import Config, ConfigError, Mesh, Model, Optimizer, Prompt, Stage
-from rmt_jax.models import recurrence
+from rmt_jax.models import language, recurrence
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import metrics, optimizer
 from rmt_jax.training import step as steps
@@ -201,10 +202,32 @@ def test_sums_count_whole_answers():
         weight=np.array([[[[1, 1], [1, 1], [0, 0]]]], np.float32),
         metric_row=np.array([[[0, 1, 0]]], np.int32),
     )
-    loss, sums = answer_sums(jnp.asarray(logits), b, 3)
+    as_they_are = types.SimpleNamespace(logits=lambda hidden: hidden)
+    loss, sums = answer_sums(as_they_are, jnp.asarray(logits), b, 3)  # pyright: ignore
     assert sums.right.tolist() == [1, 0, 0] and sums.count.tolist() == [1, 1, 0]
     assert sums.weight.tolist() == [2, 2, 0]
     assert float(loss) == pytest.approx(20.0, abs=1e-3)  # the one wrong token costs 20 nats
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_answers_in_chunks_of_logits(places, monkeypatch):
+    """Logits of so many places of every text at a time: sums and gradient as of all at once."""
+    model = models.build(config().model, config().prompt, VOCAB, TASKS, nnx.Rngs(0))
+    static, params = models.split(model)
+    asked = batch()
+
+    def both(params, asked):
+        model = models.merge(static, params)
+        found = recurrence.answers(model, asked)
+        return answer_sums(model.backbone, found.hidden, asked, TASKS + 1)
+
+    whole = jax.jit(jax.value_and_grad(both, has_aux=True))(params, asked)
+    monkeypatch.setattr(language, "LOGITS", places * len(asked.answer) * VOCAB)
+    parts = jax.jit(jax.value_and_grad(lambda *x: both(*x), has_aux=True))(params, asked)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), whole, parts)
+    text = jax.jit(jax.grad(lambda *x: both(*x)[0])).lower(params, asked).as_text()
+    assert f"{len(asked.answer)}x{places}x{VOCAB}xf32" in text
+    assert f"4x{VOCAB}xf32" not in text and f"2x1x2x{VOCAB}xf32" not in text  # all of them
 
 
 @pytest.mark.parametrize(("name", "tables"), [("adamw", True), ("muon", False)])

@@ -73,7 +73,7 @@ def answer_logits(
     model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
 ) -> jax.Array:
     """`recurrence.answer_logits` on the diagonal schedule."""
-    return answers(model, batch, bptt=bptt, remat=remat).logits
+    return model.backbone.logits(answers(model, batch, bptt=bptt, remat=remat).hidden)
 
 
 def answers(model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True) -> Outputs:
@@ -108,9 +108,9 @@ def answers(model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool =
 
     tokens, mask = batch.tokens[:, cut:], batch.mask[:, cut:]
     _, (hidden, nats) = _run(model, memory, tokens, mask, prompt, take, (at, next_token), remat)
-    logits = model.backbone.logits(jnp.moveaxis(hidden[silent:], 0, 1))
+    hidden = jnp.moveaxis(hidden[silent:], 0, 1)
     drift = jnp.zeros(batch.answer_start.shape[:2])
-    return Outputs(logits, drift, None if nats is None else nats.T)
+    return Outputs(hidden, drift, None if nats is None else nats.T)
 
 
 def check_language(bptt: int) -> None:

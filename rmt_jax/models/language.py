@@ -4,6 +4,9 @@ Logits of a segment, [B, L, V], are most of the memory where the vocabulary is l
 a chunk of places are made, used and forgotten; the backward pass makes them again.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -25,32 +28,56 @@ def nats(
       next_token: i32[B, L], -1 where none is predicted.
       logits: how many may be held at once; a place of every text is the least.
     """
-    batch, places = next_token.shape
-    vocab = jax.eval_shape(backbone.logits, hidden[:, :1]).shape[-1]
-    count = -(-places // max(1, logits // (batch * vocab)))
-    size = -(-places // count)
 
-    def chunk(hidden: jax.Array, next_token: jax.Array) -> jax.Array:
-        logits = backbone.logits(hidden)
+    def entropy(logits: jax.Array, next_token: jax.Array) -> jax.Array:
         target = jnp.maximum(next_token, 0)[..., None]
         right = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
         return jnp.where(next_token < 0, 0.0, jax.nn.logsumexp(logits, axis=-1) - right)
 
-    if count == 1:
-        return jax.checkpoint(chunk)(hidden, next_token)
+    return in_chunks(backbone, hidden, next_token, entropy, logits)
 
-    def chunks(x: jax.Array, filler: int) -> jax.Array:
+
+def in_chunks(
+    backbone: Backbone,
+    hidden: jax.Array,
+    token: jax.Array,
+    of: Callable[[jax.Array, jax.Array], Any],
+    logits: int = LOGITS,
+) -> Any:
+    """`of(logits f32[B, n, V], token i32[B, n])`, arrays [B, n], for n of the L places at a time:
+    arrays [B, L].
+
+    Args:
+      hidden: [B, L, D] after the final norm.
+      token: i32[B, L], what `of` compares the logits with.
+      logits: how many may be held at once; a place of every text is the least.
+    """
+    batch, places = token.shape
+    count = -(-places // max(1, logits // (batch * vocabulary(backbone, hidden))))
+    size = -(-places // count)
+
+    def chunk(hidden: jax.Array, token: jax.Array) -> Any:
+        return of(backbone.logits(hidden), token)
+
+    if count == 1:
+        return jax.checkpoint(chunk)(hidden, token)
+
+    def chunks(x: jax.Array) -> jax.Array:
         """[B, L, ...] -> [count, B, size, ...]."""
-        rest = [(0, 0), (0, count * size - places)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, rest, constant_values=filler)
+        x = jnp.pad(x, [(0, 0), (0, count * size - places)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(batch, count, size, *x.shape[2:]).swapaxes(0, 1)
 
     # Inside a scan, common subexpressions can't undo the rematerialisation.
     body = jax.checkpoint(chunk, prevent_cse=False)
     _, found = jax.lax.scan(
-        lambda _, inputs: (None, body(*inputs)), None, (chunks(hidden, 0), chunks(next_token, -1))
+        lambda _, inputs: (None, body(*inputs)), None, (chunks(hidden), chunks(token))
     )
-    return found.swapaxes(0, 1).reshape(batch, count * size)[:, :places]
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, count * size)[:, :places], found)
+
+
+def vocabulary(backbone: Backbone, hidden: jax.Array) -> int:
+    """V, the number of logits that `backbone` makes of hidden [..., D]."""
+    return jax.eval_shape(backbone.logits, hidden).shape[-1]
 
 
 def read_nats(

@@ -18,7 +18,7 @@ UNROLLED = 4  # segments on a GPU that are not worth a loop
 class Outputs(NamedTuple):
     """What training looks at of a batch."""
 
-    logits: jax.Array  # f32[B, R, Q, T, V] where answers stand
+    hidden: jax.Array  # [B, R, Q, T, D] after the final norm, where answers stand
     # f32[B, R]  how far each of the R answered segments moved the memory (`RecurrentModel.drift`);
     # zeros where the batch does not ask
     drift: jax.Array
@@ -99,11 +99,11 @@ def answer_logits(
     model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True
 ) -> jax.Array:
     """Logits f32[B, R, Q, T, V] where answers stand, and nowhere else: see `answers`."""
-    return answers(model, batch, bptt=bptt, remat=remat).logits
+    return model.backbone.logits(answers(model, batch, bptt=bptt, remat=remat).hidden)
 
 
 def answers(model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool = True) -> Outputs:
-    """Reads a batch and makes logits where answers stand, and the cross-entropy of the tokens that
+    """Reads a batch: hidden states where answers stand, and the cross-entropy of the tokens that
     are predicted all over the text.
 
     bptt: segments from the end that gradients flow back through (0: all). It is a real cut: what
@@ -188,7 +188,7 @@ def answers(model: RecurrentModel, batch: Batch, *, bptt: int = 0, remat: bool =
     remat = remat and length - cut > 1
     _, (hidden, drift, nats) = scan_or_unroll(body, memory, inputs, remat, after)
     hidden, drift = jnp.moveaxis(hidden[-answered:], 0, 1), drift[-answered:].T
-    return Outputs(model.backbone.logits(hidden), drift, None if nats is None else nats.T)
+    return Outputs(hidden, drift, None if nats is None else nats.T)
 
 
 def before_cut(length: int, answered: int, bptt: int) -> int:

@@ -10,15 +10,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rmt_jax.models import language
+from rmt_jax.models.backbones import Backbone
 from rmt_jax.models.recurrence import Outputs
 from rmt_jax.types import Batch, Sums
 
 
-def answer_sums(logits: jax.Array, batch: Batch, rows: int) -> tuple[jax.Array, Sums]:
+def answer_sums(
+    backbone: Backbone, hidden: jax.Array, batch: Batch, rows: int
+) -> tuple[jax.Array, Sums]:
     """Cross-entropy of the answers, summed; and the sums that make the metrics.
 
     Args:
-      logits: f32[B, R, Q, T, V] at the answers' places (`models.recurrence.answer_logits`).
+      backbone: makes the logits.
+      hidden: [B, R, Q, T, D] at the answers' places (`models.recurrence.Outputs`).
       batch: its targets, weights and metric rows.
       rows: number of metric rows, len(tasks) + 1; the last counts auxiliary questions.
 
@@ -26,11 +31,10 @@ def answer_sums(logits: jax.Array, batch: Batch, rows: int) -> tuple[jax.Array, 
       The weighted cross-entropy summed over the batch (f32[], nats; divide by the weight of the
       whole step's batch), and `Sums`.
     """
-    logits = logits.astype(jnp.float32)
-    target = jnp.take_along_axis(logits, batch.answer[..., None], axis=-1)[..., 0]
-    entropy = (jax.nn.logsumexp(logits, axis=-1) - target) * batch.weight  # [B, R, Q, T]
+    entropy, right_token = _by_token(backbone, hidden, batch.answer)
+    entropy = entropy * batch.weight  # [B, R, Q, T]
     asked = batch.weight > 0
-    hit = (jnp.argmax(logits, axis=-1) == batch.answer) | ~asked
+    hit = right_token | ~asked
     question = jnp.any(asked, axis=-1)  # [B, R, Q]
     right = jnp.all(hit, axis=-1) & question
 
@@ -44,10 +48,33 @@ def answer_sums(logits: jax.Array, batch: Batch, rows: int) -> tuple[jax.Array, 
     return loss.sum(), jax.lax.stop_gradient(sums)
 
 
-def batch_sums(found: Outputs, batch: Batch, rows: int) -> tuple[jax.Array, jax.Array | None, Sums]:
+def _by_token(
+    backbone: Backbone, hidden: jax.Array, answer: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy f32[B, R, Q, T], and whether the likeliest token is the answer's; in chunks
+    where logits of all places would be many (15 questions in each of 8 segments of 8 texts, four
+    tokens, a vocabulary of 49,152: 755 MB, and their gradient as much)."""
+
+    def of(logits: jax.Array, answer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = logits.astype(jnp.float32)
+        target = jnp.take_along_axis(logits, answer[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - target, jnp.argmax(logits, axis=-1) == answer
+
+    at_once = language.LOGITS
+    if answer.size * language.vocabulary(backbone, hidden) <= at_once:
+        return of(backbone.logits(hidden), answer)
+    flat = hidden.reshape(len(hidden), -1, hidden.shape[-1])
+    found = language.in_chunks(backbone, flat, answer.reshape(len(answer), -1), of, at_once)
+    entropy, right = (x.reshape(answer.shape) for x in found)
+    return entropy, right
+
+
+def batch_sums(
+    backbone: Backbone, found: Outputs, batch: Batch, rows: int
+) -> tuple[jax.Array, jax.Array | None, Sums]:
     """The summed cross-entropy of answers and that of passages (None where no task models a
     language), and the `Sums` of both. rows: as in `answer_sums`."""
-    total, sums = answer_sums(found.logits, batch, rows)
+    total, sums = answer_sums(backbone, found.hidden, batch, rows)
     if found.nats is None or batch.next_token is None:
         return total, None, sums
 

@@ -90,7 +90,7 @@ def make_train_step(
     def loss(trained: Params, frozen: Params, batch: Batch, scale: Scales):
         model = models.merge(static, join(trained, frozen))
         found = answers(model, batch, bptt=bptt, remat=remat)
-        total, passages, sums = batch_sums(found, batch, rows)
+        total, passages, sums = batch_sums(model.backbone, found, batch, rows)
         total = total * scale.answers
         if passages is not None and scale.passages is not None:
             total += passages * scale.passages
@@ -154,6 +154,6 @@ def make_eval_step(static: Any, rows: int, mesh: jax.sharding.Mesh | None = None
         model = models.merge(static, params)
         with platform.spread_over(mesh):
             found = answers(model, batch, bptt=0, remat=False)
-        return batch_sums(found, batch, rows)[2]
+        return batch_sums(model.backbone, found, batch, rows)[2]
 
     return step

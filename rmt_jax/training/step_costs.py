@@ -50,8 +50,9 @@ def step_flops(config: Config, shape: Shape, vocab: int) -> float:
     segments -= (trained - shape.answered) * costs.frozen_flops(config)
     segments -= shape.answered * costs.frozen_flops(config, wanted=wanted)
     head = 3 if config.optimizer.trains("backbone/") else 2
-    logits = head * 2.0 * asked * vocab * config.model.width
-    # Made twice, and a gradient for what they were made of and for the table.
+    # In chunks they are made twice, and a gradient for what they were made of and for the table.
+    chunked = asked // config.optimizer.accumulate * vocab > LOGITS
+    logits = (head + chunked) * 2.0 * asked * vocab * config.model.width
     places = costs.language_logits(config, shape)
     logits += (head + 1) * 2.0 * places * vocab * config.model.width
     return shape.batch * segments + logits + update_flops(config, vocab)
@@ -108,8 +109,9 @@ def step_memory(
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
     asked = rows * shape.answered * shape.questions * shape.tokens
-    told = costs.language_logits(config, shape._replace(batch=rows, segments=1)) * vocab
-    told = min(told, max(LOGITS, rows * vocab))
+    chunk = max(LOGITS, rows * vocab)
+    at_once = min(asked * vocab, chunk)
+    told = min(costs.language_logits(config, shape._replace(batch=rows, segments=1)) * vocab, chunk)
     return Held(
         weights=weights,
         moments=moments,
@@ -119,7 +121,7 @@ def step_memory(
         activations=int(activations),
         carried=int(carry * trained),
         # A TPU keeps softmax and gradient in the chip's own memory.
-        logits=(1 if tpu else 3) * 4 * (asked * vocab + told),
+        logits=(1 if tpu else 3) * 4 * (at_once + told),
     )
 
 
