@@ -154,6 +154,6 @@ def make_eval_step(static: Any, rows: int, mesh: jax.sharding.Mesh | None = None
         model = models.merge(static, params)
         with platform.spread_over(mesh):
             found = answers(model, batch, bptt=0, remat=False)
-        return batch_sums(model.backbone, found, batch, rows)[2]
+            return batch_sums(model.backbone, found, batch, rows)[2]
 
     return step
