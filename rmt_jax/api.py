@@ -62,10 +62,9 @@ def load(
       segment_tokens: tokens of a segment, instead of the config's.
       everywhere: on all devices of this process, not on its first one alone: texts side by side
         are spread over them, a text alone goes through some of the layers on each, and weights are
-        split as the config's mesh says where that fits; on those of
-        all processes, which then call everything together, where it splits weights over more than
-        one process has. On a CPU every core is a device, unless JAX has begun already. None: only
-        where that mesh splits weights.
+        split as the config's mesh says where that fits; on those of all processes, which then call
+        everything together, where it splits weights over more than one process has. On a CPU every
+        core is a device, unless JAX has begun already. None: only where that mesh splits weights.
 
     Raises:
       WeightsError: with what was found, what was expected and what to do.

@@ -30,11 +30,16 @@ def nats(
     """
 
     def entropy(logits: jax.Array, next_token: jax.Array) -> jax.Array:
-        target = jnp.maximum(next_token, 0)[..., None]
-        right = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
-        return jnp.where(next_token < 0, 0.0, jax.nn.logsumexp(logits, axis=-1) - right)
+        of_token = cross_entropy(logits, jnp.maximum(next_token, 0))
+        return jnp.where(next_token < 0, 0.0, of_token)
 
     return in_chunks(backbone, hidden, next_token, entropy, logits)
+
+
+def cross_entropy(logits: jax.Array, token: jax.Array) -> jax.Array:
+    """Of the tokens i32[...], by logits f32[..., V]: f32[...], in nats."""
+    right = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - right
 
 
 def in_chunks(

@@ -57,10 +57,9 @@ def _by_token(
 
     def of(logits: jax.Array, answer: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits.astype(jnp.float32)
-        target = jnp.take_along_axis(logits, answer[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - target, jnp.argmax(logits, axis=-1) == answer
+        return language.cross_entropy(logits, answer), jnp.argmax(logits, axis=-1) == answer
 
-    at_once = language.LOGITS
+    at_once = language.LOGITS  # fewer are kept for the backward pass
     if answer.size * language.vocabulary(backbone, hidden) <= at_once:
         return of(backbone.logits(hidden), answer)
     flat = hidden.reshape(len(hidden), -1, hidden.shape[-1])
