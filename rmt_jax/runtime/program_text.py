@@ -129,7 +129,25 @@ class Program:
         if root.opcode != "compare" or "direction=LT" not in root.said:
             return None
         first, last = (self._number(inside[name], loop, computation) for name in root.operands)
-        return None if last is None else max(0, last - (first or 0))
+        step = self._step(loop, inside[root.operands[0]])
+        if last is None or step is None:
+            return None
+        return max(0, -(-(last - (first or 0)) // step))
+
+    def _step(self, loop: Instruction, counter: Instruction) -> int | None:
+        """By how much a turn moves the counter of a loop's condition: two where the compiler put
+        two turns into one."""
+        body = _attribute(loop.said, "body")
+        root, inside = self.roots[body], self.computations[body]
+        if counter.opcode != "get-tuple-element" or root.opcode != "tuple":
+            return None
+        moved = inside[root.operands[int(_attribute(counter.said, "index"))]]
+        while moved.opcode in ("copy", "bitcast"):
+            moved = inside[moved.operands[0]]
+        added = [inside[name] for name in moved.operands if inside[name].opcode == "constant"]
+        if moved.opcode != "add" or len(added) != 1:
+            return None
+        return self._number(added[0], loop, body)
 
     def _number(self, one: Instruction, loop: Instruction, computation: str) -> int | None:
         """The value of a scalar of a loop's condition as the loop begins, if it is known."""
