@@ -60,6 +60,18 @@ def test_rates_and_intervals_of_a_result():
     assert EvalResult("qa1", "4k", 1, {"official": 1}).reset_accuracy() is None
 
 
+def test_heatmap_and_table_round_a_mean_alike(tmp_path, monkeypatch):
+    """The mean of these is 96.35, which a sum in another order rounds the other way."""
+    right = (194, 195, 200, 191, 182, 190, 199, 183, 195, 198)
+    of_ten = [EvalResult(f"qa{i}", "1s", 200, {"official": n}) for i, n in enumerate(right, 1)]
+    drawn, canvas = [], figures.canvas
+    monkeypatch.setattr(figures, "canvas", lambda *size: drawn.append(canvas(*size)) or drawn[-1])
+    figures.heatmap(of_ten, tmp_path / "heatmap")
+    (_, axes), told = drawn[0], tables.table(of_ten)
+    shown = [text.get_text() for text in axes.texts if "." in text.get_text()]
+    assert f"mean at 1s: {shown[-1]} " in told
+
+
 def test_write_makes_every_file(tmp_path):
     out = tmp_path / "results"
     paths = report.write(results(), out, metrics=metrics(tmp_path), references=True)

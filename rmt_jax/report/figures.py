@@ -95,8 +95,10 @@ def heatmap(
             if (task, length) in at:
                 values[i, j] = 100 * at[task, length].accuracy(rule)
     if len(tasks) > 1:
-        full = ~np.isnan(values[:-1]).any(axis=0)  # a mean over other tasks would mislead
-        values[-1, full] = values[:-1, full].mean(axis=0)
+        for j, length in enumerate(lengths):
+            here = [at[task, length].accuracy(rule) for task in tasks if (task, length) in at]
+            if len(here) == len(tasks):  # a mean over other tasks would mislead
+                values[-1, j] = 100 * mean(here)  # in the table's order: rounded alike
     colours = LinearSegmentedColormap.from_list(
         "accuracy", ["#FBE3D6", "#FBF3DC", "#CFE8DF", "#6FB7B0", "#1F7A8C", "#0B4F6C"]
     )
