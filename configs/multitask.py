@@ -4,7 +4,8 @@
     python -m rmt_jax.train --config configs/multitask.py:smoke    the whole way in under a minute
     python -m rmt_jax.train --config configs/multitask.py:gpt2     the paper's model
     python -m rmt_jax.train --config configs/multitask.py:gpt2-tpu   (pretrained-tpu) the same with
-                                segments that fill a TPU's tiles
+                                segments that fill a TPU's tiles; pretrained-tpu for four chips
+                                or more, which share the weights by fours
     python -m rmt_jax.train --config configs/multitask.py:long     novels, half an hour on a core
     python -m rmt_jax.train --config configs/multitask.py:five     QA1 to QA5 alone
     python -m rmt_jax.train --config configs/multitask.py:rmt      the paper's memory tokens
@@ -28,6 +29,7 @@ from rmt_jax.config import (
     Evaluation,
     Facts,
     Lora,
+    Mesh,
     Model,
     Optimizer,
     Prompt,
@@ -46,7 +48,7 @@ def get_config(preset: str = "small") -> Config:
     presets |= {"pretrained": pretrained, "pretrained-rmt": functools.partial(pretrained, "rmt")}
     presets |= {"pretrained-lora": functools.partial(pretrained, train="lora")}
     presets |= {"gpt2-tpu": lambda: filling(gpt2(), 512)}
-    presets |= {"pretrained-tpu": lambda: filling(pretrained(), 256)}
+    presets |= {"pretrained-tpu": lambda: filling(pretrained(), 256).replace(mesh=Mesh(fsdp=4))}
     presets |= {name: functools.partial(cell, name) for name in ("armt", "prmt", "none")}
     if preset not in presets:
         raise ConfigError(

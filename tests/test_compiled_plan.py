@@ -1,5 +1,6 @@
 """`doctor --plan CONFIG --compile TPU`: the compiler's figures, refusals, and the way out."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from rmt_jax import cli, doctor
 from rmt_jax.config import ConfigError, update
+from rmt_jax.models.io import shapes
 from rmt_jax.runtime import hardware, program_text, topology
 from rmt_jax.training import compiled_plan as plan
 from rmt_jax.training.compiled_plan import Compiled, Program
@@ -83,6 +85,19 @@ def test_the_compilers_refusals_are_read():
 
 
 @SLOW
+@pytest.mark.parametrize(
+    ("counts", "milliseconds"),
+    [
+        (program_text.Counts(flops=197e9, moved=1e6, received=1e6), 1.0),
+        (program_text.Counts(flops=1e6, moved=2 * 819e6, received=1e6), 2.0),
+        (program_text.Counts(flops=1e6, moved=1e6, received=3 * 200e6), 3.0),
+    ],
+)
+def test_the_slowest_of_products_memory_and_links_decides(counts, milliseconds):
+    made = Compiled(0, 0, 0, counts, 0.0)
+    assert 1e3 * made.seconds(hardware.CHIPS["v5e"]) == pytest.approx(milliseconds)
+
+
 def test_a_plan_is_printed(capsys):
     tpu("v5e:2x2")
     assert doctor.main(["--plan", f"{MULTITASK}:smoke", "--compile", "v5e:2x2"]) == 0
@@ -156,3 +171,37 @@ def test_the_plan_without_compiling_is_near(config, vocab, program, name):
     assert isinstance(found, Compiled)
     planned = program.planned(config, vocab, len(there.devices))
     assert planned == pytest.approx(found.needed, rel=0.15)
+
+
+# What config.json of HuggingFaceTB/SmolLM2-135M says of its sizes.
+SMOLLM2 = {
+    "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+    "max_position_embeddings": 8192, "rope_theta": 100_000.0, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("size", "stage", "segments", "before"),
+    [("SmolLM2-135M", 1, 8, 222.5e9), ("GPT-2 base", 2, 4, 188.8e9)],
+)
+def test_a_delta_step_on_eight_chips(tmp_path, size, stage, segments, before):
+    """64 texts, weights shared by fours: at most 3 GiB of temporaries, 60 % of the bytes of plain
+    products, and no less than 55 % of the peak can be had (docs/howto/tpu.md)."""
+    there = tpu("v5e:2x4")
+    if size == "GPT-2 base":
+        config, vocab = preset("gpt2-tpu", **{"model.cell": "delta", "mesh.fsdp": 4}), 50_257
+    else:
+        (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+        words = {"init": str(tmp_path), "stages.1.batch": 64, "optimizer.accumulate": 1}
+        made = cli.apply_overrides(cli.load_config(f"{MULTITASK}:pretrained-tpu"), words)
+        config, vocab = shapes.settle(made), SMOLLM2["vocab_size"]
+    program = Program("training", stage, segments)
+    found = plan.compile_for(config, vocab, program, there)
+    assert isinstance(found, Compiled)
+    assert program.planned(config, vocab, 8) == pytest.approx(found.needed, rel=0.15)
+    assert found.temporaries < 3 * hardware.GIB and found.counts.moved < 0.6 * before
+    bound = found.counts.flops / there.chip.flops / found.seconds(there.chip)
+    assert bound > 0.55

@@ -126,7 +126,7 @@ COUNTS = {"1B": 1_235_814_400, "8B": 8_030_261_248}  # as their model cards have
 @pytest.mark.parametrize(
     ("size", "preset", "chip", "devices", "mesh", "accumulate"),
     [
-        ("1B", "pretrained", "v5e", 16, (16, 1), 4),
+        ("1B", "pretrained", "v5e", 16, (16, 1), 1),
         ("1B", "pretrained", "v6e", 64, (64, 1), 1),
         ("1B", "pretrained", "h100", 8, (8, 1), 8),
         ("8B", "pretrained", "v5e", 16, (4, 4), 16),

@@ -11,7 +11,9 @@ import pytest
 import tpu_compile
 from tpu_compile import CELLS, LENGTH, TEXTS, VOCAB, Case
 
+from rmt_jax import config
 from rmt_jax.config import ConfigError
+from rmt_jax.runtime import mesh as sharding
 from rmt_jax.runtime import program_text, topology
 
 SLOW = pytest.mark.slow
@@ -180,6 +182,33 @@ def test_a_loop_counts_as_often_as_it_turns(step):
     assert text.count().flops == 3 * len(range(0, 5, step)) * 2 * 128 * 256 * 256
     assert text.count(loops=False).flops == 2 * 128 * 256 * 256
     assert text.count().wide_flops == text.count().open_loops == 0
+
+
+SHARE = 3 / 4 * 4 * 512 * 1024  # bytes of f32[512, 1024] that are others', of four chips
+
+
+@pytest.mark.parametrize(
+    ("said", "received"),
+    [
+        (lambda x: jax.lax.psum(x, "data"), 2 * SHARE),
+        (lambda x: jax.lax.psum_scatter(x, "data", tiled=True), SHARE),
+        (lambda x: jax.lax.all_gather(x[:128], "data", tiled=True), SHARE),
+        (lambda x: jax.lax.all_to_all(x, "data", 0, 1, tiled=True), SHARE),
+        (lambda x: jax.lax.ppermute(x, "data", [(i, (i + 1) % 4) for i in range(4)]), SHARE / 0.75),
+    ],
+    ids=["sum", "sum of shares", "gather", "exchange", "neighbour"],
+)
+def test_bytes_that_other_chips_tell(said, received):
+    compiler()
+    mesh = sharding.make_mesh(config.Mesh(4, 1, 1), topology.describe("v5e:2x2").devices)
+    place = jax.sharding.PartitionSpec("data")
+    spread = jax.shard_map(said, mesh=mesh, in_specs=place, out_specs=place, check_vma=False)
+    shape = jax.ShapeDtypeStruct(
+        (4 * 512, 1024), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, place)
+    )
+    program = jax.jit(spread).trace(shape).lower(lowering_platforms=("tpu",)).compile()
+    counts = program_text.Program(program.as_text() or "").count()
+    assert counts.messages == 1 and counts.received == received
 
 
 @pytest.mark.portable

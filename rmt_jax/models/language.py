@@ -42,6 +42,12 @@ def cross_entropy(logits: jax.Array, token: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - right
 
 
+def answer_logits(vocab: int, width: int) -> int:
+    """How many logits of answers a device holds at once. Each chunk reads the table [V, D] that
+    makes them, and gathers it where it is split: it has no fewer places than D/4."""
+    return max(LOGITS, vocab * width // 4)
+
+
 def in_chunks(
     backbone: Backbone,
     hidden: jax.Array,

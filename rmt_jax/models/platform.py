@@ -38,10 +38,17 @@ def mesh() -> jax.sharding.Mesh | None:
     return _MESH.get()
 
 
+def sharers() -> int:
+    """How many devices share the rows of an array that is traced here by the compiler's own rules,
+    along `fsdp`; along `data` each traces its own."""
+    spread = mesh()
+    return 1 if spread is None else spread.shape["fsdp"]
+
+
 @contextlib.contextmanager
 def spread_over(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
-    """Programs that this thread traces inside are spread over `mesh`. Only a kernel that the
-    compiler cannot split asks for it (`ops.splash`)."""
+    """Programs that this thread traces inside are spread over `mesh`. A kernel that the compiler
+    cannot split asks for it (`ops.splash`), and who counts what each device holds."""
     token = _MESH.set(mesh)
     try:
         yield

@@ -41,6 +41,7 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes/s between the chip and its memory
     memory: float  # bytes
     share: float  # of the memory that JAX takes: 75 % by default on a GPU, nearly all on a TPU
+    links: float  # bytes/s that other chips can tell it, of a TPU's slice or by NVLink
 
     @property
     def flops(self) -> float:
@@ -53,16 +54,17 @@ class Chip(NamedTuple):
         return self.share * self.memory
 
 
-# Google's pages on its TPUs, and the share of their memory that the compiler has (it says so when
-# it refuses a program); NVIDIA's data sheets of the SXM modules (A100 with 80 GB).
+# Google's pages on its TPUs (half of what links carry in both directions), and the share of their
+# memory that the compiler has (it says so when it refuses a program); NVIDIA's data sheets of the
+# SXM modules (A100 with 80 GB).
 CHIPS: dict[str, Chip] = {
-    "v5e": Chip("TPU v5e", 819e9, 16 * GIB, 15.75 / 16),
-    "v6e": Chip("TPU v6", 1638e9, 32 * GIB, 31.24 / 32),
-    "v5p": Chip("TPU v5", 2765e9, 96 * GIB, 95.73 / 96),
-    "tpu7x": Chip("TPU7x", 3690e9, 96 * GIB, 94.74 / 96),
-    "a100": Chip("A100", 2039e9, 80e9, 0.75),
-    "h100": Chip("H100", 3350e9, 80e9, 0.75),
-    "h200": Chip("H200", 4800e9, 141e9, 0.75),
+    "v5e": Chip("TPU v5e", 819e9, 16 * GIB, 15.75 / 16, 200e9),
+    "v6e": Chip("TPU v6", 1638e9, 32 * GIB, 31.24 / 32, 400e9),
+    "v5p": Chip("TPU v5", 2765e9, 96 * GIB, 95.73 / 96, 600e9),
+    "tpu7x": Chip("TPU7x", 3690e9, 96 * GIB, 94.74 / 96, 600e9),
+    "a100": Chip("A100", 2039e9, 80e9, 0.75, 300e9),
+    "h100": Chip("H100", 3350e9, 80e9, 0.75, 450e9),
+    "h200": Chip("H200", 4800e9, 141e9, 0.75, 450e9),
 }
 
 

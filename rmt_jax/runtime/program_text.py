@@ -22,6 +22,9 @@ NAME = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations=\{|true_computation=|false_computation=)[^}=]*")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# How often a chip must hear of each byte: of a sum, of all parts of its own share, and of the sums
+# of the others' shares.
+TOLD = {"all-reduce": 2.0}
 # Kernels of attention, which say nothing of their work, and how many products of [N, d] with [d, N]
 # they make for each head: two forward, and five backward, where the scores are made again.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
@@ -68,6 +71,7 @@ class Counts:
     moved: float = 0.0  # bytes between the chip and its memory
     messages: float = 0.0  # collectives
     sent: float = 0.0  # bytes of what they give back
+    received: float = 0.0  # bytes that other chips of the slice must tell a chip for it
     looped: float = 0.0  # of the messages, those inside loops
     across: float = 0.0  # bytes that go to another slice
     open_loops: int = 0  # whose turns are not known before they run: counted once
@@ -215,7 +219,12 @@ class Program:
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             counts.messages += 1
-            counts.sent += sum(one.arrays[i].held for i in self._results(one))
+            given = sum(one.arrays[i].held for i in self._results(one))
+            counts.sent += given
+            if kind == "reduce-scatter":
+                own = self.computations[computation]
+                given = sum(own[name].out.held for name in one.operands)
+            counts.received += given * TOLD.get(kind, 1.0) * _others(one.said)
         elif kind == "send":
             counts.across += one.out.held
         elif kind in ("dot", "convolution"):
@@ -297,6 +306,22 @@ class Program:
         if one.opcode == "dynamic-update-slice":
             return own[one.operands[1]].out.held
         return one.arrays[index if len(one.arrays) > 1 else 0].held
+
+
+def _others(said: str) -> float:
+    """Which part of a collective's chips are others, by its groups: 7/8 of eight."""
+    if "source_target_pairs=" in said:
+        return 1.0
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", said):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        chips = math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    elif found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", said):
+        chips = int(found[1])
+    elif found := re.search(r"replica_groups=\{\{([\d,]+)\}", said):
+        chips = len(found[1].split(","))
+    else:  # all chips, of which one is few
+        return 1.0
+    return 1.0 - 1.0 / chips
 
 
 def _inner(one: Instruction) -> list[str]:

@@ -29,7 +29,7 @@ Change = dict[str, object]  # settings by dotted names
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 HOPELESS = 1.3  # times the room: what the plan puts above it is not tried
 HEADS = ("GiB/chip", "arguments", "temporaries", "planned", "FLOPs", "GB moved", "messages")
-HEADS += ("MB sent", "ms", "of peak")
+HEADS += ("MB received", "ms", "of peak")
 
 
 class Compiled(NamedTuple):
@@ -42,9 +42,11 @@ class Compiled(NamedTuple):
     spent: float  # seconds that it took
 
     def seconds(self, chip: Chip) -> float:
-        """The least that it takes: all products at the chip's peak, or all bytes at its memory's
-        bandwidth, and nothing waits."""
-        return max(self.counts.flops / chip.flops, self.counts.moved / chip.bandwidth)
+        """The least that it takes: all products at the chip's peak, all bytes at its memory's
+        bandwidth, or all messages at that of its links, and nothing waits for anything else."""
+        counts = self.counts
+        times = (counts.flops / chip.flops, counts.moved / chip.bandwidth)
+        return max(*times, counts.received / chip.links)
 
 
 class Refused(NamedTuple):
@@ -231,8 +233,9 @@ def show(config: Config, vocab: int, tpu: Topology) -> int:
         print(_line(f"  {title}", way[1], 0.0, chip), flush=True)
     print(
         "\nGiB/chip: arguments, temporaries and results; planned: without compiling. ms: the least,"
-        " by the chip's peak (bfloat16) and the bandwidth of its memory; of peak: what that leaves"
-        " of it. No time for messages between chips. Loops whose turns only a run knows count once."
+        " by the chip's peak (bfloat16) and the bandwidths of its memory and of its links to other"
+        " chips; of peak: what that leaves of it. No time for messages between slices. Loops whose"
+        " turns only a run knows count once."
     )
     return int(bool(refused))
 
@@ -245,7 +248,7 @@ def _line(title: str, found: Compiled, planned: float, chip: Chip) -> str:
         f"{counts.flops:.3g}",
         f"{counts.moved / 1e9:.2f}",
         f"{counts.messages:.0f}",
-        f"{counts.sent / 1e6:.1f}",
+        f"{counts.received / 1e6:.1f}",
         f"{1e3 * seconds:.2f}",
         f"{100 * counts.flops / chip.flops / seconds:.0f} %" if seconds else "",
     ]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmt_jax.models import language
+from rmt_jax.models import language, platform
 from rmt_jax.models.backbones import Backbone
 from rmt_jax.models.recurrence import Outputs
 from rmt_jax.types import Batch, Sums
@@ -59,8 +59,9 @@ def _by_token(
         logits = logits.astype(jnp.float32)
         return language.cross_entropy(logits, answer), jnp.argmax(logits, axis=-1) == answer
 
-    at_once = language.LOGITS  # fewer are kept for the backward pass
-    if answer.size * language.vocabulary(backbone, hidden) <= at_once:
+    vocab = language.vocabulary(backbone, hidden)
+    at_once = language.answer_logits(vocab, hidden.shape[-1]) * platform.sharers()
+    if answer.size * vocab <= at_once:  # so few are kept for the backward pass
         return of(backbone.logits(hidden), answer)
     flat = hidden.reshape(len(hidden), -1, hidden.shape[-1])
     found = language.in_chunks(backbone, flat, answer.reshape(len(answer), -1), of, at_once)

@@ -10,15 +10,20 @@ from typing import Any
 import jax
 
 from rmt_jax.config import Config
-from rmt_jax.models import costs
+from rmt_jax.models import costs, language
+from rmt_jax.models.cells import CELLS
 from rmt_jax.models.costs import Shape
-from rmt_jax.models.language import LOGITS
 from rmt_jax.runtime import mesh as meshes
 from rmt_jax.training import optimizer
 from rmt_jax.training.step import divide
 
 ADAMW = 16.0  # FLOPs a weight: two moments, their corrections, root, decay, clip
 NEWTON = 5  # Muon's iterations (optax's default)
+
+
+# What a TPU's compiler holds, in what is kept of a segment and in copies of the gradients: least
+# squares over 16 programs, within 14 % of each (docs/howto/tpu.md).
+TPU = {"kept": 1.6, "gradients": 2.9, "layerwise": 0.8, "all answered": 0.5, "microbatches": 1.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,8 @@ def step_flops(config: Config, shape: Shape, vocab: int) -> float:
     segments -= shape.answered * costs.frozen_flops(config, wanted=wanted)
     head = 3 if config.optimizer.trains("backbone/") else 2
     # In chunks they are made twice, and a gradient for what they were made of and for the table.
-    chunked = asked // config.optimizer.accumulate * vocab > LOGITS
+    at_once = language.answer_logits(vocab, config.model.width)
+    chunked = asked // config.optimizer.accumulate * vocab > at_once
     logits = (head + chunked) * 2.0 * asked * vocab * config.model.width
     places = costs.language_logits(config, shape)
     logits += (head + 1) * 2.0 * places * vocab * config.model.width
@@ -102,22 +108,24 @@ def step_memory(
     layer, carry = costs.layer_memory(config, rows, sizes[2], tpu)
     by_layer = sizes[1] > 1 and m.scan_layers
     trained = costs.passes(config, shape)[1]
-    stored = 1 if m.remat else trained
-    # So it is in what a TPU's compiler makes of the recipe; where all segments are answered, once.
-    twice = tpu and m.remat and trained > shape.answered
-    activations = layer * (m.layers * stored * (1 + twice) + 1)
+    activations = layer * (m.layers * (1 if m.remat else trained) + 1)
+    # Summed over segments and over layers, in loops; over microbatches once more.
+    sums, parted = 2.0, config.optimizer.accumulate > 1
+    if tpu:
+        activations *= TPU["kept"]
+        sums = TPU["gradients"] + TPU["layerwise"] * CELLS[m.cell].layerwise
+        sums += TPU["all answered"] * (trained == shape.answered)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
     asked = rows * shape.answered * shape.questions * shape.tokens
-    chunk = max(LOGITS, rows * vocab)
-    at_once = min(asked * vocab, chunk)
-    told = min(costs.language_logits(config, shape._replace(batch=rows, segments=1)) * vocab, chunk)
+    at_once = min(asked * vocab, max(language.answer_logits(vocab, m.width), rows * vocab))
+    told = costs.language_logits(config, shape._replace(batch=rows, segments=1)) * vocab
+    told = min(told, max(language.LOGITS, rows * vocab))
     return Held(
         weights=weights,
         moments=moments,
-        # Summed over segments and over layers, in loops; over microbatches once more.
-        gradients=trained_weights * (2 + (1 + twice) * (config.optimizer.accumulate > 1)),
-        cast=_gathered(config, vocab, sizes[2]) if by_layer else _cast_bytes(config, widest),
+        gradients=int(trained_weights * (sums + (TPU["microbatches"] if tpu else 1) * parted)),
+        cast=_gathered(config, vocab, sizes[2], tpu) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
         # A TPU keeps softmax and gradient in the chip's own memory.
@@ -159,10 +167,10 @@ def state_bytes(
     return held(made.shapes), held(trained), held(state), gathered
 
 
-def _gathered(config: Config, vocab: int, tensor: int) -> int:
+def _gathered(config: Config, vocab: int, tensor: int, tpu: bool) -> int:
     """Bytes of what is whole at a time where `fsdp` splits layers that run in a loop: the weights
-    of a layer and of the next one, the table of the logits, and copies of these in the compute
-    dtype."""
+    of a layer and of the next one and the table of the logits, in the compute dtype, and as they
+    were where no TPU's compiler casts them before it gathers."""
     infos = costs.outline(config, vocab).weights
     layers, tables = 0.0, [0]
     for name, shape in costs.weight_shapes(config, vocab).items():
@@ -171,7 +179,7 @@ def _gathered(config: Config, vocab: int, tensor: int) -> int:
         elif infos[name].kind == "embedding":
             tables.append(math.prod(shape))
     size = costs.item_bytes(config)
-    return int((2 * layers + max(tables)) / tensor) * (4 if size == 4 else 4 + size)
+    return int((2 * layers + max(tables)) / tensor) * (size if tpu or size == 4 else 4 + size)
 
 
 def _cast_bytes(config: Config, weights: int) -> int:
