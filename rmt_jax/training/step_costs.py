@@ -23,7 +23,13 @@ NEWTON = 5  # Muon's iterations (optax's default)
 
 # What a TPU's compiler holds, in what is kept of a segment and in copies of the gradients: least
 # squares over 16 programs, within 14 % of each (docs/howto/tpu.md).
-TPU = {"kept": 1.6, "gradients": 2.9, "layerwise": 0.8, "all answered": 0.5, "microbatches": 1.1}
+TPU_HOLDS = {
+    "kept": 1.6,
+    "gradients": 2.9,
+    "layerwise": 0.8,
+    "all answered": 0.5,
+    "microbatches": 1.1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +116,13 @@ def step_memory(
     trained = costs.passes(config, shape)[1]
     activations = layer * (m.layers * (1 if m.remat else trained) + 1)
     # Summed over segments and over layers, in loops; over microbatches once more.
-    sums, parted = 2.0, config.optimizer.accumulate > 1
+    sums, once_more = 2.0, 1.0
     if tpu:
-        activations *= TPU["kept"]
-        sums = TPU["gradients"] + TPU["layerwise"] * CELLS[m.cell].layerwise
-        sums += TPU["all answered"] * (trained == shape.answered)
+        activations *= TPU_HOLDS["kept"]
+        sums = TPU_HOLDS["gradients"] + TPU_HOLDS["layerwise"] * CELLS[m.cell].layerwise
+        sums += TPU_HOLDS["all answered"] * (trained == shape.answered)
+        once_more = TPU_HOLDS["microbatches"]
+    sums += once_more * (config.optimizer.accumulate > 1)
     if m.schedule == "diagonal" and m.remat:  # the inputs of all layers, for each diagonal
         carry += m.layers * rows * costs.places(config) * m.width * costs.item_bytes(config)
     asked = rows * shape.answered * shape.questions * shape.tokens
@@ -124,7 +132,7 @@ def step_memory(
     return Held(
         weights=weights,
         moments=moments,
-        gradients=int(trained_weights * (sums + (TPU["microbatches"] if tpu else 1) * parted)),
+        gradients=int(trained_weights * sums),
         cast=_gathered(config, vocab, sizes[2], tpu) if by_layer else _cast_bytes(config, widest),
         activations=int(activations),
         carried=int(carry * trained),
