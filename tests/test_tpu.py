@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 
@@ -182,6 +183,27 @@ def test_a_loop_counts_as_often_as_it_turns(step):
     assert text.count().flops == 3 * len(range(0, 5, step)) * 2 * 128 * 256 * 256
     assert text.count(loops=False).flops == 2 * 128 * 256 * 256
     assert text.count().wide_flops == text.count().open_loops == 0
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("stride, holes, gaps", [(1, 1, 1), (2, 1, 3), (1, 3, 2), (2, 3, 1)])
+def test_a_convolution_counts_what_meets_an_input(stride, holes, gaps):
+    """Not what falls on padding, or on the holes of a dilated input: pairs counted one by one."""
+    for inputs, outputs, size, low in itertools.product((1, 4, 7), (1, 5, 6), (1, 3), (-2, 0, 4)):
+        window = f"size={size} stride={stride} pad={low}_0 lhs_dilate={holes} rhs_dilate={gaps}"
+        how = f"window={{{window}}}, dim_labels=b0f_0io->b0f"
+        text = f"""
+HloModule one
+
+ENTRY %main (x: f32[1,{inputs},1], k: f32[{size},1,1]) -> f32[1,{outputs},1] {{
+  %x = f32[1,{inputs},1]{{2,1,0}} parameter(0)
+  %k = f32[{size},1,1]{{2,1,0}} parameter(1)
+  ROOT %y = f32[1,{outputs},1]{{2,1,0}} convolution(%x, %k), {how}
+}}
+"""
+        places = (o * stride + k * gaps - low for o in range(outputs) for k in range(size))
+        meetings = sum(p % holes == 0 and 0 <= p // holes < inputs for p in places)
+        assert program_text.Program(text).count().flops == 2 * meetings
 
 
 SHARE = 3 / 4 * 4 * 512 * 1024  # bytes of f32[512, 1024] that are others', of four chips

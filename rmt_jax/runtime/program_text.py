@@ -405,8 +405,20 @@ def _meetings(said: str, axis: int, inputs: int, outputs: int) -> int:
 
     low = int(part("pad", "0_0").split("_")[0])
     stride, holes, gaps = (int(part(n, "1")) for n in ("stride", "lhs_dilate", "rhs_dilate"))
-    at = np.add.outer(np.arange(outputs) * stride, np.arange(int(part("size", "1"))) * gaps) - low
+    kernel = np.arange(int(part("size", "1"))) * gaps - low  # where it lies for the first output
+    if holes == 1:
+        return _inside(stride, kernel, inputs, outputs)
+    if stride == 1:
+        return _inside(holes, -kernel, outputs, inputs)
+    at = np.add.outer(np.arange(outputs) * stride, kernel)
     return int(((at >= 0) & (at <= (inputs - 1) * holes) & (at % holes == 0)).sum())
+
+
+def _inside(step: int, starts: np.ndarray, end: int, count: int) -> int:
+    """How many of start, start + step, … (`count` of them for each start) are in [0, end)."""
+    first = np.maximum(0, -(starts // step))
+    last = np.minimum(count - 1, (end - 1 - starts) // step)
+    return int(np.maximum(0, last - first + 1).sum())
 
 
 def largest(arrays: Iterator[Array], count: int = 5) -> list[Array]:
