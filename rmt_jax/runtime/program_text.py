@@ -8,17 +8,20 @@ counted as moved: by XLA's rules, so that a fusion that reads a slice reads no m
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import numpy as np
+from rmt_jax.runtime.instructions import (
+    NAME,
+    Array,
+    Instruction,
+    attribute,
+    instruction,
+    product_flops,
+)
 
-ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-NAME = re.compile(r"%([\w.\-]+)")
 CALLED = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations=\{|true_computation=|false_computation=)[^}=]*")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -33,33 +36,6 @@ FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all"
     " partition-id replica-id opt-barrier add-dependency domain".split()
 )
-
-
-class Array(NamedTuple):
-    """An array of the program."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    held: int  # bytes, with what its tiles are padded by
-    inside: bool  # in the chip's own memory, not in HBM
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-
-class Instruction(NamedTuple):
-    """One line of the text."""
-
-    name: str
-    opcode: str
-    arrays: tuple[Array, ...]  # of its result, tuples flattened
-    operands: tuple[str, ...]
-    said: str  # what stands in its parentheses, and behind them
-
-    @property
-    def out(self) -> Array:
-        return self.arrays[0]
 
 
 @dataclasses.dataclass
@@ -99,7 +75,7 @@ class Program:
                 if line.startswith("ENTRY"):
                     self.entry = current
             elif line.startswith(" ") and " = " in line and current:
-                one = _instruction(line)
+                one = instruction(line)
                 self.computations[current][one.name] = one
                 if line.lstrip().startswith("ROOT "):
                     self.roots[current] = one
@@ -122,13 +98,13 @@ class Program:
             for one in computation.values():
                 if one.opcode in ("dot", "convolution"):
                     left, right = (computation[name].out for name in one.operands[:2])
-                    yield _product(one, left, right), left, right
+                    yield product_flops(one, left, right), left, right
 
     def turns(self, loop: Instruction, computation: str) -> int | None:
         """How often a while loop runs; None where only the run itself decides."""
         if told := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.said):  # not on a TPU
             return int(told[1])
-        condition = _attribute(loop.said, "condition")
+        condition = attribute(loop.said, "condition")
         root, inside = self.roots[condition], self.computations[condition]
         if root.opcode != "compare" or "direction=LT" not in root.said:
             return None
@@ -141,11 +117,11 @@ class Program:
     def _step(self, loop: Instruction, counter: Instruction) -> int | None:
         """By how much a turn moves the counter of a loop's condition: two where the compiler put
         two turns into one."""
-        body = _attribute(loop.said, "body")
+        body = attribute(loop.said, "body")
         root, inside = self.roots[body], self.computations[body]
         if counter.opcode != "get-tuple-element" or root.opcode != "tuple":
             return None
-        moved = inside[root.operands[int(_attribute(counter.said, "index"))]]
+        moved = inside[root.operands[int(attribute(counter.said, "index"))]]
         while moved.opcode in ("copy", "bitcast"):
             moved = inside[moved.operands[0]]
         added = [inside[name] for name in moved.operands if inside[name].opcode == "constant"]
@@ -156,7 +132,7 @@ class Program:
     def _number(self, one: Instruction, loop: Instruction, computation: str) -> int | None:
         """The value of a scalar of a loop's condition as the loop begins, if it is known."""
         if one.opcode == "get-tuple-element":
-            index = int(_attribute(one.said, "index"))
+            index = int(attribute(one.said, "index"))
             outside = self.computations[computation]
             start = outside.get(loop.operands[0])
             if start is None or start.opcode != "tuple":
@@ -182,7 +158,7 @@ class Program:
         for one in own.values():
             if one.opcode == "while":
                 turns = self.turns(one, name) if loops else 1
-                body = self._count(_attribute(one.said, "body"), loops)
+                body = self._count(attribute(one.said, "body"), loops)
                 body.looped = body.messages
                 total.plus(body, 1 if turns is None else turns)
                 total.open_loops += turns is None
@@ -230,7 +206,7 @@ class Program:
         elif kind in ("dot", "convolution"):
             own = self.computations[computation]
             left, right = (own[name].out for name in one.operands[:2])
-            flops = _product(one, left, right)
+            flops = product_flops(one, left, right)
             counts.flops += flops
             counts.wide_flops += flops * (left.dtype == "f32" and right.dtype == "f32")
         elif kind == "custom-call":
@@ -247,7 +223,7 @@ class Program:
         if array.inside or len(operand.arrays) != 1:
             return 0.0
         if one.opcode in ("fusion", "async-start"):
-            return self._read_inside(_attribute(one.said, "calls"), place, array.held)
+            return self._read_inside(attribute(one.said, "calls"), place, array.held)
         return self._used(one, place, array.held)
 
     def _used(self, one: Instruction, place: int, whole: int) -> float:
@@ -272,7 +248,7 @@ class Program:
                 if operand != given:
                     continue
                 if one.opcode == "fusion":
-                    total += self._read_inside(_attribute(one.said, "calls"), place, whole)
+                    total += self._read_inside(attribute(one.said, "calls"), place, whole)
                 elif one.opcode in ("bitcast", "reshape") and one != self.roots[name]:
                     total += self._uses(name, one.name, whole)
                 else:
@@ -287,8 +263,8 @@ class Program:
         if array.inside:
             return 0.0
         if one.opcode == "fusion":
-            root = self.roots[_attribute(one.said, "calls")]
-            return min(array.held, self._made(_attribute(one.said, "calls"), root, index))
+            root = self.roots[attribute(one.said, "calls")]
+            return min(array.held, self._made(attribute(one.said, "calls"), root, index))
         if one.opcode == "dynamic-update-slice":
             return own[one.operands[1]].out.held
         return array.held
@@ -301,7 +277,7 @@ class Program:
         if one.opcode in ("bitcast", "reshape") and one.operands[0] in own:
             return self._made(name, own[one.operands[0]])
         if one.opcode == "fusion":
-            inner = _attribute(one.said, "calls")
+            inner = attribute(one.said, "calls")
             return self._made(inner, self.roots[inner], index)
         if one.opcode == "dynamic-update-slice":
             return own[one.operands[1]].out.held
@@ -327,98 +303,10 @@ def _others(said: str) -> float:
 def _inner(one: Instruction) -> list[str]:
     """Computations that an instruction runs as they stand."""
     if one.opcode == "while":
-        return [_attribute(one.said, "body")]
+        return [attribute(one.said, "body")]
     if one.opcode == "conditional":
         return [name for part in BRANCHES.findall(one.said) for name in NAME.findall(part)]
     return CALLED.findall(one.said) if one.opcode == "call" else []
-
-
-def _attribute(said: str, name: str) -> str:
-    found = re.search(rf"\b{name}=%?([\w.\-]+)", said)
-    assert found is not None, f"no {name}= in {said[:200]}"
-    return found[1]
-
-
-def _instruction(line: str) -> Instruction:
-    line = re.sub(r"/\*.*?\*/", "", line)
-    name, rest = line.split(" = ", 1)
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    opcode, said = rest[end:].lstrip().split("(", 1)
-    said = "(" + said
-    inside = said[: _closing(said, 0)]
-    arrays = tuple(_array(*found.groups("")) for found in ARRAY.finditer(rest[:end]))
-    return Instruction(
-        name.split("%")[-1].strip(), opcode, arrays, tuple(NAME.findall(inside)), said
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
-    depth = 0
-    for found in re.finditer(r"[()]", text[start:]):
-        depth += 1 if found[0] == "(" else -1
-        if not depth:
-            return start + found.start()
-    raise ValueError(f"A parenthesis stays open in {text[:200]}")
-
-
-@functools.lru_cache(maxsize=65_536)
-def _array(dtype: str, sizes: str, layout: str) -> Array:
-    shape = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
-    order, _, rest = layout.partition(":")
-    tile = re.match(r"T\(([\d,*]+)\)", rest)
-    padded = list(shape)
-    if tile and shape and "*" not in tile[1]:
-        minor = [int(axis) for axis in order.split(",")] if order else []
-        for axis, size in zip(minor, reversed([int(n) for n in tile[1].split(",")]), strict=False):
-            padded[axis] = -(-padded[axis] // size) * size
-    space = re.search(r"S\((\d+)\)", rest)
-    bits = re.match(r"[a-z]+(\d+)", dtype)
-    size = 8 if dtype == "pred" or bits is None else int(bits[1])
-    return Array(dtype, shape, math.prod(padded) * size // 8, bool(space and space[1] != "0"))
-
-
-def _product(one: Instruction, left: Array, right: Array) -> float:
-    """FLOPs of a dot or a convolution, a multiply and an add each; what falls on padding and on the
-    holes of a dilated factor is no work (XLA writes products of many heads as such)."""
-    if one.opcode == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.said)
-        held = [left.shape[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
-        return 2.0 * one.out.size * math.prod(held)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.said)
-    assert labels is not None, one.said[:200]
-    work = one.out.shape[labels[3].index("b")]
-    work *= right.shape[labels[2].index("o")] * right.shape[labels[2].index("i")]
-    for axis, label in enumerate(sorted(c for c in labels[1] if c.isdigit())):
-        sizes = (left.shape[labels[1].index(label)], one.out.shape[labels[3].index(label)])
-        work *= _meetings(one.said, axis, *sizes)
-    return 2.0 * work
-
-
-def _meetings(said: str, axis: int, inputs: int, outputs: int) -> int:
-    """Pairs of an output and a place of the kernel along one axis that meet an input."""
-    window = re.search(r"window=\{([^}]*)\}", said)
-    parts = dict(part.split("=") for part in window[1].split()) if window else {}
-
-    def part(name: str, default: str) -> str:
-        return parts[name].split("x")[axis] if name in parts else default
-
-    low = int(part("pad", "0_0").split("_")[0])
-    stride, holes, gaps = (int(part(n, "1")) for n in ("stride", "lhs_dilate", "rhs_dilate"))
-    kernel = np.arange(int(part("size", "1"))) * gaps - low  # where it lies for the first output
-    if holes == 1:
-        return _inside(stride, kernel, inputs, outputs)
-    if stride == 1:
-        return _inside(holes, -kernel, outputs, inputs)
-    at = np.add.outer(np.arange(outputs) * stride, kernel)
-    return int(((at >= 0) & (at <= (inputs - 1) * holes) & (at % holes == 0)).sum())
-
-
-def _inside(step: int, starts: np.ndarray, end: int, count: int) -> int:
-    """How many of start, start + step, … (`count` of them for each start) are in [0, end)."""
-    first = np.maximum(0, -(starts // step))
-    last = np.minimum(count - 1, (end - 1 - starts) // step)
-    return int(np.maximum(0, last - first + 1).sum())
 
 
 def largest(arrays: Iterator[Array], count: int = 5) -> list[Array]:
