@@ -3,15 +3,16 @@
     python -m rmt_jax.train --config configs/multitask.py          (`small`, minutes on two cores)
     python -m rmt_jax.train --config configs/multitask.py:smoke    the whole way in under a minute
     python -m rmt_jax.train --config configs/multitask.py:gpt2     the paper's model
-    python -m rmt_jax.train --config configs/multitask.py:gpt2-tpu   (pretrained-tpu) the same with
-                                segments that fill a TPU's tiles; pretrained-tpu for four chips
-                                or more, which share the weights by fours
+    python -m rmt_jax.train --config configs/multitask.py:gpt2-tpu   the same, with segments that
+                                fill a TPU's tiles
     python -m rmt_jax.train --config configs/multitask.py:long     novels, half an hour on a core
     python -m rmt_jax.train --config configs/multitask.py:five     QA1 to QA5 alone
     python -m rmt_jax.train --config configs/multitask.py:rmt      the paper's memory tokens
     python -m rmt_jax.train --config configs/multitask.py:armt     (prmt, none) other memory
     python -m rmt_jax.train --config configs/multitask.py:pretrained  SmolLM2-135M, or what
-                                --config.init=NAME says (also pretrained-rmt, pretrained-lora)
+                                --config.init=NAME says (also pretrained-rmt, pretrained-lora,
+                                and pretrained-tpu for four chips that share the weights, or
+                                eight, and so on)
 
 `small` starts from the backbone that ships with the package (made by configs/pretrain.py);
 --config.init= (empty) starts from nothing.

@@ -84,7 +84,7 @@ def test_the_compilers_refusals_are_read():
     assert plan.refused_bytes("something else") == 0
 
 
-@SLOW
+@pytest.mark.portable
 @pytest.mark.parametrize(
     ("counts", "milliseconds"),
     [
@@ -98,6 +98,7 @@ def test_the_slowest_of_products_memory_and_links_decides(counts, milliseconds):
     assert 1e3 * made.seconds(hardware.CHIPS["v5e"]) == pytest.approx(milliseconds)
 
 
+@SLOW
 def test_a_plan_is_printed(capsys):
     tpu("v5e:2x2")
     assert doctor.main(["--plan", f"{MULTITASK}:smoke", "--compile", "v5e:2x2"]) == 0

@@ -43,8 +43,8 @@ def cross_entropy(logits: jax.Array, token: jax.Array) -> jax.Array:
 
 
 def answer_logits(vocab: int, width: int) -> int:
-    """How many logits of answers a device holds at once. Each chunk reads the table [V, D] that
-    makes them, and gathers it where it is split: it has no fewer places than D/4."""
+    """How many logits of answers a device holds at once: of D/4 places or more, since each chunk
+    reads the whole table [V, D] that makes them, and gathers it where it is split."""
     return max(LOGITS, vocab * width // 4)
 
 

@@ -39,8 +39,8 @@ def mesh() -> jax.sharding.Mesh | None:
 
 
 def sharers() -> int:
-    """How many devices share the rows of an array that is traced here by the compiler's own rules,
-    along `fsdp`; along `data` each traces its own."""
+    """How many devices share the texts of an array that is traced here: those along `fsdp`, where
+    the compiler splits it. Along `data` a device traces its own texts alone."""
     spread = mesh()
     return 1 if spread is None else spread.shape["fsdp"]
 
@@ -48,7 +48,7 @@ def sharers() -> int:
 @contextlib.contextmanager
 def spread_over(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
     """Programs that this thread traces inside are spread over `mesh`. A kernel that the compiler
-    cannot split asks for it (`ops.splash`), and who counts what each device holds."""
+    cannot split asks for it (`ops.splash`), and the loss, for the logits that a device may hold."""
     token = _MESH.set(mesh)
     try:
         yield

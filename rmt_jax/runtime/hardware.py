@@ -1,5 +1,6 @@
 """What devices can do at best, what a train step needs, and how much memory there is."""
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes/s between the chip and its memory
     memory: float  # bytes
     share: float  # of the memory that JAX takes: 75 % by default on a GPU, nearly all on a TPU
-    links: float  # bytes/s that other chips can tell it, of a TPU's slice or by NVLink
+    links: float = math.inf  # bytes/s from other chips of a TPU's slice; not known of GPUs
 
     @property
     def flops(self) -> float:
@@ -62,9 +63,9 @@ CHIPS: dict[str, Chip] = {
     "v6e": Chip("TPU v6", 1638e9, 32 * GIB, 31.24 / 32, 400e9),
     "v5p": Chip("TPU v5", 2765e9, 96 * GIB, 95.73 / 96, 600e9),
     "tpu7x": Chip("TPU7x", 3690e9, 96 * GIB, 94.74 / 96, 600e9),
-    "a100": Chip("A100", 2039e9, 80e9, 0.75, 300e9),
-    "h100": Chip("H100", 3350e9, 80e9, 0.75, 450e9),
-    "h200": Chip("H200", 4800e9, 141e9, 0.75, 450e9),
+    "a100": Chip("A100", 2039e9, 80e9, 0.75),
+    "h100": Chip("H100", 3350e9, 80e9, 0.75),
+    "h200": Chip("H200", 4800e9, 141e9, 0.75),
 }
 
 

@@ -25,9 +25,6 @@ from rmt_jax.runtime.instructions import (
 CALLED = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations=\{|true_computation=|false_computation=)[^}=]*")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# How often a chip must hear of each byte: of a sum, of all parts of its own share, and of the sums
-# of the others' shares.
-TOLD = {"all-reduce": 2.0}
 # Kernels of attention, which say nothing of their work, and how many products of [N, d] with [d, N]
 # they make for each head: two forward, and five backward, where the scores are made again.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
@@ -47,7 +44,7 @@ class Counts:
     moved: float = 0.0  # bytes between the chip and its memory
     messages: float = 0.0  # collectives
     sent: float = 0.0  # bytes of what they give back
-    received: float = 0.0  # bytes that other chips of the slice must tell a chip for it
+    received: float = 0.0  # bytes that a chip needs from others for them, at the least
     looped: float = 0.0  # of the messages, those inside loops
     across: float = 0.0  # bytes that go to another slice
     open_loops: int = 0  # whose turns are not known before they run: counted once
@@ -200,7 +197,9 @@ class Program:
             if kind == "reduce-scatter":
                 own = self.computations[computation]
                 given = sum(own[name].out.held for name in one.operands)
-            counts.received += given * TOLD.get(kind, 1.0) * _others(one.said)
+            # A sum is made in two parts: each chip sums its share, then gathers those of all.
+            times = 2.0 if kind == "all-reduce" else 1.0
+            counts.received += times * given * _share_of_others(one.said)
         elif kind == "send":
             counts.across += one.out.held
         elif kind in ("dot", "convolution"):
@@ -284,8 +283,8 @@ class Program:
         return one.arrays[index if len(one.arrays) > 1 else 0].held
 
 
-def _others(said: str) -> float:
-    """Which part of a collective's chips are others, by its groups: 7/8 of eight."""
+def _share_of_others(said: str) -> float:
+    """The part of an array that a chip's group has without it: 7/8 in a group of eight."""
     if "source_target_pairs=" in said:
         return 1.0
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", said):

@@ -21,14 +21,14 @@ ADAMW = 16.0  # FLOPs a weight: two moments, their corrections, root, decay, cli
 NEWTON = 5  # Muon's iterations (optax's default)
 
 
-# What a TPU's compiler holds, in what is kept of a segment and in copies of the gradients: least
-# squares over 16 programs, within 14 % of each (docs/howto/tpu.md).
+# What a TPU's compiler holds: least squares over 16 programs, within 14 % of each
+# (docs/howto/tpu.md). Copies of the gradients add up.
 TPU_HOLDS = {
-    "kept": 1.6,
-    "gradients": 2.9,
-    "layerwise": 0.8,
-    "all answered": 0.5,
-    "microbatches": 1.1,
+    "kept": 1.6,  # times what the backward pass keeps of a segment
+    "gradients": 2.9,  # copies in any program
+    "layerwise": 0.8,  # for a memory with a state per layer
+    "all answered": 0.5,  # where all segments are asked
+    "microbatches": 1.1,  # for more than one microbatch
 }
 
 
