@@ -133,16 +133,18 @@ def test_a_program_that_does_not_fit_gets_the_setting_that_helps(monkeypatch, ca
 
 
 @SLOW
-def test_a_refusal_and_its_way_out_are_the_compilers(capsys):
-    """32,768 texts for one chip are too many, until they go through in parts."""
+def test_a_refusal_and_its_way_out_are_the_compilers(monkeypatch, capsys):
+    """2,048 texts of 1,000 tokens for one chip are too many, until they go through in parts."""
     tpu("v5e:1x1")
-    words = [f"--config.stages.{n}.batch={2**15}" for n in (0, 1)]
+    monkeypatch.setattr(plan, "of_config", lambda config: [Program("training", 0, 1)])
+    words = [f"--config.stages.{n}.batch={2**11}" for n in (0, 1)]
+    words += ["--config.model.segment_tokens=1000"]
     told = ["--plan", f"{MULTITASK}:smoke", "--compile", "v5e:1x1", *words]
     assert doctor.main([*told, "--config.stages.1.segments=1"]) == 1
     out = capsys.readouterr().out
     assert re.search(r"does not fit, it needs \d+\.\d+ GiB of 15\.75 GiB", out)
     assert "it fits with --config.optimizer.accumulate=" in out
-    made = re.findall(r"training, 32768 texts of 1 segments +(\d+\.\d+) ", out)
+    made = re.findall(r"training, 2048 texts of 1 segments +(\d+\.\d+) ", out)
     assert made and all(float(gib) < 15.75 for gib in made)
 
 
