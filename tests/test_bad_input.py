@@ -234,7 +234,11 @@ FILES = [
         "before the",  # the question of a sample, not the description
     ),
     ({"rows.jsonl": ROWS}, [*OWN, "--config.prompt.tokens=9"], "'What has happened to the grey"),
-    ({}, ["--config.mesh.fsdp=3"], "does not cover the 1 visible device"),
+    (
+        {},
+        ["--config.mesh.fsdp=3"],
+        "does not cover the 1 visible device: the sizes that are not -1",
+    ),
     ({}, ["--config.mesh.data=-1", "--config.mesh.fsdp=-1"], "one of them may be -1"),
     ({}, ["--config.mesh.tensor=0"], "each must be 1 or more"),
 ]

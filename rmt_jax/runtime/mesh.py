@@ -94,10 +94,12 @@ def mesh_sizes(mesh: cfg.Mesh, count: int) -> Sizes:
     if -1 in sizes and count % fixed == 0:
         sizes[sizes.index(-1)] = count // fixed
     if int(np.prod([abs(s) for s in sizes])) != count or -1 in sizes:
+        way = f"choose sizes whose product is {count}, or set one to -1"
+        if -1 in sizes:
+            way = f"the sizes that are not -1 have the product {fixed}, which must divide {count}"
         raise ConfigError(
             f"mesh data={mesh.data} · fsdp={mesh.fsdp} · tensor={mesh.tensor} does not cover the"
-            f" {count} visible devices: choose sizes whose product is {count}, or set"
-            " one to -1."
+            f" {count} visible device{'s' * (count > 1)}: {way}."
         )
     return sizes[0], sizes[1], sizes[2]
 
