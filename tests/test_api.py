@@ -147,7 +147,9 @@ def test_several_tokens_may_end_a_row():
         assert (row[place:] == full[min(place, 5)]).all()
 
 
-@pytest.mark.parametrize("sampling", (None, Sampling(2.0, 20, 0.95, 3)))
+@pytest.mark.parametrize(
+    "sampling", (pytest.param(None, marks=pytest.mark.slow), Sampling(2.0, 20, 0.95, 3))
+)
 def test_streamed_tokens_are_those_made_at_once(sampling):
     reader, told = model(FORMS[1], Prompt("question", "every", tiny.WORDS)), tiny.prompt()
     ids = np.random.default_rng(4).integers(0, tiny.VOCAB, (2, 5))

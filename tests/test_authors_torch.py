@@ -178,7 +178,7 @@ def test_lora_around_llama(tmp_path, monkeypatch, layers_alone, config):
 @pytest.mark.parametrize(
     ("family", "kind"),
     (("llama", "ARMTForCausalLM"), ("llama", "InnerLoopARMTForCausalLM"),
-     ("gpt_neox", "InnerLoopARMTForCausalLM")),
+     pytest.param("gpt_neox", "InnerLoopARMTForCausalLM", marks=pytest.mark.slow)),
 )  # fmt: skip
 def test_armt_as_a_class_of_its_own(tmp_path, family, kind):
     """ARMT-llama3.2-1B, ARMT-SmolLM2-360m: the backbone's config inside, keys of length 1; below

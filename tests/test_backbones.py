@@ -59,7 +59,7 @@ def built(backbone, prompt=ASKED, **changes):
     (
         ("gemma3", "rmt"),
         pytest.param("gemma3", "delta", marks=pytest.mark.slow),
-        ("neox", "armt"),
+        pytest.param("neox", "armt", marks=pytest.mark.slow),
     ),
 )
 def test_a_train_step_moves_every_weight(backbone, cell):
@@ -125,7 +125,7 @@ def test_decoding_with_a_cache_is_reading_all_again(backbone):
         tokens[:, count], count = new, count + 1
 
 
-@BOTH
+@pytest.mark.parametrize("backbone", ("gemma3", pytest.param("neox", marks=pytest.mark.slow)))
 def test_packed_padding_gives_the_same(backbone, monkeypatch):
     """As on a GPU, where cuDNN's kernel needs no mask (XLA's form here)."""
     graph, params = built(backbone, cell="rmt", scan_layers=False)

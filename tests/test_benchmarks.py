@@ -99,7 +99,9 @@ def test_the_peer_reads_and_answers_as_we_do(size):
     assert np.array_equal(made, peer.answer(wanted, tokens[:, 2], 4).numpy())
 
 
-@pytest.mark.parametrize("cell", ("none", "rmt", "prmt", "armt"))
+@pytest.mark.parametrize(
+    "cell", ("none", "rmt", *(pytest.param(c, marks=pytest.mark.slow) for c in ("prmt", "armt")))
+)
 def test_a_last_layer_that_leaves_out_places_changes_nothing(cell):
     """Unrolled layers leave out what nobody looks at; layers in one compiled loop make it all."""
     batch, found = tiny.batch(segments=3, answered=2), []

@@ -235,7 +235,9 @@ def test_the_shipped_checkpoint_remembers():
     assert right >= 34, [(q.question, q.target, a) for a, q in zip(said, asked, strict=True)]
 
 
-@pytest.mark.parametrize(("how", "least"), [("new_people", 36), ("new_places", 36)])
+@pytest.mark.parametrize(
+    ("how", "least"), [("new_people", 36), pytest.param("new_places", 36, marks=pytest.mark.slow)]
+)
 def test_the_shipped_checkpoint_that_copies_names(how, least):
     """Names held out of training, one segment, twenty questions of QA1 and of QA4 each."""
     model = api.load("multitask-wide")

@@ -232,7 +232,7 @@ def test_memory_holds_a_chunk_of_logits():
     assert sizes[1 << 18] < 6 * 4 * (1 << 18) + 3 * table, sizes
 
 
-@pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.parametrize("remat", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_by_logits_with_segments(remat):
     """Six further segments add what their layers keep, and not the 1.9 MB of logits of each."""
     graph, params = tiny.model(scan_layers=False)

@@ -114,7 +114,7 @@ def test_given_texts_are_as_likely_as_torch_says(tmp_path):
         assert value == pytest.approx(wanted, abs=2e-4)
 
 
-@pytest.mark.parametrize("cell", ("rmt", "delta"))
+@pytest.mark.parametrize("cell", ("rmt", pytest.param("delta", marks=pytest.mark.slow)))
 def test_long_contexts_are_read_through_memory(tmp_path, cell, monkeypatch):
     """As logits of the whole text say, in whatever blocks, beside whatever other texts."""
     model = plain(tmp_path, cell)

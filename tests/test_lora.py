@@ -64,7 +64,8 @@ def logits(graph, params, schedule=recurrence.all_logits):
 
 
 @pytest.mark.parametrize(
-    "backbone, unrolled", (("gpt2", True), ("llama", False), ("averaging", False))
+    "backbone, unrolled",
+    (("gpt2", True), pytest.param("llama", False, marks=pytest.mark.slow), ("averaging", False)),
 )
 def test_adapters_compute_what_the_merged_matrices_do(backbone, unrolled):
     """In values, and in gradients by the chain rule through W + (alpha / r)·A·B. `averaging`, from
@@ -111,7 +112,7 @@ def test_fresh_adapters_change_nothing():
     "backbone, cell, train, name",
     (
         ("gpt2", "rmt", "memory", "muon"),
-        ("llama", "armt", "lora", "adamw"),
+        pytest.param("llama", "armt", "lora", "adamw", marks=pytest.mark.slow),
         ("averaging", "rmt", "lora", "muon"),
     ),
 )
@@ -144,6 +145,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else(backbone, cell, train, na
         np.testing.assert_allclose(value, named(parts.params)[weight], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_diagonal_schedule_has_them_too():
     model = settings("gpt2", cell="armt", positions="alibi")
     graph, params, infos = built(model)

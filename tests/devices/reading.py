@@ -62,7 +62,7 @@ def numbers(one: api.Model, count: int) -> list:
         ("delta", MESHES[0], 3),  # the devices do not divide the texts: two have a layer each
         pytest.param("rmt", MESHES[0], 1, marks=pytest.mark.slow),  # one device reads it
         pytest.param("delta", MESHES[1], 3, marks=pytest.mark.slow),
-        ("delta", MESHES[2], 8),
+        pytest.param("delta", MESHES[2], 8, marks=pytest.mark.slow),
         pytest.param("rmt", MESHES[2], 8, marks=pytest.mark.slow),
     ),
     ids=str,
@@ -103,7 +103,12 @@ def test_no_device_waits_for_another():
 
 @pytest.mark.parametrize(
     "cell, scanned, devices",
-    (("delta", False, 2), ("delta", True, 2), ("armt", False, 8), ("prmt", False, 3)),
+    (
+        ("delta", False, 2),
+        ("delta", True, 2),
+        pytest.param("armt", False, 8, marks=pytest.mark.slow),
+        ("prmt", False, 3),
+    ),
 )
 def test_layers_of_one_text_are_shared(cell, scanned, devices):
     """Each device holds the memory of its own layers, the same bits as one device's, and hears of

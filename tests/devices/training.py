@@ -26,8 +26,12 @@ def alone(train: str = "all") -> np.ndarray:
 
 @pytest.mark.parametrize(
     "mesh",
-    [Mesh(data=8), Mesh(fsdp=8, data=1), Mesh(tensor=4, data=2), Mesh(data=2, fsdp=2, tensor=2)],
-    ids=["data", "fsdp", "tensor", "mixed"],
+    [
+        pytest.param(Mesh(data=8), id="data", marks=pytest.mark.slow),
+        pytest.param(Mesh(fsdp=8, data=1), id="fsdp", marks=pytest.mark.slow),
+        pytest.param(Mesh(tensor=4, data=2), id="tensor", marks=pytest.mark.slow),
+        pytest.param(Mesh(data=2, fsdp=2, tensor=2), id="mixed"),
+    ],
 )
 def test_eight_devices_give_the_curve_of_one(mesh):
     np.testing.assert_allclose(curve(config(), mesh), alone(), rtol=1e-5)
