@@ -14,6 +14,7 @@ SHIPPED = (
     "backbone-ten",
     "backbone-rmt",
     "multitask",
+    "multitask-rmt",
     "multitask-ten",
     "multitask-wide",
 )
