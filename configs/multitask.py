@@ -8,6 +8,7 @@
     python -m rmt_jax.train --config configs/multitask.py:long     novels, half an hour on a core
     python -m rmt_jax.train --config configs/multitask.py:five     QA1 to QA5 alone
     python -m rmt_jax.train --config configs/multitask.py:rmt      the paper's memory tokens
+    python -m rmt_jax.train --config configs/multitask.py:rmt-long   in novels, four hours
     python -m rmt_jax.train --config configs/multitask.py:armt     (prmt, none) other memory
     python -m rmt_jax.train --config configs/multitask.py:pretrained  SmolLM2-135M, or what
                                 --config.init=NAME says (also pretrained-rmt, pretrained-lora,
@@ -48,6 +49,7 @@ def get_config(preset: str = "small") -> Config:
     presets = {"small": small, "five": five, "rmt": rmt, "long": long, "gpt2": gpt2, "smoke": smoke}
     presets |= {"pretrained": pretrained, "pretrained-rmt": functools.partial(pretrained, "rmt")}
     presets |= {"pretrained-lora": functools.partial(pretrained, train="lora")}
+    presets |= {"rmt-long": rmt_long}
     presets |= {"gpt2-tpu": lambda: filling(gpt2(), 512)}
     presets |= {"pretrained-tpu": lambda: filling(pretrained(), 256).replace(mesh=Mesh(fsdp=4))}
     presets |= {name: functools.partial(cell, name) for name in ("armt", "prmt", "none")}
@@ -196,6 +198,44 @@ def long() -> Config:
             ),
         ),
         evaluation=Evaluation(lengths=("0k", "1k", "4k"), samples=100, batch=50),
+    )
+
+
+def rmt_long() -> Config:
+    """`long` with memory tokens: up to 16 segments of 256, 120 million tokens, nearly four hours of
+    one CPU core. The checkpoint `multitask-rmt` was made in these stages, a run each."""
+    config, base = long(), rmt()
+    few = dataclasses.replace(
+        config.stages[0],
+        segments=2,
+        steps=220,
+        batch=16,
+        tasks={"qa1": 0.8, "qa2": 1.7, "qa3": 2.0, "qa4": 0.8, "qa5": 1.0},
+    )
+    eight = dataclasses.replace(
+        few,
+        segments=8,
+        steps=600,
+        learning_rate=0.005,
+        facts=config.stages[1].facts,
+        background=0.7,
+    )
+    more = {"qa1": 0.9, "qa2": 1.6, "qa3": 2.0, "qa4": 1.0, "qa5": 1.0}
+    most = {"qa1": 0.6, "qa2": 1.7, "qa3": 2.0, "qa4": 1.6, "qa5": 1.0}
+    return config.replace(
+        model=dataclasses.replace(base.model, segment_tokens=256),
+        init=base.init,
+        data=dataclasses.replace(config.data, hard_negative_rate=0.4),
+        optimizer=dataclasses.replace(base.optimizer, accumulate=8),
+        stages=(
+            few,
+            dataclasses.replace(few, segments=4, steps=400, background=0.6),
+            eight,
+            dataclasses.replace(eight, steps=950, batch=32, tasks=more),
+            dataclasses.replace(
+                eight, segments=16, steps=1450, batch=32, tasks=most, background=0.75
+            ),
+        ),
     )
 
 

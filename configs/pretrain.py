@@ -2,7 +2,6 @@
 
     python -m rmt_jax.train --config configs/pretrain.py:tasks --workdir runs/tasks
     python -m rmt_jax.train --config configs/pretrain.py:memory --workdir runs/memory
-    python -m rmt_jax.train --config configs/pretrain.py:memory_tokens --workdir runs/memory_tokens
     python -m rmt_jax.train --config configs/pretrain.py:segment --workdir runs/segment
     python -m rmt_jax.train --config configs/pretrain.py:delta --workdir runs/delta
     python -m rmt_jax.train --config configs/pretrain.py:long --workdir runs/long
@@ -20,21 +19,19 @@
     python -m rmt_jax.train --config configs/pretrain.py:wide_stories --workdir runs/stories_1 \
         --config.data.seed=1                                        # and runs/stories_2, seed 2
 
-`memory` made what ships as `backbone-rmt`. From there `memory_tokens` goes on to `multitask-rmt`,
-and `segment` to a delta memory. `long` at step 1,000 is `backbone`. `hard_negatives` starts from
-the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
+`memory` made what ships as `backbone-rmt`, `long` at step 1,000 `backbone`. `hard_negatives` starts
+from the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
 seven of what `hard_negatives` made of it (runs/mixed); a fifth of each run of `threshold` and two
 of runs/mixed, with `python -m rmt_jax.gating --gates.steps=900 --threshold 0.2` after that, are
 `multitask`. `ten` goes on from there; `stable` after it is `backbone-ten`, `meanings` after it
 `multitask-ten`. What ships was made in more runs, which docs/findings.md names: `1-tasks` to
 `8-memory` are `tasks` and `memory` here, `22-segment` to `26-official` `segment` to `official`,
 `32-decoys` and `33-decoys` `hard_negatives`, `45-threshold-*` `threshold`, `51-ten` and `51-stable`
-`ten` and `stable`, `52-one` to `55-wordings` `meanings`, `56-rmt-256` to `60-rmt-256-sixteen`
-`memory_tokens`. A preset gives weights like these, not these; `configs/multitask.py:long` is all of
-it in one run. The `wide` presets, nine times as large, take four minutes of a GPU from random
-weights (`34-wide`). `python -m rmt_jax.gating` after them (`40-gates`), `wide_stories` from there
-with two seeds, `python -m rmt_jax.convert mean` of all three and the gates once more (`44-gates`)
-are `multitask-wide`.
+`ten` and `stable`, `52-one` to `55-wordings` `meanings`. A preset gives weights like these, not
+these; `configs/multitask.py:long` is all of it in one run. The `wide` presets, nine times as large,
+take four minutes of a GPU from random weights (`34-wide`). `python -m rmt_jax.gating` after them
+(`40-gates`), `wide_stories` from there with two seeds, `python -m rmt_jax.convert mean` of all
+three and the gates once more (`44-gates`) are `multitask-wide`.
 
 Why a curriculum (measured, docs/findings.md): all five tasks at once from random weights stay at
 'the last place mentioned' for as long as we looked; QA1 alone on short stories, asked after every
@@ -111,8 +108,8 @@ def stage(
 
 
 def get_config(preset: str = "tasks") -> Config:
-    every = (tasks, memory, memory_tokens, segment, delta, long, official, hard_negatives)
-    every += (threshold, ten, stable, meanings, wide, wide_memory, wide_long, wide_stories)
+    every = (tasks, memory, segment, delta, long, official, hard_negatives, threshold)
+    every += (ten, stable, meanings, wide, wide_memory, wide_long, wide_stories)
     presets = {make.__name__: make for make in every}
     if preset not in presets:
         raise ConfigError(
@@ -178,31 +175,6 @@ def segment() -> Config:
             stage(1, 600, 0.008, (0.8, 1.7, 1.7, 0.6, 1.0), (SHORT, LONG, OFFICIAL, OFFICIAL), 0.3),
         ),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s",), every=200),
-    )
-
-
-def memory_tokens() -> Config:
-    """Official stories in novels over up to 16 segments of 256, with memory tokens: 120 million
-    tokens, nearly four hours of one CPU core. Give --config.data.babi_dir and
-    --config.data.background."""
-    config = segment()
-    few, more = (0.8, 1.7, 2.0, 0.8, 1.0), (0.6, 1.7, 2.0, 1.6, 1.0)
-    return config.replace(
-        model=dataclasses.replace(MODEL, segment_tokens=256, remat=True),
-        data=dataclasses.replace(
-            config.data, facts="both", babi_dir="tasks_1-20_v1-2/en-10k", hard_negative_rate=0.4
-        ),
-        optimizer=dataclasses.replace(
-            config.optimizer, adam_learning_rate=5e-4, memory_drift_penalty=0.5
-        ),
-        stages=(
-            stage(2, 220, 0.006, few, OF_EIGHT, 0.5, batch=16),
-            stage(4, 400, 0.006, few, OF_EIGHT, 0.6, batch=16),
-            stage(8, 600, 0.005, few, OF_THIRTY_TWO, 0.7, batch=16),
-            stage(8, 950, 0.005, (0.9, 1.6, 2.0, 1.0, 1.0), OF_THIRTY_TWO, 0.7),
-            stage(16, 1450, 0.005, more, OF_THIRTY_TWO, 0.75),
-        ),
-        evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "4s", "16s"), every=0),
     )
 
 

@@ -63,13 +63,16 @@ def tuned(config: Config, train: str) -> Config:
     return config.replace(optimizer=Optimizer(train=train), lora=lora, init="somewhere")
 
 
+SLOW = pytest.mark.slow  # what the other case shows too, a compilation later
+
+
 @pytest.mark.parametrize(
     "changes",
     # One chunk of a delta memory a segment: XLA counts a loop's body once.
     (
         {"bptt": 1},
         {"cell": "delta", "segment_tokens": 32},
-        pytest.param({"cell": "armt"}, marks=pytest.mark.slow),
+        pytest.param({"cell": "armt"}, marks=SLOW),
     ),
     ids=str,
 )
@@ -93,8 +96,7 @@ def test_an_unrolled_step(changes):
     assert 1 < held.total / (memory.temp_size_in_bytes + held.weights + held.moments) < 2.4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("train", ("lora", "memory"))
+@pytest.mark.parametrize("train", ("lora", pytest.param("memory", marks=SLOW)))
 def test_a_step_with_a_frozen_backbone(train):
     """A third of the products is never made, nor is an optimiser's state of frozen weights; layers
     in a loop hold no gradient of their matrices."""
@@ -115,8 +117,7 @@ def test_a_step_with_a_frozen_backbone(train):
     assert spared > 0.9 * 4 * costs.layer_weights(looped)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cell", ("rmt", "armt"))
+@pytest.mark.parametrize("cell", (pytest.param("rmt", marks=SLOW), "armt"))
 def test_a_step_of_loops(cell):
     """As large models are trained: layers in a loop, segments in a loop and rematerialised."""
     config, shape = settings(cell=cell, layers=3, scan_layers=True, remat=True), Shape(4, 6)

@@ -12,7 +12,6 @@ pytestmark = pytest.mark.portable
 REWRITE = "if that is meant, record it with `python tests/counts.py --write` and say why"
 
 
-@pytest.mark.slow
 def test_nothing_has_grown():
     record = json.loads(counts.RECORD.read_text()).get(counts.version())
     if record is None:

@@ -145,7 +145,6 @@ def test_a_step_moves_what_is_trained_and_nothing_else(backbone, cell, train, na
         np.testing.assert_allclose(value, named(parts.params)[weight], rtol=0, atol=2e-4)
 
 
-@pytest.mark.slow
 def test_the_diagonal_schedule_has_them_too():
     model = settings("gpt2", cell="armt", positions="alibi")
     graph, params, infos = built(model)

@@ -62,7 +62,7 @@ def numbers(one: api.Model, count: int) -> list:
         ("delta", MESHES[0], 3),  # the devices do not divide the texts: two have a layer each
         pytest.param("rmt", MESHES[0], 1, marks=pytest.mark.slow),  # one device reads it
         pytest.param("delta", MESHES[1], 3, marks=pytest.mark.slow),
-        pytest.param("delta", MESHES[2], 8, marks=pytest.mark.slow),
+        ("delta", MESHES[2], 8),
         pytest.param("rmt", MESHES[2], 8, marks=pytest.mark.slow),
     ),
     ids=str,
