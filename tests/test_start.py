@@ -62,7 +62,7 @@ def test_drawn_in_one_program_as_one_by_one(backbone, cell, train):
     found, wanted = weights.flatten(start.drawn()), eagerly(tree)
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert np.array_equal(found[name], value), name
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
         assert found[name].sharding == weights.flatten(start.place.params)[name]
 
 
