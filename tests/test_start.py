@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 import test_shapes
+import test_weights
 import tiny
 from flax import nnx
 
 from rmt_jax import config as cfg
 from rmt_jax import models
 from rmt_jax.models.io import hub, lazy, weights
+from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import optimizer
 from rmt_jax.training.start import Start
@@ -159,3 +161,27 @@ def test_a_file_of_numbers_that_numpy_has_not(tmp_path):
     file.write_bytes(file.read_bytes().replace(b'"dtype":"U8"', b'"dtype":"F8_E5M2"'[:12]))
     with pytest.raises(weights.WeightsError, match="can't be"):
         weights.open_safetensors(file)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_a_training_starts_with_more_memory_tokens(tmp_path, dtype):
+    """Those of the source first; the others as drawn, at the scale of its embeddings."""
+    run, source = test_weights.workdir(tmp_path / "run", positions="alibi")
+    source["backbone/wte"] = 3 * source["backbone/wte"]
+    weights.save(run, weights.unflatten(source), dtype)
+    held = weights.flatten(weights.load(run))["memory/tokens"]
+    few = len(held)
+
+    def started(count):
+        changes = {"memory_tokens": count, "positions": "alibi"}
+        fresh = tiny.model(**changes)[1]
+        config = cfg.Config(model=tiny.settings(**changes), prompt=cfg.Prompt("none"))
+        return weights.flatten(hub.initialise(fresh, config, str(run))), weights.flatten(fresh)
+
+    found, fresh = started(few + 3)
+    np.testing.assert_array_equal(found["memory/tokens"][:few], held)
+    drawn = fresh["memory/tokens"][few:]
+    np.testing.assert_allclose(found["memory/tokens"][few:], 3 * drawn, rtol=1e-2)
+    assert found["memory/tokens"].dtype == np.float32
+    with pytest.raises(WeightsError, match="memory/tokens is .* there and .* with this config"):
+        started(few - 1)

@@ -188,7 +188,8 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
 
     The backbone must fit by name and shape; memory and prompt are taken where the source has the
     same cell. What it lacks stays as drawn, except memory tokens, which are scaled to the source's
-    embeddings. An embedding gets a row per token of the tokenizer, where that is the source's own.
+    embeddings: all, or those that the config has more. An embedding gets a row per token of the
+    tokenizer, where that is the source's own.
     `source`: folder, hub name, or one of `SHIPPED`. Raises WeightsError.
     """
     opened = open_source(source)
@@ -220,6 +221,9 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
         for name in {backbone.embedding, "head"} & own.keys():
             table = _with_rows(start[f"backbone/{name}"], drawn[name], scale)
             start[f"backbone/{name}"] = table
+    for name in CELLS[ours.cell].scaled_by_embedding & start.keys():
+        if start[name].shape[0] < fresh[name].shape[0]:
+            start[name] = _with_rows(start[name], fresh[name], scale)
     result = {}
     for name, value in fresh.items():
         taken = start.get(name)
@@ -238,7 +242,8 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
 
 def _with_rows(table: Array, drawn: Array, scale: Callable[[], np.floating]) -> Array:
     """[V, D] `table` with as many rows as `drawn` has. Makers round the rows up, so that the last
-    belong to no token; the rows of tokens that were added to a tokenizer are as drawn, scaled."""
+    belong to no token; the rows of tokens that were added, to a tokenizer or a memory, are as
+    drawn, scaled."""
     (rows, *rest), (wanted, *width) = table.shape, drawn.shape
     if rest != width or rows == wanted:
         return table
