@@ -8,7 +8,8 @@
     python -m rmt_jax.train --config configs/multitask.py:long     novels, half an hour on a core
     python -m rmt_jax.train --config configs/multitask.py:five     QA1 to QA5 alone
     python -m rmt_jax.train --config configs/multitask.py:rmt      the paper's memory tokens
-    python -m rmt_jax.train --config configs/multitask.py:rmt-long   in novels, four hours
+    python -m rmt_jax.train --config configs/multitask.py:rmt-long   in novels, four hours (then
+                                rmt-more and rmt-deeper, from the run before)
     python -m rmt_jax.train --config configs/multitask.py:armt     (prmt, none) other memory
     python -m rmt_jax.train --config configs/multitask.py:pretrained  SmolLM2-135M, or what
                                 --config.init=NAME says (also pretrained-rmt, pretrained-lora,
@@ -49,7 +50,7 @@ def get_config(preset: str = "small") -> Config:
     presets = {"small": small, "five": five, "rmt": rmt, "long": long, "gpt2": gpt2, "smoke": smoke}
     presets |= {"pretrained": pretrained, "pretrained-rmt": functools.partial(pretrained, "rmt")}
     presets |= {"pretrained-lora": functools.partial(pretrained, train="lora")}
-    presets |= {"rmt-long": rmt_long}
+    presets |= {"rmt-long": rmt_long, "rmt-more": rmt_more, "rmt-deeper": rmt_deeper}
     presets |= {"gpt2-tpu": lambda: filling(gpt2(), 512)}
     presets |= {"pretrained-tpu": lambda: filling(pretrained(), 256).replace(mesh=Mesh(fsdp=4))}
     presets |= {name: functools.partial(cell, name) for name in ("armt", "prmt", "none")}
@@ -203,7 +204,7 @@ def long() -> Config:
 
 def rmt_long() -> Config:
     """`long` with memory tokens: up to 16 segments of 256, 120 million tokens, nearly four hours of
-    one CPU core. The checkpoint `multitask-rmt` was made in these stages, a run each."""
+    one CPU core. The checkpoint `multitask-rmt` began with these stages, a run each."""
     config, base = long(), rmt()
     few = dataclasses.replace(
         config.stages[0],
@@ -236,6 +237,30 @@ def rmt_long() -> Config:
                 eight, segments=16, steps=1450, batch=32, tasks=most, background=0.75
             ),
         ),
+    )
+
+
+def rmt_more() -> Config:
+    """After `rmt_long` (runs/rmt): 32 memory tokens, 31 million tokens, 48 minutes of one CPU core.
+    Two seeds of the data, whose mean goes on: `python -m rmt_jax.convert mean`."""
+    config = rmt_long()
+    tasks = {"qa1": 0.6, "qa2": 1.8, "qa3": 2.4, "qa4": 1.4, "qa5": 1.0}
+    return config.replace(
+        model=dataclasses.replace(config.model, memory_tokens=32),
+        init="runs/rmt",
+        stages=(dataclasses.replace(config.stages[-1], steps=640, tasks=tasks),),
+    )
+
+
+def rmt_deeper() -> Config:
+    """After `rmt_more`: the mean with six layers (`python -m rmt_jax.convert deepen --layers 6`),
+    as runs/deeper. The mean of two seeds of the data is the checkpoint `multitask-rmt`."""
+    config = rmt_more()
+    tasks = {"qa1": 0.5, "qa2": 1.8, "qa3": 2.4, "qa4": 1.1, "qa5": 1.3}
+    return config.replace(
+        model=dataclasses.replace(config.model, layers=6),
+        init="runs/deeper",
+        stages=(dataclasses.replace(config.stages[-1], steps=480, tasks=tasks),),
     )
 
 
