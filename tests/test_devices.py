@@ -1,4 +1,5 @@
-"""Tests about several devices: each file of `tests/devices/` in a process with eight CPU devices.
+"""Tests about several devices, and of bits of several programs (`conftest.py` says why): each file
+of `tests/devices/` in a process with eight CPU devices.
 
     JAX_NUM_CPU_DEVICES=8 pytest -n 0 tests/devices/checkpoints.py    # one of them, by hand
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import nnx
 
 from rmt_jax import config, models
 from rmt_jax.models import platform, recurrence
@@ -163,28 +162,6 @@ def test_one_loop_over_all_segments_as_on_a_tpu_gives_the_same(cell):
     assert none == 0 < some
     for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("cell", tiny.CELLS)
-def test_weights_cast_before_the_loop_read_the_same(cell):
-    """Reading without gradient casts them once: what a loop that casts them gives."""
-    graph, params = tiny.model(ASKED, cell=cell, dtype="bfloat16", conv_width=2)
-    model, (tokens, mask) = models.merge(graph, params), tiny.text()
-    memory, prompt = model.initial(len(tokens)), tiny.prompt()
-    count = jnp.int32(tokens.shape[1])
-    once = recurrence.read_some(model, memory, tokens, mask, prompt, count)
-    each = recurrence.read(model, memory, tokens, mask, prompt)
-    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(each), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)  # bfloat16's steps are 1e-3
-    kinds = {
-        jax.tree_util.keystr(path): leaf.dtype
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            nnx.split(recurrence.stop_gradient_params(model))[1]
-        )
-    }
-    assert {str(d) for d in kinds.values()} == {"bfloat16", "float32"}
-    exact = [name for name, kind in kinds.items() if kind == jnp.float32]
-    assert all(any(part in name for part in ("ln_", "beta", "memory")) for name in exact), exact
 
 
 def inside_loops(jaxpr, inside=False):

@@ -6,14 +6,16 @@ import re
 from concurrent import futures
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
-from rmt_jax import api, config, evaluation, placement
+from rmt_jax import api, config, evaluation, models, placement
 from rmt_jax.config import Mesh
 from rmt_jax.evaluation import answering, likelihood
-from rmt_jax.models import pipeline, schedule
+from rmt_jax.models import pipeline, recurrence, schedule
 from rmt_jax.models.io import weights
 from rmt_jax.models.sampling import Sampling
 from rmt_jax.runtime import mesh as sharding
@@ -163,3 +165,26 @@ def test_an_evaluation_is_that_of_one_device():
     ]  # fmt: skip
     alone, spread = ([dataclasses.replace(r, seconds=0.0) for r in found] for found in both)
     assert alone == spread and alone[0].samples == 12
+
+
+@pytest.mark.parametrize("cell", tiny.CELLS)
+def test_weights_cast_before_the_loop_read_the_same(cell):
+    """Reading without gradient casts them once; to the bit what a loop that casts them gives."""
+    asked = config.Prompt("question", "start", tiny.WORDS)
+    graph, params = tiny.model(asked, cell=cell, dtype="bfloat16", conv_width=2)
+    model, (tokens, mask) = models.merge(graph, params), tiny.text()
+    memory, prompt = model.initial(len(tokens)), tiny.prompt()
+    count = jnp.int32(tokens.shape[1])
+    once = recurrence.read_some(model, memory, tokens, mask, prompt, count)
+    each = recurrence.read(model, memory, tokens, mask, prompt)
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(each), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kinds = {
+        jax.tree_util.keystr(path): leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            nnx.split(recurrence.stop_gradient_params(model))[1]
+        )
+    }
+    assert {str(d) for d in kinds.values()} == {"bfloat16", "float32"}
+    exact = [name for name, kind in kinds.items() if kind == jnp.float32]
+    assert all(any(part in name for part in ("ln_", "beta", "memory")) for name in exact), exact

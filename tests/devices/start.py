@@ -19,6 +19,29 @@ OPTIONS = {"kv_heads": 4, "mlp_width": 64}
 SIZES = {"width": 32, "heads": 4, "backbone_options": OPTIONS}
 
 
+@pytest.mark.parametrize(
+    "backbone, cell, train",
+    [
+        ("gpt2", "rmt", "all"),
+        ("gpt2", "delta", "lora"),
+        ("llama", "armt", "all"),
+        ("gemma3", "none", "lora"),
+        ("neox", "prmt", "all"),
+    ],
+)
+def test_drawn_in_one_program_as_one_by_one(backbone, cell, train):
+    tree = config(backbone, cell, train=train, tied_head=backbone != "neox")
+    if backbone == "gemma3":
+        options = {"global_layers": (1,)}
+        tree = tree.replace(model=dataclasses.replace(tree.model, backbone_options=options))
+    start = laid_out(tree, Mesh())
+    found, wanted = weights.flatten(start.drawn()), eagerly(tree)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert np.array_equal(found[name], value), name
+        assert found[name].sharding == weights.flatten(start.place.params)[name]
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("cell, train", (("rmt", "all"), ("delta", "lora")))
 def test_drawn_as_on_one_device(mesh, cell, train):

@@ -228,11 +228,14 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
     for name, value in fresh.items():
         taken = start.get(name)
         if taken is not None and taken.shape != value.shape:
-            table = name in (f"backbone/{backbone.embedding}", "backbone/head")
-            way = " It has a row per token: data.tokenizer=init is the tokenizer of these weights."
+            way = ""
+            if name in (f"backbone/{backbone.embedding}", "backbone/head"):
+                way = " A row per token: data.tokenizer=init is the tokenizer of these weights."
+            elif name in CELLS[ours.cell].scaled_by_embedding:
+                way = f" None can be left out: give model.memory_tokens={taken.shape[0]} or more."
             raise WeightsError(
                 f"Training can't start from {source}: {name} is {list(taken.shape)} there and "
-                f"{list(value.shape)} with this config.{way if table else ''}"
+                f"{list(value.shape)} with this config.{way}"
             )
         if taken is None and name in CELLS[ours.cell].scaled_by_embedding:
             taken = np.asarray(value) * scale()
