@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rmt_jax.data.babi import files, official
-from rmt_jax.data.corpus import pg19
+from rmt_jax.data.corpus import documents, pg19
 from rmt_jax.data.story import OFFICIAL
 
 pytestmark = pytest.mark.portable
@@ -131,6 +131,63 @@ def test_no_question_of_the_same_facts_stands_on_both_sides(tmp_path):
     train, other = (source.items("qa1", split) for split in ("train", "validation"))
     assert {i.facts for i in train}.isdisjoint(i.facts for i in other)
     assert len(train) + len(other) < 120 and {i.question for i in other} == {"Where is John?"}
+
+
+def test_official_stories_are_asked_what_their_facts_say(tmp_path):
+    """After every fact, and not only where the files ask."""
+    places = [("office", "garden")[n % 2] for n in range(2, 11)]
+    walks = "".join(f"{n} John went to the {p}.\n" for n, p in enumerate(places, start=2))
+    asked = "11 Where is John? \toffice\t10\n12 Ann slept.\n13 Where is Mary? \tkitchen\t1\n"
+    written(tmp_path, f"1 Mary moved to the kitchen.\n{walks}{asked}")
+    source = official.Official(str(tmp_path))
+    split = "train" if source.items("qa1", "train") else "validation"
+    options = OFFICIAL._replace(question_rate=1.0)
+    stories = [source.story("qa1", split, 0, i, options) for i in range(20)]
+    followed = [story for story in stories if len(story.facts) == 10]
+    asks = {one for story in followed for one in story.intermediate_questions}
+    assert {one.after_fact for one in asks} == {*range(9)}  # what the last one says is asked last
+    for number, question, answer in asks:
+        assert question in ("Where is Mary?", "Where is John?")
+        assert answer == ("kitchen" if "Mary" in question else places[number - 1])
+    # 'Ann slept.' is beyond the simulator: what the file asks earlier is all there is.
+    beyond = [story for story in stories if len(story.facts) == 11]
+    assert beyond and len(beyond) < len(stories)
+    for story in beyond:
+        assert story.intermediate_questions == ((9, "Where is John?", "office"),)
+
+
+def test_what_validation_asks_is_not_asked_on_the_way_in_training(tmp_path):
+    """Stories that begin alike, of which those of validation are asked after that beginning."""
+    begin = ("Mary went to the garden.", "John went to the office.")
+    places = ("kitchen", "hallway", "bedroom", "bathroom")
+    text = ""
+    for number in range(64):
+        ends = (places[number // 16], places[number // 4 % 4], places[number % 4])
+        facts = (*begin, *(f"Daniel went to the {place}." for place in ends))
+        lines = [*begin, *facts[2:], f"Where is Daniel? \t{ends[-1]}\t5"]
+        if documents.split_of_story(facts) != "train":
+            lines.insert(2, "Where is Mary? \tgarden\t1")
+        text += "".join(f"{n} {line}\n" for n, line in enumerate(lines, start=1))
+    written(tmp_path, text)
+    source = official.Official(str(tmp_path))
+    assert (begin, "Where is Mary?") in {
+        (i.facts, i.question) for i in source.items("qa1", "validation")
+    }
+
+    def asked(split):
+        made = (
+            source.story("qa1", split, 0, i, OFFICIAL._replace(question_rate=1.0))
+            for i in range(60)
+        )
+        return {
+            (story.facts[: one.after_fact + 1], one.question)
+            for story in made
+            for one in story.intermediate_questions
+        }
+
+    assert {(begin, "Where is Mary?"), (begin, "Where is John?")} <= asked("validation")
+    assert (begin, "Where is John?") in asked("train")
+    assert (begin, "Where is Mary?") not in asked("train")
 
 
 def test_official_stories_can_bear_new_names(tmp_path):

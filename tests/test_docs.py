@@ -3,6 +3,7 @@ the pages hold together: links, names in the code, sentences, and the site that 
 
 import importlib
 import os
+import pydoc
 import re
 import shlex
 import shutil
@@ -234,6 +235,14 @@ def test_pages_that_the_code_names_exist():
             if "." in name and not (ROOT / name).exists():
                 bad.append(f"{inside}: {name}")
     assert not bad, f"no such pages: {bad}"
+
+
+@pytest.mark.parametrize("page", [*pages.all_pages(), "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_names_on_a_page_are_in_the_package(page):
+    """Modules, functions and classes that stand in a sentence, as `rmt_jax.load`."""
+    for name in re.findall(r"`(rmt_jax(?:\.\w+)+)", pages.read(page)):
+        if name.rpartition(".")[2] not in ("json", "safetensors"):  # files
+            assert pydoc.locate(name) is not None, f"{page}: there is no {name}"
 
 
 @pytest.mark.parametrize("page", [page for page in pages.all_pages() if "benchmarks/" not in page])

@@ -8,7 +8,7 @@ facts is no validation question. The test files are test, and nothing else is.
 from functools import lru_cache
 from pathlib import Path
 
-from rmt_jax.data import perturb
+from rmt_jax.data import perturb, simulator
 from rmt_jax.data.babi import files, table
 from rmt_jax.data.babi.table import BabiError
 from rmt_jax.data.corpus import documents
@@ -45,13 +45,29 @@ class Official:
             )
         lap, place = divmod(index, len(allowed))
         number = allowed[_shuffle(len(allowed), seed, lap, table.number(task))[place]]
-        item = items[number]
-        earlier = _earlier_questions(items, number, options, seed, index)
-        story = Story(task, item.facts, item.question, item.answer, item.supporting, earlier)
+        item, asked = items[number], ()
+        if options.question_rate:
+            asked = simulator.intermediate_questions(
+                task, item.facts, item.question, (seed, index, 6), options
+            )
+            if asked is None:
+                asked = _earlier_questions(items, number, options, seed, index)
+            elif split == "train":
+                asked = self._less_held_out(task, item.facts, asked)
+        story = Story(task, item.facts, item.question, item.answer, item.supporting, asked)
         for kind in options.new_names:
             rng = AddressedRng(seed, index, 8)
             story = perturb.rename(story, kind, rng, options.held_out_names)
         return story
+
+    def _less_held_out(
+        self, task: str, facts: tuple[str, ...], asked: tuple[IntermediateQuestion, ...]
+    ) -> tuple[IntermediateQuestion, ...]:
+        """Without those that validation asks of a story that begins alike."""
+        held_out = _held_out(self.folder, task)
+        return tuple(
+            one for one in asked if (facts[: one.after_fact + 1], one.question) not in held_out
+        )
 
 
 class FileOrder:
@@ -95,6 +111,11 @@ def _items(folder: str, task: str, split: str) -> tuple[files.Item, ...]:
     return tuple(item for item in rest if (item.facts, item.question) not in known)
 
 
+@lru_cache(maxsize=64)
+def _held_out(folder: str, task: str) -> frozenset[tuple[tuple[str, ...], str]]:
+    return frozenset((item.facts, item.question) for item in _items(folder, task, "validation"))
+
+
 @lru_cache(maxsize=256)
 def _allowed(folder: str, task: str, split: str, low: int, high: int) -> list[int]:
     items = _items(folder, task, split)
@@ -110,9 +131,7 @@ def _earlier_questions(
     items, number: int, options: StoryOptions, seed: int, index: int
 ) -> tuple[IntermediateQuestion, ...]:
     """Questions of the same story that the files ask earlier: the only ones whose answers they
-    give."""
-    if not options.question_rate:
-        return ()
+    give, and all that there is where no simulator can follow the facts."""
     rng, item = AddressedRng(seed, index, 6), items[number]
     found = []
     for earlier in items[max(0, number - 20) : number]:

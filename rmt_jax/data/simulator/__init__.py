@@ -37,6 +37,11 @@ class World(Protocol):
 
     def next_fact(self) -> str: ...
 
+    def follow(self, fact: str) -> bool:
+        """What a fact of the official files says has happened next. False where this world can't
+        follow: other words or names, or somebody who lets go of what they do not have."""
+        ...
+
     def questions(self) -> list[Question]:
         """Those of the task that have an answer now."""
         ...
@@ -97,6 +102,26 @@ def simulate_story(task: str, address: tuple[int, ...], options: StoryOptions = 
     )
 
 
+def intermediate_questions(
+    task: str,
+    facts: tuple[str, ...],
+    question: str,
+    address: tuple[int, ...],
+    options: StoryOptions,
+) -> tuple[IntermediateQuestion, ...] | None:
+    """What a story of the official files can be asked on the way to its `question`, with the
+    answers that its facts give. None where they are told in words that the simulator has not."""
+    if not table.row(task).simulated:
+        return None
+    world = create_world(task, official(task), AddressedRng(*address))
+    asker = _Asker(AddressedRng(*address, 1), options, question)
+    for number, fact in enumerate(facts):
+        if not world.follow(fact):
+            return None
+        asker.ask(world, number)
+    return asker.before(task, question, world, len(facts))
+
+
 class _Asker:
     """Asks intermediate questions, with random draws of its own."""
 
@@ -122,6 +147,20 @@ class _Asker:
         would teach little (QA4: two facts)."""
         for _ in range(0 if self.final_only else LAST_QUESTIONS):
             self.ask(world, after_fact)
+
+    def before(
+        self, task: str, question: str, world: World, facts: int
+    ) -> tuple[IntermediateQuestion, ...]:
+        """Those that leave the final question of a story of so many facts to be answered."""
+        if task == "qa4":
+            self.ask_at_the_end(world, facts - 1)
+        # What could be asked right before the final question is left to the final question.
+        last = facts - (task != "qa4")
+        return tuple(
+            one
+            for one in self.asked
+            if one.after_fact < last and (self.final_only or one.question != question)
+        )
 
 
 def _attempt(
@@ -190,17 +229,5 @@ def _recent_question(world: World, facts: int, recent: int) -> Question | None:
 def _finish(
     task: str, facts: list[str], question: Question, world: World, asker: _Asker | None
 ) -> Story:
-    asked: list[IntermediateQuestion] = []
-    if asker:
-        if task == "qa4":
-            asker.ask_at_the_end(world, len(facts) - 1)
-        # What could be asked right before the final question is left to the final question.
-        last = len(facts) - (task != "qa4")
-        asked = [
-            one
-            for one in asker.asked
-            if one.after_fact < last and (asker.final_only or one.question != question.text)
-        ]
-    return Story(
-        task, tuple(facts), question.text, question.answer, question.supporting, tuple(asked)
-    )
+    asked = asker.before(task, question.text, world, len(facts)) if asker else ()
+    return Story(task, tuple(facts), question.text, question.answer, question.supporting, asked)

@@ -5,6 +5,7 @@ person can do it. The world knows where everything is; the reader knows the fact
 is asked about these alone.
 """
 
+import re
 from typing import NamedTuple
 
 from rmt_jax.data.rng import AddressedRng
@@ -49,6 +50,16 @@ INTERMEDIATE = {
     "qa7": (("own", 0.6), ("holder", 0.4)),
     "qa8": (("own", 0.6), ("holder", 0.4)),
 }
+
+
+# How the official files say an event: a word each for person, thing, place and receiver.
+_FORMS = {
+    "walk": rf"(?P<person>\w+) (?:{'|'.join(MOVES)}) the (?P<place>\w+)\.",
+    "take": rf"(?P<person>\w+) (?:{'|'.join(TAKES)}) the (?P<thing>\w+)(?: there)?\.",
+    "drop": rf"(?P<person>\w+) (?:{'|'.join(DROPS)}) the (?P<thing>\w+)(?: there)?\.",
+    "give": rf"(?P<person>\w+) (?:{'|'.join(GIVES)}) the (?P<thing>\w+) to (?P<other>\w+)\.",
+}
+FORMS = {kind: re.compile(form) for kind, form in _FORMS.items()}
 
 
 class Visit(NamedTuple):
@@ -106,16 +117,42 @@ class World:
                     self.fact_count += 1
                     return text
 
+    def follow(self, fact: str) -> bool:
+        found = ((kind, form.fullmatch(fact)) for kind, form in FORMS.items())
+        kind, told = next(((kind, match) for kind, match in found if match), ("", None))
+        if told is None or not self._knows(**told.groupdict()):
+            return False
+        person = told["person"]
+        if kind == "walk":
+            self._arrive(person, told["place"])
+        elif self.holder.get(told["thing"]) != (None if kind == "take" else person):
+            return False
+        elif kind == "take":
+            self._pick_up(told["thing"], person)
+        elif kind == "drop":
+            self._put_down(told["thing"], person)
+        else:
+            self._hand_over(told["thing"], person, told["other"])
+        self.fact_count += 1
+        return True
+
+    def _knows(self, person: str, place: str = "", thing: str = "", other: str = "") -> bool:
+        kinds = ((person, "people"), (other, "people"), (place, "places"), (thing, "objects"))
+        return all(not name or name in getattr(self.names, kind) for name, kind in kinds)
+
     def _walk(self, person: str) -> str | None:
         place = self.rng.pick(self.names.places)
         if place == self.place[person]:
             return None
+        self._arrive(person, place)
+        return f"{person} {self.rng.pick(MOVES)} the {place}."
+
+    def _arrive(self, person: str, place: str) -> None:
         self.place[person] = place
         self.moved[person] = self.fact_count
         self._visit(person, place, self.fact_count, -1, True)
         for thing in self.carried.get(person, ()):
             self._visit(thing, place, self.fact_count, self.handled[thing], True)
-        return f"{person} {self.rng.pick(MOVES)} the {place}."
 
     def _take(self, person: str) -> str | None:
         if self.unplaced and person not in self.moved:
@@ -129,23 +166,29 @@ class World:
         if not free:
             return None
         thing = self.rng.pick(free)
+        self._pick_up(thing, person)
+        there = " there" if self.rng.uniform() < (0.2 if self.task == "qa3" else 1.0) else ""
+        return f"{person} {self.rng.pick(TAKES)} the {thing}{there}."
+
+    def _pick_up(self, thing: str, person: str) -> None:
         self.holder[thing] = person
         self._handle(thing, person)
         self.carried.setdefault(person, []).append(thing)
-        there = " there" if self.rng.uniform() < (0.2 if self.task == "qa3" else 1.0) else ""
-        return f"{person} {self.rng.pick(TAKES)} the {thing}{there}."
 
     def _drop(self, person: str) -> str | None:
         held = self.carried.get(person)
         if not held:
             return None
         thing = self.rng.pick(held)
-        held.remove(thing)
+        self._put_down(thing, person)
+        there = " there" if self.rng.uniform() < 0.2 else ""
+        return f"{person} {self.rng.pick(DROPS)} the {thing}{there}."
+
+    def _put_down(self, thing: str, person: str) -> None:
+        self.carried[person].remove(thing)
         del self.holder[thing]
         self.lies[thing] = self.place[person]
         self._handle(thing, person)
-        there = " there" if self.rng.uniform() < 0.2 else ""
-        return f"{person} {self.rng.pick(DROPS)} the {thing}{there}."
 
     def _give(self, person: str) -> str | None:
         held = self.carried.get(person)
@@ -153,13 +196,16 @@ class World:
         if not held or not near:
             return None
         thing, other = self.rng.pick(held), self.rng.pick(near)
-        held.remove(thing)
+        self._hand_over(thing, person, other)
+        return f"{person} {self.rng.pick(GIVES)} the {thing} to {other}."
+
+    def _hand_over(self, thing: str, person: str, other: str) -> None:
+        self.carried[person].remove(thing)
         self.carried.setdefault(other, []).append(thing)
         self.holder[thing] = other
         self.hands.setdefault(person, []).append(self.fact_count)
         self._handle(thing, other)
         self.gifts.append(Gift(person, thing, other, self.fact_count))
-        return f"{person} {self.rng.pick(GIVES)} the {thing} to {other}."
 
     def _handle(self, thing: str, person: str) -> None:
         """`thing` was taken by, dropped by or given to `person` in the present fact."""

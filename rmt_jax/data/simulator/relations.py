@@ -1,15 +1,19 @@
 """QA4: two facts put three places on a line; a question asks for one neighbour of another."""
 
+import re
+
 from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.simulator.question import Question
 from rmt_jax.data.words import Names
 
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
+FORMS = re.compile(rf"The (\w+) is ({'|'.join(OPPOSITE)}) of the (\w+)\.")
+
 
 class World:
     def __init__(self, names: Names, rng: AddressedRng):
-        self.rng = rng
+        self.names, self.rng = names, rng
         direction = rng.pick(tuple(OPPOSITE))
         first, middle, last = rng.sample(names.places, 3)
         # `first` lies `direction` of `middle`, `last` on the other side of it.
@@ -26,6 +30,14 @@ class World:
         a, direction, b = self.links[self.fact_count % 2]
         self.fact_count += 1
         return f"The {a} is {direction} of the {b}."
+
+    def follow(self, fact: str) -> bool:
+        told = FORMS.fullmatch(fact)
+        if told is None or not {told[1], told[3]} <= {*self.names.places}:
+            return False
+        self.links[self.fact_count :] = [(told[1], told[2], told[3])]
+        self.fact_count += 1
+        return True
 
     def _about(self, turned: bool) -> list[Question]:
         found = []

@@ -3,6 +3,8 @@
 Nothing is carried and nobody walks: the official files draw every statement afresh.
 """
 
+import re
+
 from rmt_jax.data.rng import AddressedRng
 from rmt_jax.data.simulator.moving import MOVES
 from rmt_jax.data.simulator.question import Question
@@ -10,6 +12,11 @@ from rmt_jax.data.words import Names
 
 MAYBE = 0.59  # of the questions after 'either ... or' ask for one of the two (official: 1,473
 # answers 'maybe' in 10,000, a quarter of the statements being indefinite)
+
+FORMS = {
+    "is": re.compile(rf"(\w+) (?:is in|{'|'.join(MOVES)}) the (\w+)\."),
+    "other": re.compile(r"(\w+) is (?:no longer|not|either) in the (\w+)(?: or the (\w+))?\."),
+}
 
 
 class World:
@@ -38,6 +45,17 @@ class World:
         self.last[person] = (kind if kind == "other" else "is", places, self.fact_count)
         self.fact_count += 1
         return text
+
+    def follow(self, fact: str) -> bool:
+        for kind, form in FORMS.items():
+            if told := form.fullmatch(fact):
+                person, *places = (name for name in told.groups() if name)
+                known = person in self.names.people and {*places} <= {*self.names.places}
+                if known and len(places) == (2 if " either " in fact else 1):
+                    self.last[person] = (kind, tuple(places), self.fact_count)
+                    self.fact_count += 1
+                    return True
+        return False
 
     def questions(self) -> list[Question]:
         return [self._about(person) for person in self.last]
