@@ -12,6 +12,7 @@ from rmt_jax.data.babi import files
 from rmt_jax.data.babi import table as tasks
 from rmt_jax.data.babi.official import Official
 from rmt_jax.data.rng import AddressedRng
+from rmt_jax.data.simulator import moving
 from rmt_jax.data.story import StoryOptions
 
 SHARED = os.environ.get("RMT_JAX_SHARED")
@@ -310,6 +311,39 @@ def test_the_oracle_agrees_with_the_official_answers(task):
         wrong += set(oracle.answer(item.question).split(",")) != set(item.answer.split(","))
     # 'What did Bill give to Fred?' is asked where Bill gave two things: 20 times in the files.
     assert wrong <= (10 if task == "qa5" else 0)
+
+
+@needs_files
+@pytest.mark.parametrize("task", ["qa1", "qa2", "qa3", "qa4"])
+def test_the_files_ask_what_the_simulator_may_ask(task):
+    """Every question of the files is one that the world has then, with its supporting facts, and
+    its decisive fact is among the last five."""
+    for item in files.read(files.find(BABI, task, "train"))[:2000]:
+        world = simulator.create_world(task, words.official(task), AddressedRng(0))
+        assert all(world.follow(fact) for fact in item.facts)
+        found = {q.text: q for q in world.questions() if q.decisive >= len(item.facts) - 5}
+        asked = found[item.question]
+        assert (asked.answer, asked.supporting) == (item.answer, item.supporting)
+
+
+# Of all official en-10k train questions: share that asks for an object that is still held, and
+# median number of facts from the first supporting one to the last.
+ASKED = {"qa2": (0.31, 3), "qa3": (0.2, 5)}
+
+
+@pytest.mark.parametrize("task", ASKED)
+def test_objects_are_asked_for_as_in_the_files(task):
+    held, spans = 0, []
+    stories = [simulator.simulate_story(task, (4, i)) for i in range(600)]
+    for story in stories:
+        world = simulator.create_world(task, words.official(task), AddressedRng(0))
+        assert all(world.follow(fact) for fact in story.facts)
+        assert isinstance(world, moving.World)
+        held += re.findall(r"the (milk|apple|football)", story.question)[0] in world.holder
+        spans.append(max(story.supporting) - min(story.supporting))
+    share, median = ASKED[task]
+    assert abs(held / len(stories) - share) < 0.08
+    assert abs(sorted(spans)[300] - median) <= 1
 
 
 def _form(text: str) -> str:

@@ -1,10 +1,10 @@
 """Our own bAbI: a small world that tells stories in the official form, one for each address.
 
 `simulate_story(task, (seed, index))` is a pure function: a story can be made anywhere, in any
-order, again and again. Facts come in pairs and a question is asked as soon as one has an answer
-whose latest supporting fact lies among the last five, five questions a story, as in the official
-files (that is what their statistics say; `tests/test_data_simulator.py` compares). A sample is one
-of the five.
+order, again and again. Facts come in pairs and a question is asked as soon as there is one whose
+decisive fact (`Question`) lies among the last five, five questions a story, as in the official
+files (that is what these say; `tests/test_data_simulator.py` compares). A sample is one of the
+five.
 """
 
 from typing import Protocol
@@ -17,9 +17,8 @@ from rmt_jax.data.simulator.question import Question
 from rmt_jax.data.story import OFFICIAL, IntermediateQuestion, Story, StoryOptions
 from rmt_jax.data.words import Names, draw, official
 
-RECENT = 5  # the latest supporting fact is one of the last five
+RECENT = 5  # the decisive fact is one of the last five
 QUESTIONS = 5  # a story of the official files
-ASK_RATE = {"qa2": 0.75, "qa3": 0.45}  # chances to ask that the official files of a task take
 LEAST_FACTS = {"qa3": 4, "qa5": 3}  # with fewer there is hardly anything to ask
 LAST_QUESTIONS = 3  # intermediate questions more behind the last fact of QA4
 LONGEST = 300  # facts after which a story that has no question is dropped
@@ -185,9 +184,7 @@ def _official(
             facts.append(world.next_fact())
             if asker:
                 asker.ask(world, len(facts) - 1)
-        if rng.uniform() >= ASK_RATE.get(task, 1.0):
-            continue
-        question = _recent_question(world, len(facts), RECENT)
+        question = _official_question(world, len(facts))
         if question is not None:
             wanted -= 1
             if not wanted:
@@ -223,6 +220,12 @@ def _of_length(
 def _recent_question(world: World, facts: int, recent: int) -> Question | None:
     """One of the questions that the last `recent` facts answer, or None."""
     found = [q for q in world.questions() if max(q.supporting) >= facts - recent]
+    return world.choose(found) if found else None
+
+
+def _official_question(world: World, facts: int) -> Question | None:
+    """One of the questions that the official files could ask now, or None."""
+    found = [q for q in world.questions() if q.decisive >= facts - RECENT]
     return world.choose(found) if found else None
 
 

@@ -5,11 +5,12 @@ person can do it. The world knows where everything is; the reader knows the fact
 is asked about these alone.
 """
 
+import itertools
 import re
 from typing import NamedTuple
 
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.simulator.question import Question
+from rmt_jax.data.simulator.question import NEVER, Question
 from rmt_jax.data.words import Names
 
 MOVES = ("moved to", "went to", "went back to", "journeyed to", "travelled to")
@@ -19,11 +20,12 @@ GIVES = ("passed", "gave", "handed")
 NUMBERS = ("none", "one", "two", "three", "four", "five")
 
 # Weights of the kinds of events before it is known whether the drawn person can do it, fitted to
-# the official shares of the kinds.
+# the official shares of the kinds; `meanings` are tasks of our own (data/tasks/meanings.py).
 _KINDS = {
     "qa1": dict(walk=1),
-    "qa2": dict(walk=4, take=4, drop=6),
-    "qa3": dict(walk=4, take=4, drop=6),
+    "qa2": dict(walk=1, take=1, drop=1),
+    "qa3": dict(walk=1, take=1, drop=1),
+    "meanings": dict(walk=4, take=4, drop=6),
     "qa5": dict(walk=4, take=4, drop=5, give=16),
     "qa6": dict(walk=4, take=4, drop=4),
     "qa7": dict(walk=4, take=4, drop=5, give=16),
@@ -86,6 +88,7 @@ class World:
         # What the facts so far say.
         self.moved: dict[str, int] = {}  # person: fact of the last walk
         self.handled: dict[str, int] = {}  # object: fact that last took, dropped or gave it
+        self.received: dict[str, int] = {}  # object: fact that last put it into somebody's hands
         self.dropper: dict[str, tuple[str, int]] = {}  # object: who dropped it, walk before that
         self.path: dict[str, list[Visit]] = {}  # person or object: distinct places, in order
         self.hands: dict[str, list[int]] = {}  # person: every fact about objects in these hands
@@ -172,6 +175,7 @@ class World:
 
     def _pick_up(self, thing: str, person: str) -> None:
         self.holder[thing] = person
+        self.received[thing] = self.fact_count
         self._handle(thing, person)
         self.carried.setdefault(person, []).append(thing)
 
@@ -203,6 +207,7 @@ class World:
         self.carried[person].remove(thing)
         self.carried.setdefault(other, []).append(thing)
         self.holder[thing] = other
+        self.received[thing] = self.fact_count
         self.hands.setdefault(person, []).append(self.fact_count)
         self._handle(thing, other)
         self.gifts.append(Gift(person, thing, other, self.fact_count))
@@ -231,7 +236,7 @@ class World:
         if self.task == "qa2":
             return self._objects()
         if self.task == "qa3":
-            return self._before(self.names.objects)
+            return self._objects_before()
         if self.task == "qa5":
             return self._gifts()
         if self.task == "qa6":
@@ -269,7 +274,7 @@ class World:
             return self._holders()
         if kind == "carried":
             return self._hands()
-        return self._before(self.names.people)
+        return self._persons_before()
 
     def _persons(self) -> list[Question]:
         return [Question(f"Where is {p}?", self.place[p], (n,)) for p, n in self.moved.items()]
@@ -285,6 +290,7 @@ class World:
         return found
 
     def _objects(self) -> list[Question]:
+        """The official files ask for what lies somewhere, and for what was carried somewhere."""
         found = []
         for thing, number in self.handled.items():
             holder = self.holder.get(thing)
@@ -294,7 +300,8 @@ class World:
                 place, move = self.lies[thing], self.dropper[thing][1]
             else:
                 continue  # no fact says where that is
-            found.append(Question(f"Where is the {thing}?", place, (number, move)))
+            handled = number if holder is None or move > number else NEVER
+            found.append(Question(f"Where is the {thing}?", place, (number, move), handled))
         return found
 
     def _holders(self) -> list[Question]:
@@ -303,25 +310,25 @@ class World:
             for thing, number in self.handled.items()
         ]
 
-    def _before(self, whose: tuple[str, ...]) -> list[Question]:
+    def _objects_before(self) -> list[Question]:
+        """Two places in a row that the present or last holder of an object brought it to: the
+        official files ask for no others."""
         found = []
-        for who in whose:
-            path = self.path.get(who, [])
-            asked = set()
-            # The latest arrival at a place is the one that is meant.
-            for visit, earlier in zip(reversed(path[1:]), reversed(path[:-1]), strict=True):
-                # The official files count only places that the object was carried to.
-                if visit.place in asked or not earlier.came:
-                    continue
-                asked.add(visit.place)
-                if who in self.handled:
-                    last = self.handled[who] if visit is path[-1] else visit.handled
-                    text = f"Where was the {who} before the {visit.place}?"
-                    supporting = (last, visit.move, earlier.move)
-                else:
-                    text = f"Where was {who} before the {visit.place}?"
-                    supporting = (visit.move, earlier.move)
-                found.append(Question(text, earlier.place, supporting))
+        for thing, number in self.handled.items():
+            carried = [v for v in self.path.get(thing, ()) if v.came]
+            carried = [v for v in carried if v.handled == self.received[thing]]
+            for visit, earlier in _arrivals(carried):
+                text = f"Where was the {thing} before the {visit.place}?"
+                supporting = (number, visit.move, earlier.move)
+                found.append(Question(text, earlier.place, supporting, number))
+        return found
+
+    def _persons_before(self) -> list[Question]:
+        found = []
+        for person in self.names.people:
+            for visit, earlier in _arrivals(self.path.get(person, [])):
+                text = f"Where was {person} before the {visit.place}?"
+                found.append(Question(text, earlier.place, (visit.move, earlier.move)))
         return found
 
     def _gifts(self) -> list[Question]:
@@ -347,3 +354,10 @@ class World:
                 text, answer = f"What is {person} carrying?", ",".join(held) or "nothing"
             found.append(Question(text, answer, tuple(facts)))
         return found
+
+
+def _arrivals(path: list[Visit]) -> list[tuple[Visit, Visit]]:
+    """The latest arrival at each place of a path that was come to from another one, and the visit
+    before it."""
+    found = {visit.place: (visit, earlier) for earlier, visit in itertools.pairwise(path)}
+    return list(found.values())

@@ -214,7 +214,7 @@ class Meaning(Task):
     def _story(self, rng: AddressedRng, count: int, options: StoryOptions) -> Story | None:
         """None where the question has no answer after so many facts."""
         names = simulator.draw_names("qa2", options, rng)
-        world = moving.World("qa2", names, rng)
+        world = moving.World("meanings", names, rng)
         facts: list[str] = []
         known: dict[str, list[tuple[int, str]]] = {}  # of whom: the answers on the way
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
