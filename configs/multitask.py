@@ -254,8 +254,8 @@ def rmt_more() -> Config:
 
 def rmt_deeper() -> Config:
     """After `rmt_more`: the mean with six layers (`python -m rmt_jax.convert deepen --layers 6`),
-    as runs/deeper, 24 million tokens, 45 minutes. The mean of it and of two seeds of the data is
-    the checkpoint `multitask-rmt`."""
+    as runs/deeper, 24 million tokens, 45 minutes. The mean of it and of two seeds of the data goes
+    on with eight layers, which makes the checkpoint `multitask-rmt`: docs/RESULTS.md."""
     config = rmt_more()
     tasks = {"qa1": 0.5, "qa2": 1.8, "qa3": 2.4, "qa4": 1.1, "qa5": 1.3}
     return config.replace(
