@@ -13,8 +13,12 @@ SAID = b"\nsaving after this step; Ctrl-C again stops at once\n"
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
 
 
-class Stopped(Exception):
-    """The run was told to stop; its state is saved."""
+class Stopped(BaseException):
+    """The run was told to stop; its state is saved.
+
+    A signal may raise it inside a library, which must not take it for an error of its own and go
+    on, as JAX does with what reading its compilation cache raises: it is no `Exception`.
+    """
 
 
 class Signals:
