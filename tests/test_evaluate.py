@@ -1,11 +1,9 @@
 """Long texts answered: the layout of training, whatever the batch; answers kept; clear errors."""
 
-import contextlib
 import csv
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +19,7 @@ from rmt_jax import evaluate as evaluate_command
 from rmt_jax.data import segmentation
 from rmt_jax.evaluation import answering, evaluate, inspection, runner, sources, suite, tracing
 from rmt_jax.evaluation.answering import EncodedQuestion
-from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
+from rmt_jax.runtime.preemption import REQUEUE
 
 
 @pytest.fixture(scope="module")
@@ -295,15 +293,6 @@ def test_fewer_questions_than_asked_for_are_said(run, tmp_path, capfd):
     assert "fewer questions than the 5 asked for: qa1 1k 3" in capfd.readouterr().err
     assert exit_code(evaluate_command.main, [*words, "3"]) == 0
     assert "fewer" not in capfd.readouterr().err
-
-
-def test_a_library_cannot_swallow_the_stop():
-    """JAX goes on after whatever error reading its compilation cache raises."""
-    with Signals() as signals, pytest.raises(Stopped):
-        signals.now_at_once()
-        with contextlib.suppress(Exception):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
 
 
 def test_sigterm_keeps_answers_and_asks_to_be_started_again(run, tmp_path):

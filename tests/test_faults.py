@@ -1,5 +1,6 @@
 """What happens to a run when something breaks: signals, damaged files, full disks, diverging."""
 
+import contextlib
 import gc
 import json
 import os
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file
 
 from rmt_jax import cli
 from rmt_jax.config import Config, ConfigError
-from rmt_jax.runtime.preemption import REQUEUE, Signals
+from rmt_jax.runtime.preemption import REQUEUE, Signals, Stopped
 from rmt_jax.training import checkpoint, divergence, loop, progress
 from rmt_jax.training import run as training
 from rmt_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -140,6 +141,15 @@ def test_a_second_ctrl_c_stops_at_once_and_nohup_is_obeyed():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, kept)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_library_cannot_swallow_the_stop():
+    """JAX goes on after whatever error reading its compilation cache raises."""
+    with Signals() as signals, pytest.raises(Stopped):
+        signals.now_at_once()
+        with contextlib.suppress(Exception):
+            kill(signal.SIGTERM)()
 
 
 def test_sigterm_in_a_validation_saves_first_and_validates_later(whole, tmp_path, monkeypatch):

@@ -45,25 +45,28 @@ class Official:
             )
         lap, place = divmod(index, len(allowed))
         number = allowed[_shuffle(len(allowed), seed, lap, table.number(task))[place]]
-        item, asked = items[number], ()
-        if options.question_rate:
-            asked = simulator.intermediate_questions(
-                task, item.facts, item.question, (seed, index, 6), options
-            )
-            if asked is None:
-                asked = _earlier_questions(items, number, options, seed, index)
-            elif split == "train":
-                asked = self._less_held_out(task, item.facts, asked)
+        item = items[number]
+        asked = self._on_the_way(task, split, number, (seed, index, 6), options)
         story = Story(task, item.facts, item.question, item.answer, item.supporting, asked)
         for kind in options.new_names:
             rng = AddressedRng(seed, index, 8)
             story = perturb.rename(story, kind, rng, options.held_out_names)
         return story
 
-    def _less_held_out(
-        self, task: str, facts: tuple[str, ...], asked: tuple[IntermediateQuestion, ...]
+    def _on_the_way(
+        self, task: str, split: str, number: int, address: tuple[int, ...], options: StoryOptions
     ) -> tuple[IntermediateQuestion, ...]:
-        """Without those that validation asks of a story that begins alike."""
+        """Intermediate questions of question `number` of a split. Training is asked none that
+        validation asks of a story that begins alike."""
+        if not options.question_rate:
+            return ()
+        items = self.items(task, split)
+        facts, question = items[number].facts, items[number].question
+        asked = simulator.intermediate_questions(task, facts, question, address, options)
+        if asked is None:
+            return _earlier_questions(items, number, address, options)
+        if split != "train":
+            return asked
         held_out = _held_out(self.folder, task)
         return tuple(
             one for one in asked if (facts[: one.after_fact + 1], one.question) not in held_out
@@ -128,11 +131,11 @@ def _shuffle(size: int, seed: int, lap: int, task: int) -> list[int]:
 
 
 def _earlier_questions(
-    items, number: int, options: StoryOptions, seed: int, index: int
+    items, number: int, address: tuple[int, ...], options: StoryOptions
 ) -> tuple[IntermediateQuestion, ...]:
     """Questions of the same story that the files ask earlier: the only ones whose answers they
     give, and all that there is where no simulator can follow the facts."""
-    rng, item = AddressedRng(seed, index, 6), items[number]
+    rng, item = AddressedRng(*address), items[number]
     found = []
     for earlier in items[max(0, number - 20) : number]:
         after = len(earlier.facts) - 1

@@ -184,7 +184,7 @@ def _official(
             facts.append(world.next_fact())
             if asker:
                 asker.ask(world, len(facts) - 1)
-        question = _official_question(world, len(facts))
+        question = _question(world, len(facts) - RECENT, official=True)
         if question is not None:
             wanted -= 1
             if not wanted:
@@ -211,21 +211,19 @@ def _of_length(
         if asker:
             asker.ask(world, len(facts) - 1)
         if len(facts) >= count:
-            question = _recent_question(world, len(facts), RECENT if count <= 20 else count)
+            recent = RECENT if count <= 20 else count
+            question = _question(world, len(facts) - recent)
             if question is not None:
                 return _finish(task, facts, question, world, asker)
     return None
 
 
-def _recent_question(world: World, facts: int, recent: int) -> Question | None:
-    """One of the questions that the last `recent` facts answer, or None."""
-    found = [q for q in world.questions() if max(q.supporting) >= facts - recent]
-    return world.choose(found) if found else None
-
-
-def _official_question(world: World, facts: int) -> Question | None:
-    """One of the questions that the official files could ask now, or None."""
-    found = [q for q in world.questions() if q.decisive >= facts - RECENT]
+def _question(world: World, first: int, official: bool = False) -> Question | None:
+    """One whose latest supporting fact is number `first` or later; `official`: whose decisive one
+    is. None where there is no such question."""
+    found = [
+        q for q in world.questions() if (q.decisive if official else max(q.supporting)) >= first
+    ]
     return world.choose(found) if found else None
 
 
