@@ -118,6 +118,14 @@ def test_train_and_validation_share_no_story(tmp_path):
         source.story("qa1", "train", 0, 0, OFFICIAL._replace(max_facts=0))
 
 
+def test_a_file_of_one_story_leaves_a_side_empty(tmp_path):
+    written(tmp_path, "1 Mary went home.\n2 Where is Mary? \thome\t1\n")
+    source = official.Official(str(tmp_path))
+    [empty] = (split for split in ("train", "validation") if not source.items("qa1", split))
+    with pytest.raises(ValueError, match=f"no story for {empty}.*few stories.*download"):
+        source.story("qa1", empty, 0, 0, OFFICIAL)
+
+
 def test_no_question_of_the_same_facts_stands_on_both_sides(tmp_path):
     """Sixty stories that begin in three ways: most of their first questions are the same."""
     places = ("garden", "office", "kitchen")

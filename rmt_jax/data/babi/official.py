@@ -33,10 +33,17 @@ class Official:
         return _items(self.folder, task, split)
 
     def story(self, task: str, split: str, seed: int, index: int, options: StoryOptions) -> Story:
-        """Raises NoStory where none of the split is short enough, BabiError for missing files."""
+        """Raises NoStory where the split has none that is short enough, BabiError for missing
+        files."""
         low, high = options.facts or (0, options.max_facts)
         high = min(high, options.max_facts)
         items = self.items(task, split)
+        if not items:
+            raise NoStory(
+                f"{task}: {self.folder} has no story for {split}. Stories of the train file are "
+                "split by a hash, 8:2 into train and validation, so that a file of few stories may "
+                f"leave a side empty. {files.manual_route()}"
+            )
         allowed = _allowed(self.folder, task, split, low, high)
         if not allowed:
             raise NoStory(
