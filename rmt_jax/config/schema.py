@@ -281,6 +281,9 @@ class Optimizer:
     conv_lr_multiplier: float = setting(
         1.0, "Learning rate of the short convolution, times that of the rest.", least=0
     )
+    memory_lr_multiplier: float = setting(
+        1.0, "Learning rate of the memory cell's weights, times that of the rest.", least=0
+    )
     accumulate: int = setting(1, "Gradient accumulation.", unit="microbatches per step", least=1)
     memory_drift_penalty: float = setting(
         0.0, "Weight of the penalty on what background does to the memory.", least=0

@@ -1,6 +1,7 @@
 """The optimiser, built from optax, and its learning rate over the whole curriculum."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -97,4 +98,13 @@ def build(
     if o.conv_lr_multiplier != 1.0:
         # Starts at zero and must grow beside inputs of unit variance before it binds words.
         parts.append(optax.masked(optax.scale(o.conv_lr_multiplier), of_kind("convolution")))
+    if o.memory_lr_multiplier != 1.0:
+        parts.append(optax.masked(optax.scale(o.memory_lr_multiplier), of_memory))
     return optax.chain(*parts)
+
+
+def of_memory(params: Any) -> Any:
+    """A mask of the memory cell's weights."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).startswith("memory/"), params
+    )

@@ -47,6 +47,7 @@ class Delta(MemoryCell):
     reorders = False  # the rule goes through the text in order, where the text stands
     state_row_label = "layer's associations"
     view_labels = ("layer", "write gate")
+    blind_to_mean_input = frozenset({"memory/layers/key", "memory/layers/query"})
     has_gates = True
     gate_weights = ("beta", "beta_bias")
     their_layer = THEIR_NAMES
