@@ -11,7 +11,6 @@ from rmt_jax import config, models
 from rmt_jax.models import recurrence
 from rmt_jax.models.cells import delta as delta_cell
 from rmt_jax.models.layout import make_context
-from rmt_jax.models.ops.associative import Associations
 from rmt_jax.models.ops.triangular import unit_lower_inverse
 from rmt_jax.types import Segment
 
@@ -159,22 +158,3 @@ def test_a_threshold_keeps_half_open_gates_shut():
     assert not found[0.99].any() and found[0.0].any()
     first, second = found[0.99, 0.0]
     assert not first.any() and second.any()
-
-
-def test_what_is_found_counts_in_units_of_the_input():
-    """The layer by hand, of a text of small inputs and one of large ones."""
-    graph, params = tiny.model(cell="delta", cell_options={"relative": True})
-    model, (_, _, x, context) = models.merge(graph, params), delta(tokens=9)
-    x *= jnp.array([0.1, 30.0])[:, None, None]
-    started = jnp.ones(2, bool)
-    block, layer, _ = model.layer_at(0, model.initial(2))
-    state = Associations(matrices(model))
-    out, new, _ = model.memory.layer(block, layer, x, state, started, context)
-    _, inputs = block.normed_input(x, context)
-    found, matrix = delta_cell.delta_rule(layer.weights, inputs.normed, state.matrix, context)
-    size = np.sqrt((np.asarray(x, np.float64) ** 2).mean(axis=-1, keepdims=True))
-    wanted, _ = block(x + found * size, context, normed_input=inputs)
-    np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(new.matrix, matrix)
-    plain = models.merge(tiny.model(cell="delta")[0], params).memory
-    assert not np.allclose(plain.layer(block, layer, x, state, started, context)[0], out, atol=0.1)

@@ -17,7 +17,6 @@ from rmt_jax.models.io.weights import WeightsError
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import optimizer
 from rmt_jax.training.start import Start
-from rmt_jax.types import Batch, Prompt, Segment
 
 ASKED = cfg.Prompt("learned", "every", tiny.WORDS)
 MESH = {"data": 1, "fsdp": jax.device_count()} if jax.device_count() > 1 else {}
@@ -37,10 +36,6 @@ def laid_out(tree: cfg.Config, mesh: cfg.Mesh | None = None) -> Start:
     grid = sharding.make_mesh(mesh or cfg.Mesh(**MESH))
     start.lay_out(optimizer.build(tree, start.outline.weights), grid)
     return start
-
-
-def unread() -> Batch:
-    raise AssertionError("texts are read where a memory is put into a model that has none")
 
 
 def eagerly(tree: cfg.Config) -> dict[str, np.ndarray]:
@@ -68,7 +63,7 @@ def test_loaded_a_tensor_at_a_time_as_at_once(tmp_path, family, train):
     path = test_shapes.folder(tmp_path / "model", backbone, options, tied)
     tree = config(backbone, "rmt", path, train, backbone_options=options, tied_head=tied)
     start = laid_out(tree)
-    found, wanted = weights.flatten(start.loaded(unread)), as_before(tree, path)
+    found, wanted = weights.flatten(start.loaded()), as_before(tree, path)
     for name, value in wanted.items():
         assert np.array_equal(found[name], value), name
         assert found[name].sharding == weights.flatten(start.place.params)[name]
@@ -78,64 +73,13 @@ def test_frozen_weights_have_no_moments(tmp_path):
     path = test_shapes.folder(tmp_path / "model", *test_shapes.FAMILIES["qwen2"])
     options = test_shapes.FAMILIES["qwen2"][1]
     start = laid_out(config("llama", "delta", path, "lora", backbone_options=options))
-    state = start.first(tiny.batch)
+    state = start.first()
     moments = {n.split("/mu/")[-1] for n in sharding.named(state.opt) if "/mu/" in n}
     assert moments and not any(name.startswith("backbone/") for name in moments)
     assert {"adapters/query/a", "prompt/table"} <= moments
     for name, leaf in sharding.named(state).items():
         assert leaf.sharding == sharding.named(start.place)[name], name
         assert leaf.shape == sharding.named(start.like)[name].shape
-
-
-def cosines(keys: np.ndarray) -> float:
-    """The mean cosine of two rows."""
-    unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
-    return float((unit @ unit.T)[np.triu_indices(len(unit), 1)].mean())
-
-
-@pytest.mark.parametrize("family", ("llama", "gpt2"))
-def test_keys_put_into_a_trained_model_leave_out_what_its_tokens_share(tmp_path, family):
-    backbone, options, tied = test_shapes.FAMILIES[family]
-    path = test_shapes.folder(tmp_path / "model", backbone, options, tied)
-    tree = config(backbone, "delta", path, backbone_options=options, tied_head=tied)
-    start, texts = laid_out(tree), tiny.batch(texts=8, segments=2)
-    # A trained model's inputs have a large part in common; here the embeddings have one.
-    table = "backbone/wte" if backbone == "gpt2" else "backbone/embed_tokens"
-    own = np.asarray(weights.flatten(hub.open_source(path).params)[table])
-    shifted = own + 3 * np.abs(own).max() * np.linspace(-1, 1, own.shape[1], dtype=np.float32)
-    found, drawn = weights.flatten(start.loaded(lambda: texts)), eagerly(tree)
-    for name, value in as_before(tree, path).items():
-        if name not in ("memory/layers/key", "memory/layers/query"):
-            assert np.array_equal(found[name], value), name
-    assert not np.allclose(found["memory/layers/key"], drawn["memory/layers/key"], atol=1e-3)
-
-    flat = {**found, table: shifted}
-    static = start.outline.static
-    model = models.merge(static, weights.unflatten(flat))
-    prompt = Prompt(texts.prompt, texts.prompt_mask, texts.task)
-    memory, segment = model.initial(8), Segment(texts.tokens[:, 0], texts.mask[:, 0])
-    x, context = model.enter(memory, segment, prompt)
-    means, centred = model.mean_inputs(segment, prompt), start._without_mean(flat, texts)
-    for number in range(tree.model.layers):  # layer by layer, each token by itself
-        block, layer, _ = model.layer_at(number, memory)
-        x, inputs = block.normed_input(x, context)
-        read = np.asarray(inputs.normed)[:, slice(*context.text)][segment.mask]
-        np.testing.assert_allclose(means[number], read.mean(axis=0), rtol=1e-4, atol=1e-6)
-        x, _ = block(x, context, normed_input=inputs)
-        for name in ("key", "query"):
-            blind = np.asarray(centred[f"memory/layers/{name}"][number])
-            assert np.abs(read.mean(axis=0) @ blind).max() < 1e-5
-            before = np.asarray(getattr(layer.weights, name)[...])
-            if number == 0:
-                assert cosines(read @ before) > 0.5 > 0.2 > cosines(read @ blind)
-
-
-def test_keys_that_a_source_has_stay(tmp_path):
-    run, source = test_weights.workdir(tmp_path / "run", cell="delta", positions="alibi")
-    tree = config("gpt2", "delta", run, positions="alibi")
-    found = weights.flatten(laid_out(tree).loaded(unread))
-    for name in ("memory/layers/key", "memory/layers/query"):
-        np.testing.assert_array_equal(found[name], source[name])
 
 
 def test_the_memorys_rate_is_a_multiple():

@@ -221,24 +221,6 @@ class RecurrentModel(nnx.Module):
         block, layer = self._layer_modules(params)
         return self.memory.layer(block, layer, x, state, started, context, cache, query_positions)
 
-    def mean_inputs(self, segment: Segment, prompt: Prompt | None = None) -> jax.Array:
-        """The mean of what each layer's attention reads, over the tokens of B segments, with no
-        memory: f32[layers, D]."""
-        memory = self.initial(len(segment.tokens))
-        x, context = self.enter(memory, segment, prompt)
-        start, stop = context.text
-        known = context.mask[:, start:stop, None]
-
-        def body(x, params):
-            block, _ = self._layer_modules(params)
-            x, inputs = block.normed_input(x, context)
-            read = jnp.where(known, inputs.normed[:, start:stop].astype(jnp.float32), 0)
-            x, _ = block(x, context, normed_input=inputs)
-            return x, read.sum(axis=(0, 1))
-
-        _, sums = jax.lax.scan(body, x, self.stacked_params())
-        return sums / jnp.maximum(known.sum(), 1)
-
     def layer_at(self, number: int, memory: Memory) -> tuple[Block, CellLayer, Any]:
         """The block of one layer, what the cell has of it, and its slice of the state."""
         params, state = jax.tree.map(

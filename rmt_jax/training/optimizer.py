@@ -104,7 +104,7 @@ def build(
 
 
 def of_memory(params: Any) -> Any:
-    """A mask of the memory cell's weights."""
+    """Of each weight whether it is the memory cell's."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path_name(path).startswith("memory/"), params
     )

@@ -26,7 +26,6 @@ from rmt_jax.training.divergence import Diverged, Rescues
 from rmt_jax.training.loop import Loop, Programs, save_weights
 from rmt_jax.training.start import Start
 from rmt_jax.training.trackers import PLAIN, Looks, open_trackers
-from rmt_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ def _run(
                 begun = checkpoints.restore(start.like)
                 log.info("continuing from step %s", f"{int(begun.step):,}")
             else:
-                begun = start.first(lambda: _first_texts(loader, mesh))
+                begun = start.first()
             loop = Loop(config, mesh, train, check, checkpoints, path, signals, rescues.scale)
             loop.trackers, loop.profiled = trackers, looks.profiled()
             loop.compile(begun, loader, validation)
@@ -115,12 +114,6 @@ def _run(
     signals.now_at_once()
     finish(path)
     return 0
-
-
-def _first_texts(loader: Loader, mesh: jax.sharding.Mesh) -> Batch:
-    """The texts of the first step, on the mesh."""
-    rows = loader.batch_at(0, jax.process_index(), jax.process_count())
-    return sharding.put_batch(rows, mesh)
 
 
 def _counts(params, trains) -> str:

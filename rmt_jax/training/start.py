@@ -5,7 +5,7 @@ the mesh splits is whole on no device, and on no host.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +16,10 @@ from flax import nnx
 
 from rmt_jax import models
 from rmt_jax.config import Config
-from rmt_jax.models.cells import CELLS
 from rmt_jax.models.io import hub, lazy, weights
 from rmt_jax.runtime import mesh as sharding
 from rmt_jax.training import step
 from rmt_jax.training.step import TrainState
-from rmt_jax.types import Batch, Prompt, Segment
-
-EPSILON = 1e-12  # a mean of zeros has no direction
 
 
 class Start:
@@ -54,11 +50,10 @@ class Start:
             self.place,
         )
 
-    def first(self, texts: Callable[[], Batch]) -> TrainState:
+    def first(self) -> TrainState:
         """The state before the first step: what `init` names where it names something, else drawn.
-        texts: a batch on the mesh, to see what the layers of a loaded backbone read. Raises
-        WeightsError for weights that can't be started from."""
-        params = self.loaded(texts) if self.config.init else self.drawn()
+        Raises WeightsError for weights that can't be started from."""
+        params = self.loaded() if self.config.init else self.drawn()
         trained = step.divide(params, self.config.optimizer.trains)[0]
         moments = self.moments()(trained)
         count = jax.device_put(jnp.zeros((), jnp.int32), self.place.step)
@@ -73,9 +68,8 @@ class Start:
         places = weights.flatten(self.place.params)
         return weights.unflatten(self.drawing(tuple(places), places)())
 
-    def loaded(self, texts: Callable[[], Batch]) -> dict[str, Any]:
-        """Weights of `init`, nested, one tensor after the other; what it lacks is drawn, and of
-        this the cell's `blind_to_mean_input` leaves out the mean of what layers read of `texts`."""
+    def loaded(self) -> dict[str, Any]:
+        """Weights of `init`, nested, one tensor after the other; what it lacks is drawn."""
         fresh = {
             name: lazy.LazyArray(one.shape, one.dtype, functools.partial(self._part, name))
             for name, one in weights.flatten(self.outline.shapes).items()
@@ -86,23 +80,7 @@ class Start:
         made = dict(self.drawing(as_drawn, places)()) if as_drawn else {}
         for name in started.keys() - made.keys():
             made[name] = lazy.to_devices(started[name], places[name])
-        blind = CELLS[self.config.model.cell].blind_to_mean_input.intersection(as_drawn)
-        if blind:
-            out = {name: places[name] for name in blind}
-            made |= jax.jit(self._without_mean, out_shardings=out)(made, texts())
         return weights.unflatten(made)
-
-    def _without_mean(self, flat: Mapping[str, jax.Array], texts: Batch) -> dict[str, jax.Array]:
-        """The cell's `blind_to_mean_input`, without the direction of each layer's mean input over
-        the first segments of texts."""
-        model = models.merge(self.outline.static, weights.unflatten(flat))
-        prompt = Prompt(texts.prompt, texts.prompt_mask, texts.task)
-        means = model.mean_inputs(Segment(texts.tokens[:, 0], texts.mask[:, 0]), prompt)
-        unit = means / jnp.maximum(jnp.linalg.norm(means, axis=-1, keepdims=True), EPSILON)
-        return {
-            name: flat[name] - jnp.einsum("ld,le,lek->ldk", unit, unit, flat[name])
-            for name in CELLS[self.config.model.cell].blind_to_mean_input
-        }
 
     def drawing(self, names: Sequence[str], places: Mapping[str, Any] | None = None) -> Any:
         """A program without arguments that draws the weights `names` and no others, each where

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import test_shapes
 import tiny
-from test_start import as_before, config, eagerly, laid_out, unread
+from test_start import as_before, config, eagerly, laid_out
 
 from rmt_jax.config import Mesh
 from rmt_jax.models.io import lazy, weights
@@ -60,7 +60,7 @@ def test_drawn_as_on_one_device(mesh, cell, train):
 def test_loaded_as_on_one_device(tmp_path, mesh):
     path = folder(tmp_path / "model")
     tree = config("llama", "rmt", path, tied_head=False, **SIZES)
-    found = weights.flatten(laid_out(tree, mesh).loaded(unread))
+    found = weights.flatten(laid_out(tree, mesh).loaded())
     for name, value in as_before(tree, path).items():
         np.testing.assert_allclose(
             found[name], value, rtol=1e-6 if name == "memory/tokens" else 0, err_msg=name
@@ -107,7 +107,7 @@ def test_nothing_is_whole_anywhere(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lazy.LazyArray, "part", noted)
     monkeypatch.setattr(lazy, "equal", lambda a, b: False)  # of head and embedding, in pieces
-    state = start.first(unread)
+    state = start.first()
     layer = max(x.size // (x.shape[0] if len(x.shape) > 2 else 1) for x in shapes.values())
     assert max(read) == layer
     for tree, wanted in ((state.params, planned), (state.opt, moments)):

@@ -137,10 +137,6 @@ class MemoryCell(nnx.Module):
     # Weights, by their names 'memory/tokens', that are drawn with the deviation of the embedding:
     # they are scaled where a training starts from another embedding.
     scaled_by_embedding: ClassVar[frozenset[str]] = frozenset()
-    # Weights [layers, D, K] that make keys or queries of what attention reads. What a trained
-    # backbone's layers read has a large part that all tokens share, and keys that hold it are
-    # alike: where a training puts drawn ones into such a backbone, they leave the mean out.
-    blind_to_mean_input: ClassVar[frozenset[str]] = frozenset()
 
     # Gates, of a cell that has them: `rmt_jax.training.gates` teaches these.
     has_gates: ClassVar[bool] = False

@@ -1,7 +1,6 @@
 """A matrix per layer that every token reads and may write, by the delta rule (Yang et al. 2024)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from rmt_jax import config as settings
-from rmt_jax.config import ConfigError, setting
+from rmt_jax.config import ConfigError
 from rmt_jax.models import platform
 from rmt_jax.models.backbones import Backbone, Block
 from rmt_jax.models.cells import CELLS, Memory, MemoryCell
@@ -29,18 +28,6 @@ CHUNK = 128
 CLOSED = 1.5
 
 
-@dataclass(frozen=True)
-class DeltaOptions:
-    """model.cell_options."""
-
-    relative: bool = setting(
-        False,
-        "What a place finds counts in units of the layer's input there, its root mean square: in a"
-        " pretrained model inputs grow from layer to layer, up to a hundred times what attention"
-        " reads of them.",
-    )
-
-
 @CELLS.register("delta")
 class Delta(MemoryCell):
     """Gated delta rule; there are no memory tokens.
@@ -55,13 +42,11 @@ class Delta(MemoryCell):
     State: `Associations` of K = d_mem rows, zero at the start.
     """
 
-    Options = DeltaOptions
     layerwise = True
     not_diagonal = ""
     reorders = False  # the rule goes through the text in order, where the text stands
     state_row_label = "layer's associations"
     view_labels = ("layer", "write gate")
-    blind_to_mean_input = frozenset({"memory/layers/key", "memory/layers/query"})
     has_gates = True
     gate_weights = ("beta", "beta_bias")
     their_layer = THEIR_NAMES
@@ -71,7 +56,6 @@ class Delta(MemoryCell):
     def __init__(self, config: settings.Model, backbone: Backbone, rngs: nnx.Rngs):
         super().__init__(config, backbone, rngs)
         self.keys, self.thresholds = config.d_mem, thresholds(config)
-        self.relative = self.options(config).relative
         maps = self.layers = AssociativeMaps(config, rngs)
         # A word finds what was written under the same word from the first step on.
         maps.query[...] = jnp.copy(maps.key[...])  # an array of its own can be donated
@@ -99,8 +83,6 @@ class Delta(MemoryCell):
         found, matrix = delta_rule(
             layer.weights, normed_input.normed, state.matrix, context, threshold, skip
         )
-        if self.relative:
-            found *= _root_mean_square(x).astype(x.dtype)
         x, kept = block(x + found, context, cache, query_positions, normed_input)
         return x, Associations(matrix), kept
 
@@ -274,10 +256,6 @@ def _written(
     each = (query, key, value, gates)
     matrix, found = jax.lax.scan(body, matrix, jax.tree.map(chunks, each))
     return found.swapaxes(0, 1).reshape(len(text), count * size, -1)[:, :places], matrix
-
-
-def _root_mean_square(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True) + EPSILON**2)
 
 
 def _unit(x: jax.Array) -> jax.Array:
