@@ -16,7 +16,7 @@ from rmt_jax.data.compose import Composer
 from rmt_jax.data.corpus import background, documents
 from rmt_jax.data.lengths import Length
 from rmt_jax.data.rng import AddressedRng
-from rmt_jax.data.story import NoStory, Story, StoryOptions
+from rmt_jax.data.story import IntermediateQuestion, NoStory, Story, StoryOptions
 
 TOKENS = tokenizer.load()
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
@@ -234,17 +234,9 @@ def test_changes_change():
         text("other_background")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    count=st.integers(1, 12),
-    asks=st.sets(st.integers(0, 11)),
-    tokens=st.integers(260, 900),  # room for twelve facts and eleven questions
-    index=st.integers(0, 1000),
-)
-@example(count=12, asks=set(range(12)), tokens=260, index=0)
-def test_any_story_is_woven_whole(composer, count, asks, tokens, index):
-    from rmt_jax.data.story import IntermediateQuestion
-
+def woven(composer, count: int, asks: set[int], tokens: int, index: int):
+    """A story of `count` facts that is asked after those numbered in `asks`, as a text of `tokens`:
+    facts, questions on the way, the text."""
     facts = tuple(f"Mary went to the room number {i}." for i in range(count))
     on_the_way = tuple(
         IntermediateQuestion(i, f"Which {i}?", str(i)) for i in sorted(asks) if i < count - 1
@@ -262,9 +254,27 @@ def test_any_story_is_woven_whole(composer, count, asks, tokens, index):
     s = one.sample("qa1", str(tokens), 0, index)
     assert len(s.context) == tokens
     assert [TOKENS.decode(s.context[a:b]) for a, b in s.facts] == [f" {f}" for f in facts]
+    return s, on_the_way
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    count=st.integers(1, 12),
+    asks=st.sets(st.integers(0, 11)),
+    tokens=st.integers(260, 900),  # room for twelve facts and eleven questions
+    index=st.integers(0, 1000),
+)
+@example(count=12, asks=set(range(12)), tokens=260, index=0)
+def test_any_story_is_woven_whole(composer, count, asks, tokens, index):
+    s, on_the_way = woven(composer, count, asks, tokens, index)
     assert len(s.context_questions) == len(on_the_way)
     for ask, planted in zip(on_the_way, s.context_questions, strict=True):
         assert s.facts[ask.after_fact][1] <= planted.answer_start < s.facts[ask.after_fact + 1][0]
+
+
+def test_a_question_on_the_way_without_room_is_left_out(composer):
+    s, on_the_way = woven(composer, 12, set(range(12)), 200, 0)
+    assert len(on_the_way) == 11 and len(s.context_questions) == 10
 
 
 def test_half_of_the_stories_of_official_length_are_from_the_files():

@@ -1,7 +1,6 @@
 """The optimiser, built from optax, and its learning rate over the whole curriculum."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import optax
@@ -72,6 +71,12 @@ def build(
 
         return jax.tree_util.tree_map_with_path(numbers, params)
 
+    def of_memory(params):
+        """A mask of the memory cell's weights."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path_name(path).startswith("memory/"), params
+        )
+
     o = config.optimizer
     rate = schedule(config.stages, o, scale)
     if o.name == "adamw":
@@ -101,10 +106,3 @@ def build(
     if o.memory_lr_multiplier != 1.0:
         parts.append(optax.masked(optax.scale(o.memory_lr_multiplier), of_memory))
     return optax.chain(*parts)
-
-
-def of_memory(params: Any) -> Any:
-    """Of each weight whether it is the memory cell's."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).startswith("memory/"), params
-    )
