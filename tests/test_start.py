@@ -179,3 +179,9 @@ def test_a_training_starts_with_more_memory_tokens(tmp_path, dtype):
         WeightsError, match=f"{few}, .* there and .* give model.memory_tokens={few} or more"
     ):
         started(few - 1)
+
+
+def test_another_number_of_layers_is_refused_with_the_way_out(tmp_path):
+    run = test_weights.workdir(tmp_path / "run", positions="alibi")[0]
+    with pytest.raises(WeightsError, match=r"It has 2 layers: give model\.layers=2\."):
+        laid_out(config("gpt2", "rmt", run, positions="alibi", layers=3)).loaded()

@@ -233,6 +233,8 @@ def initialise(params: Mapping[str, Any], config: settings.Config, source: str) 
                 way = " A row per token: data.tokenizer=init is the tokenizer of these weights."
             elif name in CELLS[ours.cell].scaled_by_embedding:
                 way = f" None can be left out: give model.memory_tokens={taken.shape[0]} or more."
+            elif theirs.layers != ours.layers:
+                way = f" It has {theirs.layers} layers: give model.layers={theirs.layers}."
             raise WeightsError(
                 f"Training can't start from {source}: {name} is {list(taken.shape)} there and "
                 f"{list(value.shape)} with this config.{way}"
