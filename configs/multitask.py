@@ -13,8 +13,8 @@
     python -m rmt_jax.train --config configs/multitask.py:armt     (prmt, none) other memory
     python -m rmt_jax.train --config configs/multitask.py:pretrained  SmolLM2-135M, or what
                                 --config.init=NAME says (also pretrained-rmt, pretrained-lora,
-                                and pretrained-tpu for four chips that share the weights, or
-                                eight, and so on)
+                                pretrained-none: attention alone, and pretrained-tpu for four
+                                chips that share the weights, or eight, and so on)
 
 `small` starts from the backbone that ships with the package (made by configs/pretrain.py);
 --config.init= (empty) starts from nothing.
@@ -50,6 +50,7 @@ def get_config(preset: str = "small") -> Config:
     presets = {"small": small, "five": five, "rmt": rmt, "long": long, "gpt2": gpt2, "smoke": smoke}
     presets |= {"pretrained": pretrained, "pretrained-rmt": functools.partial(pretrained, "rmt")}
     presets |= {"pretrained-lora": functools.partial(pretrained, train="lora")}
+    presets |= {"pretrained-none": pretrained_none}
     presets |= {"rmt-long": rmt_long, "rmt-more": rmt_more, "rmt-deeper": rmt_deeper}
     presets |= {"gpt2-tpu": lambda: filling(gpt2(), 512)}
     presets |= {"pretrained-tpu": lambda: filling(pretrained(), 256).replace(mesh=Mesh(fsdp=4))}
@@ -343,4 +344,22 @@ def pretrained(cell: str = "delta", train: str = "all") -> Config:
         stages=(stage, longer, longest),
         evaluation=Evaluation(lengths=("0k", "1k", "2k", "4k"), samples=100, batch=10),
         checkpoint=Checkpoint(every=50),
+    )
+
+
+def pretrained_none() -> Config:
+    """A pretrained model without a memory, whose attention sees a whole story: what a memory is to
+    be compared with. An hour of one CPU core."""
+    config = pretrained("none")
+    stage = dataclasses.replace(
+        config.stages[0],
+        segments=1,
+        steps=250,
+        tasks={"qa1": 0.6, "qa2": 1.2, "qa3": 1.6, "qa4": 0.8, "qa5": 1.0},
+        background=0.3,
+    )
+    return config.replace(
+        # Nothing is recomputed: two texts of one segment fit a laptop's memory.
+        model=dataclasses.replace(config.model, segment_tokens=192, remat=False),
+        stages=(stage,),
     )

@@ -82,12 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             opened.enter_context(stream)
         # JAX loads only now: --help and wrong arguments answer at once.
         from rmt_jax import api
+        from rmt_jax.evaluation import chat
         from rmt_jax.evaluation import session as recall
         from rmt_jax.runtime import switches
 
         switches.make_neutral()
         sampling, model = sampling_of(args), api.load(args.workdir)
-        session = recall.Session(model, args.tokens or 0, chat_for(args, model))
+        session = recall.Session(model, args.tokens or 0, chat.chat_for(model, args.chat))
         return talk(args, session, stream, source, sampling)
 
 
@@ -98,12 +99,12 @@ def serve(args: argparse.Namespace) -> int:
     if other := [f"--{n}" for n, x in vars(args).items() if n not in taken and x != usual[n]]:
         raise AskError(f"--web takes text and questions on its page: leave out {', '.join(other)}.")
     from rmt_jax import api
-    from rmt_jax.evaluation import server
+    from rmt_jax.evaluation import chat, server
     from rmt_jax.runtime import switches
 
     switches.make_neutral()
     model = api.load(args.workdir)
-    return server.serve(model, chat_for(args, model), args.host, args.port)
+    return server.serve(model, chat.chat_for(model, args.chat), args.host, args.port)
 
 
 def sampling_of(args: argparse.Namespace) -> Any:
@@ -120,17 +121,6 @@ def sampling_of(args: argparse.Namespace) -> Any:
             " as 0.7, to draw them."
         )
     return None
-
-
-def chat_for(args: argparse.Namespace, model: Any) -> Any:
-    """The chat template's parts, where the model is asked in it; else None. Raises ChatError."""
-    from rmt_jax.evaluation import chat
-
-    config = model.config
-    untrained = config.prompt.source == "none" and not config.data.tasks
-    if args.chat == "no" or args.chat == "auto" and not (untrained and chat.template_of(model)[0]):
-        return None
-    return chat.chat_of(model)
 
 
 def open_source(args: argparse.Namespace) -> tuple[IO[str] | None, str]:

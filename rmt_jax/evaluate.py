@@ -70,6 +70,12 @@ def arguments() -> argparse.ArgumentParser:
         help="faster, scores higher; named in every table",
     )
     add("--no_reset", "--no-reset", action="store_true", help="leave out the memory-reset control")
+    add(
+        "--chat",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="ask in the tokenizer's chat template (auto: where no task was trained here)",
+    )
     add("--score", default="", choices=("", *scores.NAMES), help="of summary.csv and pictures")
     add("--references", action="store_true", help="published curves behind ours")
     add("--batch", type=int, default=0, help="texts read together")

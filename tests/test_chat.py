@@ -11,10 +11,11 @@ from commands import exit_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmt_jax import api, ask
+from rmt_jax import api, ask, evaluate
 from rmt_jax.config import Data, Prompt
-from rmt_jax.data import text_stream
-from rmt_jax.evaluation import chat, streaming
+from rmt_jax.data import tasks, text_stream
+from rmt_jax.evaluation import chat, sources, streaming
+from rmt_jax.evaluation import evaluate as run
 from rmt_jax.evaluation import session as recall
 
 WORDS = tiny_run.words()
@@ -82,6 +83,55 @@ def test_a_model_reads_what_the_template_says(model, monkeypatch, text, size):
     assert WORDS.decode(found) == wanted
     if text.isascii():
         assert found == WORDS.encode(wanted)
+
+
+@pytest.mark.parametrize("text", ("", *TEXTS), ids=lambda text: text[:12].strip())
+def test_a_text_and_a_question_are_cut_as_the_template_says(model, text):
+    context, after = chat.chat_of(model).encoded(WORDS, text, f" {ASKED}")
+    wanted = f"<s>[user]\n{text.strip()}\n\n{ASKED} [assistant]\n"
+    assert WORDS.decode([*context, *after]) == wanted
+    if text.isascii():
+        assert [*context, *after] == WORDS.encode(wanted)
+    assert WORDS.decode(after).endswith(f"\n\n{ASKED} [assistant]\n")
+
+
+@pytest.mark.parametrize("length", ("0k", "150"))
+def test_an_evaluation_asks_in_the_template(model, monkeypatch, tmp_path, length):
+    """One message: the text, the description of the task, the question; in files of others too."""
+    source = sources.open_source("generated", model, chat=chat.chat_of(model))
+    plain = sources.open_source("generated", model)
+    one, bare = source.ask("qa2", length, range(1))[0], plain.ask("qa2", length, range(1))[0]
+    text, description = (
+        WORDS.decode(bare.encoded.context),
+        tasks.create("qa2", model.config.data).description,
+    )
+    wanted = f"<s>[user]\n{text.strip()}\n\n{description} {bare.question} [assistant]\n"
+    assert WORDS.decode([*one.encoded.context, *one.encoded.question]) == wanted
+    assert (one.question, one.target) == (bare.question, bare.target) and not one.facts
+    assert source.describe() != plain.describe() and "paraphrase" in source.perturbations()
+    (tmp_path / "qa2").mkdir()
+    record = {"input": text, "question": bare.question, "target": bare.target}
+    (tmp_path / "qa2" / "0k.json").write_text(json.dumps([record]))
+    theirs = sources.open_source(str(tmp_path), model, chat=chat.chat_of(model))
+    again = theirs.ask("qa2", "0k", range(1))[0].encoded
+    assert WORDS.decode([*again.context, *again.question]) == wanted
+    found = fed(model, monkeypatch)
+    run(model, tasks=["qa2"], lengths=[length], samples=1, reset=False, source=source)
+    assert WORDS.decode(found) in wanted and WORDS.decode(found).endswith(wanted[-40:])
+
+
+def test_the_evaluation_command_chooses_by_itself(model, tmp_path, capfd):
+    words = ["--workdir", str(model.folder), "--tasks", "qa1", "--lengths", "0k", "--samples", "2"]
+
+    def said(*more, code=0):
+        out = ["--out", str(tmp_path / "-".join(["out", *more]))]
+        assert exit_code(evaluate.main, [*words, "--no_reset", *out, *more]) == code
+        return capfd.readouterr().err
+
+    notice = "asked in its chat template; with --chat=no text and question stand alone"
+    assert notice in said() and notice in said("--chat", "yes")
+    assert notice not in said("--chat", "no")
+    assert "leave it out, or give --chat=no" in said("--teacher_forced", code=2)
 
 
 def test_memory_of_a_chat_is_kept(model, tmp_path):

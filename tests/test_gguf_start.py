@@ -92,7 +92,9 @@ SMOLLM2_SAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ("pretrained", "pretrained-rmt", "pretrained-lora"))
+@pytest.mark.parametrize(
+    "name", ("pretrained", "pretrained-rmt", "pretrained-lora", "pretrained-none")
+)
 def test_the_preset_takes_the_shape_of_smollm2(name, tmp_path, monkeypatch):
     config = preset(name)
     validation.validate(config)

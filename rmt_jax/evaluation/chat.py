@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rmt_jax.data.corpus.pieces import GAP
 from rmt_jax.errors import RmtError
 
@@ -16,6 +18,7 @@ TEMPLATE = "chat_template.jinja"
 TEXT, QUESTION = "<<the text>>", "<<the question>>"
 WORD = 64  # letters: what is longer without a gap is no word that a token could span
 ROOM = 256  # tokens of the longest answer, where nothing else is said
+SENTENCE = 32  # tokens that a sentence has, as which a chat says a word
 
 
 class ChatError(RmtError):
@@ -46,6 +49,21 @@ class Chat(NamedTuple):
                 held = held[cut:]
         if begun:
             yield held.rstrip()
+
+    def encoded(self, tokenizer: Any, text: str, asked: str) -> tuple[np.ndarray, np.ndarray]:
+        """i32[n] of the text with what stands before it, and i32[m] of what follows."""
+        *parts, last = self.split(iter((text,))) if text.strip() else (self.before,)
+        ids = [token for part in parts for token in tokenizer.encode(part)]
+        after = tokenizer.encode(last + self.question(asked))
+        return np.asarray(ids, np.int32), np.asarray(after, np.int32)
+
+
+def chat_for(model: Any, wanted: str) -> Chat | None:
+    """The chat that `--chat=auto|yes|no` means; None: none. Raises ChatError."""
+    untrained = model.config.prompt.source == "none" and not model.config.data.tasks
+    if wanted == "no" or wanted == "auto" and not (untrained and template_of(model)[0]):
+        return None
+    return chat_of(model)
 
 
 def chat_of(model: Any) -> Chat:

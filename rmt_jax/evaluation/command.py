@@ -11,7 +11,7 @@ from typing import Any
 from rmt_jax import report
 from rmt_jax.api import Model, load
 from rmt_jax.cli import Usage, split_names
-from rmt_jax.evaluation import inspection, perplexity, runner, sources, suite
+from rmt_jax.evaluation import chat, inspection, perplexity, runner, sources, suite
 from rmt_jax.models.io.folder import ASSETS
 from rmt_jax.report import language
 from rmt_jax.runtime import peers, startup, switches
@@ -52,6 +52,14 @@ def _run(args: argparse.Namespace) -> int:
         return measure_and_report(args, model, out)
     if args.data in ("generated", "official") and Path(args.data).is_dir():
         log.warning("--data %s is no folder; for the one here: --data ./%s", args.data, args.data)
+    template = chat.chat_for(model, args.chat)
+    if template and args.teacher_forced:
+        raise Usage(
+            "--teacher_forced gives a model the answer's words, as in training, and this one is"
+            " asked in its chat template: leave it out, or give --chat=no."
+        )
+    if template:
+        log.warning("asked in its chat template; with --chat=no text and question stand alone")
     source = sources.open_source(
         args.data,
         model,
@@ -61,6 +69,7 @@ def _run(args: argparse.Namespace) -> int:
         background=args.background,
         background_split=args.background_split,
         lengths_by=args.lengths_by,
+        chat=template,
     )
     tasks, lengths = split_names(args.tasks), split_names(args.lengths)
     if args.inspect and not startup.owner():

@@ -11,6 +11,7 @@ from rmt_jax.config import Data
 from rmt_jax.data import tokenizer as tokenizers
 from rmt_jax.data.babi import files as babi_files
 from rmt_jax.data.rows import readers
+from rmt_jax.evaluation.chat import Chat
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
     check_tasks,
@@ -55,10 +56,11 @@ def open_source(
     background: str = "",
     background_split: str = "",
     lengths_by: str = "",
+    chat: Chat | None = None,
 ) -> QuestionSource:
     """The source that `--data` names: 'generated', 'official', a folder of bAbI's files, rows of a
-    task of the user's own (TASK=FILE), or a published set (a folder, or a name on the hub). Raises
-    QuestionError."""
+    task of the user's own (TASK=FILE), or a published set (a folder, or a name on the hub). chat:
+    as for `Generated`. Raises QuestionError."""
     settings = model.config.data
     if own := _own_task(data, settings):
         task, rows = own
@@ -93,7 +95,7 @@ def open_source(
                 f"{data} holds finished texts, which {' and '.join(unused)} cannot change: leave "
                 "that out."
             )
-        return Published(model, data)
+        return Published(model, data, chat)
     counter = None
     if lengths_by:
         with question_errors():
@@ -105,6 +107,7 @@ def open_source(
         data=settings,
         lengths_by=counter,
         background_split=background_split,
+        chat=chat,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from rmt_jax.data import compose, perturb, prompts, tasks
 from rmt_jax.data.lengths import Length
 from rmt_jax.evaluation.answering import EncodedQuestion
+from rmt_jax.evaluation.chat import SENTENCE, Chat
 from rmt_jax.evaluation.sources.question import QuestionError, question_errors
 
 
@@ -45,14 +46,42 @@ def encode_question(
                 f"This model has learned prompts for {', '.join(config.data.tasks)}, not {task}."
             )
         learned = config.data.tasks.index(task)
-    with question_errors():
-        described = tasks.create(task, config.data)
-        if not description or perturbation in perturb.DESCRIPTIONS:
-            description = perturb.description(perturbation, described, number)
-    ids = prompt_ids(config.prompt, model.tokenizer, description, question)
+    words = _description(model, task, perturbation, number, description)
+    ids = prompt_ids(config.prompt, model.tokenizer, words, question)
     return EncodedQuestion(
         np.zeros(0, np.int32), question_ids(model.tokenizer, question), ids, learned
     )
+
+
+def encode_chat(
+    model: Any,
+    chat: Chat,
+    text: str,
+    task: str,
+    question: str,
+    perturbation: str = "",
+    number: int = 0,
+    description: str = "",
+) -> EncodedQuestion:
+    """The text, the task's description and the question as one message, for a model that was
+    trained on no task. What there is besides: `encode_question`. Raises QuestionError."""
+    words = _description(model, task, perturbation, number, description)
+    context, after = chat.encoded(model.tokenizer, text, f"{words} {question}")
+    return EncodedQuestion(context, after, np.zeros(0, np.int32))
+
+
+def chat_room(model: Any) -> int:
+    """Tokens for an answer in a chat."""
+    return min(SENTENCE, model.segment_tokens // 4)
+
+
+def _description(model: Any, task: str, perturbation: str, number: int, description: str) -> str:
+    """A sample's own description, or its task's, perturbed. Raises QuestionError."""
+    with question_errors():
+        described = tasks.create(task, model.config.data)
+        if not description or perturbation in perturb.DESCRIPTIONS:
+            description = perturb.description(perturbation, described, number)
+    return description
 
 
 def answer_room(model: Any, asked: Sequence[str] = (), renamed: bool = False) -> int:
@@ -85,6 +114,6 @@ def nominal_tokens(length: str, model: Any) -> int:
     return parse_length(length, model).tokens or 100
 
 
-def reads_descriptions(model: Any) -> bool:
+def reads_descriptions(model: Any, chat: Chat | None = None) -> bool:
     """Does the model read its task's description?"""
-    return model.config.prompt.source in ("description", "both")
+    return chat is not None or model.config.prompt.source in ("description", "both")

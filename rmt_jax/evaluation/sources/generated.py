@@ -8,8 +8,11 @@ import numpy as np
 
 from rmt_jax.data import compose, perturb, tasks, text_stream
 from rmt_jax.data.corpus import background
+from rmt_jax.evaluation.chat import Chat
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
+    chat_room,
+    encode_chat,
     encode_question,
     nominal_tokens,
     parse_length,
@@ -26,7 +29,8 @@ class Generated:
 
     lengths_by: a tokenizer (GPT-2's, to stand beside published figures) that counts lengths; the
     model then reads the same text in its own tokens. background_split: of the background alone, or
-    'all' of it. Raises QuestionError.
+    'all' of it. chat: the template in which a model is asked that was trained on no task. Raises
+    QuestionError.
     """
 
     def __init__(
@@ -38,8 +42,9 @@ class Generated:
         data: Any = None,
         lengths_by: Any = None,
         background_split: str = "",
+        chat: Chat | None = None,
     ):
-        self.model, self.split = model, split
+        self.model, self.split, self.chat = model, split, chat
         self.background_split = background_split or split
         self.seed = model.config.evaluation.seed if seed is None else seed
         self.data = data or model.config.data
@@ -84,13 +89,14 @@ class Generated:
             self.data, background=named, babi_dir="", tokenizer="", questions=own
         )
         counter = self.counter.fingerprint()
-        return repr((data, self.split, self.seed, counter, digest(read)))
+        parts = (data, self.split, self.seed, counter, digest(read))
+        return repr((*parts, self.chat) if self.chat else parts)
 
     def tasks(self) -> list[str]:
         return tasks.usable(self.data)
 
     def perturbations(self) -> list[str]:
-        described = reads_descriptions(self.model)
+        described = reads_descriptions(self.model, self.chat)
         found = [n for n in perturb.PERTURBATIONS if described or n not in perturb.NEED_DESCRIPTION]
         if self.data.background in ("builtin", "none"):
             found.remove("other_background")
@@ -104,7 +110,8 @@ class Generated:
     def check(self, perturbation: str) -> None:
         with question_errors():
             perturb.check(perturbation)
-        if perturbation in perturb.NEED_DESCRIPTION and not reads_descriptions(self.model):
+        described = reads_descriptions(self.model, self.chat)
+        if perturbation in perturb.NEED_DESCRIPTION and not described:
             raise QuestionError(
                 f"'{perturbation}' does not apply: this model reads no description of its task "
                 f"(config.prompt.source is {self.model.config.prompt.source})."
@@ -119,6 +126,8 @@ class Generated:
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:
+        if self.chat:
+            return chat_room(self.model)
         renamed = perturbation.startswith("new_") or self.data.new_names > 0
         return answer_room(self.model, (task,), renamed)
 
@@ -140,16 +149,20 @@ class Generated:
         composer = self.composer(perturbation, parse_length(length, self.model).whole)
         with question_errors():
             s = composer.sample(task, length, self.seed, k)
-        own = s.story.description if s.story else ""
-        encoded = encode_question(self.model, task, s.question, perturbation, k, own)
+        asked = (task, s.question, perturbation, k, s.story.description if s.story else "")
         pieces = text_stream.decode_pieces(composer.tokenizer, s.context)
-        facts, context = s.facts, s.context
-        if composer.tokenizer is self.model.tokenizer:
-            characters = sum(map(len, pieces))
+        if self.chat is None and composer.tokenizer is self.model.tokenizer:
+            characters, facts, context = sum(map(len, pieces)), s.facts, s.context
+            encoded = encode_question(self.model, *asked)
         else:
             text = "".join(pieces)
             characters, facts = len(text), ()
-            context = text_stream.encode(self.model.tokenizer, text)
+            if self.chat:
+                encoded = encode_chat(self.model, self.chat, text, *asked)
+                context = encoded.context
+            else:
+                encoded = encode_question(self.model, *asked)
+                context = text_stream.encode(self.model.tokenizer, text)
         by_gpt2 = "gpt2" in composer.tokenizer.name
         return Question(
             question=s.question,

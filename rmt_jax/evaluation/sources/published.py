@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from rmt_jax.data import perturb, published, tasks, text_stream
+from rmt_jax.evaluation.chat import Chat
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
+    chat_room,
     context_text,
+    encode_chat,
     encode_question,
     nominal_tokens,
     parse_length,
@@ -22,27 +25,27 @@ from rmt_jax.evaluation.sources.question import Question, QuestionError, questio
 
 class Published:
     """`place`: a folder, or a dataset's name on the hub (`data.published` reads it, a record at a
-    time)."""
+    time). chat: as for `Generated`."""
 
     counted = "whoever made the files"
 
-    def __init__(self, model: Any, place: str):
-        self.model, self.place = model, place
+    def __init__(self, model: Any, place: str, chat: Chat | None = None):
+        self.model, self.place, self.chat = model, place, chat
         # By task and length: the number of the next record, and the records from there on.
         self._readers: dict[tuple[str, str], tuple[int, Iterator[dict[str, str]]]] = {}
 
     def describe(self) -> str:
-        folder = Path(self.place)
+        folder, asked = Path(self.place), repr(self.chat) if self.chat else ""
         if not folder.is_dir():
-            return self.place
-        return digest(file_parts(sorted(folder.glob("**/*")), folder))
+            return self.place + asked
+        return digest(file_parts(sorted(folder.glob("**/*")), folder)) + asked
 
     def tasks(self) -> list[str]:
         folders = {path.name for path in Path(self.place).glob("**/*") if path.is_dir()}
         return [name for name in tasks.REGISTRY if name in folders]
 
     def perturbations(self) -> list[str]:
-        return list(perturb.DESCRIPTIONS) if reads_descriptions(self.model) else []
+        return list(perturb.DESCRIPTIONS) if reads_descriptions(self.model, self.chat) else []
 
     def check(self, perturbation: str) -> None:
         with question_errors():
@@ -57,7 +60,7 @@ class Published:
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:
-        return answer_room(self.model, (task,))
+        return chat_room(self.model) if self.chat else answer_room(self.model, (task,))
 
     def records(self, task: str, length: str) -> Iterator[dict[str, str]]:
         """Raises QuestionError naming the file, and the record where one is wrong."""
@@ -85,13 +88,17 @@ class Published:
         self, task: str, length: str, k: int, record: dict[str, str], perturbation: str
     ) -> Question:
         text, question, target = record["input"], record["question"], record["target"]
-        encoded = encode_question(self.model, task, question, perturbation, k)
-        context = text_stream.encode(self.model.tokenizer, context_text(text))
+        asked = (task, question, perturbation, k)
+        if self.chat:
+            encoded = encode_chat(self.model, self.chat, text, *asked)
+        else:
+            context = text_stream.encode(self.model.tokenizer, context_text(text))
+            encoded = dataclasses.replace(encode_question(self.model, *asked), context=context)
         nominal = parse_length(length, self.model)
         return Question(
             question=question,
             target=target,
-            encoded=dataclasses.replace(encoded, context=context),
+            encoded=encoded,
             answer=np.asarray(self.model.tokenizer.sentence(target), np.int32),
             characters=len(text) + len(question),
             gpt2_tokens=float(nominal.tokens) if not nominal.whole else 0.0,
