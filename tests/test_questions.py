@@ -188,3 +188,14 @@ def test_processes_hold_the_answers_of_all_in_their_order(tmp_path, monkeypatch)
     log.append([record("office")])
     assert log.records == [record("office"), record("garden")]
     assert answer_log.AnswerLog(tmp_path, "qa1_1s", "aa").records == log.records
+
+
+@pytest.mark.parametrize(
+    ("cell", "length", "said"), [("none", "3s", 1), ("none", "1s", 0), ("rmt", "3s", 0)]
+)
+def test_a_model_without_memory_is_said_to_see_the_last_segment(
+    tmp_path, caplog, cell, length, said
+):
+    one = tiny_run.model(tmp_path, cell)
+    evaluate(one, tasks=["qa1"], lengths=[length], samples=1, progress=False)
+    assert sum("no memory: of a text of more than 48 tokens" in m for m in caplog.messages) == said

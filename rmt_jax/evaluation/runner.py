@@ -111,6 +111,13 @@ def evaluate(
     if fewer:
         said = ", ".join(dict.fromkeys(fewer))
         log.warning("fewer questions than the %s asked for: %s", f"{samples:,}", said)
+    longest = max(source.tokens(job.length, job.task) for job in jobs)
+    if longest > model.segment_tokens and not jax.tree.leaves(model.initial_memory(1).state):
+        log.warning(
+            "this model has no memory: of a text of more than %s tokens it sees the last segment"
+            " alone; --segment_tokens makes it longer",
+            f"{model.segment_tokens:,}",
+        )
     folder = None if out is None else out / "answers"
     if folder is not None and startup.owner():
         folder.mkdir(parents=True, exist_ok=True)  # says what is wrong before hours of reading
