@@ -116,7 +116,7 @@ def test_an_evaluation_asks_in_the_template(model, monkeypatch, tmp_path, length
     again = theirs.ask("qa2", "0k", range(1))[0].encoded
     assert WORDS.decode([*again.context, *again.question]) == wanted
     found = fed(model, monkeypatch)
-    run(model, tasks=["qa2"], lengths=[length], samples=1, reset=False, source=source)
+    run(model, tasks=["qa2"], lengths=[length], samples=1, reset=False)
     assert WORDS.decode(found) in wanted and WORDS.decode(found).endswith(wanted[-40:])
 
 

@@ -23,6 +23,7 @@ from rmt_jax.data.tasks import question_tasks
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation import answering, scoring, sources
 from rmt_jax.evaluation.answer_log import AnswerLog, AnswerRecord
+from rmt_jax.evaluation.chat import chat_for
 from rmt_jax.evaluation.kept_reading import KeptReading
 from rmt_jax.evaluation.progress import TokenProgress
 from rmt_jax.models import platform
@@ -67,12 +68,14 @@ def evaluate(
       reset: also measure the control, with the memory reset before each segment.
       decoding: 'greedy' (free-running) or 'teacher-forced'.
       perturb: names of perturbations; '' is the unchanged text.
-      source: hands out the questions (default: `sources.Generated`, as in training).
+      source: hands out the questions (default: `sources.Generated`, as in training, or in the chat
+        template of an instruct model that was trained on no task).
       out: keep answers there as they come, and ask no question twice.
       name: ORG/MODEL in the prediction files.
       progress: show a bar on standard error.
 
-    Raises EvaluationError, `sources.QuestionError` or `answering.AnsweringError`: sentences.
+    Raises EvaluationError, `sources.QuestionError`, `chat.ChatError` or
+    `answering.AnsweringError`: sentences.
     """
     config = model.config
     tasks = sources.check_tasks(tasks or question_tasks(config.data), config.data)
@@ -89,7 +92,8 @@ def evaluate(
         raise EvaluationError(f"decoding is 'greedy' or 'teacher-forced', not '{decoding}'.")
     if samples < 1 or batch < 1:
         raise EvaluationError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
-    source = source or sources.Generated(model, split=split, seed=start)
+    template = chat_for(model, "auto" if decoding == "greedy" else "no")
+    source = source or sources.Generated(model, split=split, seed=start, chat=template)
     for perturbation in perturb:
         source.check(perturbation)
     jobs = [
