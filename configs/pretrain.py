@@ -13,6 +13,9 @@
     python -m rmt_jax.train --config configs/pretrain.py:stable --workdir runs/stable
     python -m rmt_jax.convert deepen --workdir runs/ten --layers 6 --out runs/deeper
     python -m rmt_jax.train --config configs/pretrain.py:meanings --workdir runs/meanings
+    python -m rmt_jax.train --config configs/pretrain.py:meanings --workdir runs/again_1 \
+        --config.init=runs/meanings --config.stages.0.steps=0 \
+        --config.stages.1.steps=850 --config.data.seed=1            # and seed 2, runs/again_2
     python -m rmt_jax.train --config configs/pretrain.py:wide --workdir runs/wide
     python -m rmt_jax.train --config configs/pretrain.py:wide_memory --workdir runs/wide_memory
     python -m rmt_jax.train --config configs/pretrain.py:wide_long --workdir runs/wide_long
@@ -23,13 +26,14 @@
 from the mean of the weights of `long` and `official`, `threshold` from three parts of that mean and
 seven of what `hard_negatives` made of it (runs/mixed); a fifth of each run of `threshold` and two
 of runs/mixed, with `python -m rmt_jax.gating --gates.steps=900 --threshold 0.2` after that, are
-`multitask`. `ten` goes on from there; `stable` after it is `backbone-ten`, `meanings` after it
-`multitask-ten`. What ships was made in more runs, which docs/findings.md names: `1-tasks` to
-`8-memory` are `tasks` and `memory` here, `22-segment` to `26-official` `segment` to `official`,
-`32-decoys` and `33-decoys` `hard_negatives`, `45-threshold-*` `threshold`, `51-ten` and `51-stable`
-`ten` and `stable`, `52-one` to `55-wordings` `meanings`. A preset gives weights like these, not
-these; `configs/multitask.py:long` is all of it in one run. The `wide` presets, nine times as large,
-take four minutes of a GPU from random weights (`34-wide`). `python -m rmt_jax.gating` after them
+`multitask`. `ten` goes on from there; `stable` after it is `backbone-ten`; three parts of
+`meanings` and seven of the two runs after it are `multitask-ten`. What ships was made in more runs,
+which docs/findings.md names: `1-tasks` to `8-memory` are `tasks` and `memory` here, `22-segment` to
+`26-official` `segment` to `official`, `32-decoys` and `33-decoys` `hard_negatives`,
+`45-threshold-*` `threshold`, `51-ten` and `51-stable` `ten` and `stable`, `52-one` to `55-wordings`
+and `70-meanings-again-*` `meanings`. A preset gives weights like these, not these;
+`configs/multitask.py:long` is all of it in one run. The `wide` presets, nine times as large, take
+four minutes of a GPU from random weights (`34-wide`). `python -m rmt_jax.gating` after them
 (`40-gates`), `wide_stories` from there with two seeds, `python -m rmt_jax.convert mean` of all
 three and the gates once more (`44-gates`) are `multitask-wide`.
 
