@@ -59,7 +59,7 @@ class TokenProgress:
         ahead = sum(count * ratio.get(n, 1.0) for n, count in self.unread.items())
         self.bar.total = self.bar.n + round(ahead)
         right = sum(r.output == r.target for r in records)
-        self.bar.set_description_str(f"{name}: {right} of {len(records)} right ", refresh=False)
+        self.bar.set_description_str(f"{name}: {right} of {len(records)} exact ", refresh=False)
 
     def result_done(self, result: EvalResult) -> None:
         accuracy = 100 * result.accuracy(tables.main_rule([result]))
