@@ -49,7 +49,7 @@ LEFT_OUT = {
     "prepare .*--tokenizer gpt2": "the network",
     r"prepare .*\$SLURM": "a cluster",
     "ask --workdir HuggingFaceTB": "the network; test_chat.py asks in a template",
-    "evaluate --workdir SmolLM2": "a download; test_chat.py evaluates in a template",
+    "evaluate .*--lengths_by gpt2": "downloads; test_questions.py and test_chat.py have small ones",
     "convert adapter": "a run with adapters; test_lora.py trains one",
     "convert import --from booydar": "the network",
     "doctor --plan .*--config.init": "a model's config.json; test_shapes.py plans with some",
