@@ -81,9 +81,8 @@ def answers(model: Any, requests: Sequence[Any], *, batch: int, whole: bool) -> 
 def _asked(model: Any, request: Any, whole: bool) -> EncodedQuestion:
     """A request in the layout of training."""
     text, question = texts_of(request, whole)
-    one = sources.encode_question(model, task_of(request, question, model.config.data), question)
-    context = text_stream.encode(model.tokenizer, sources.context_text(text))
-    return EncodedQuestion(context, one.question, one.prompt, one.task_index)
+    task = task_of(request, question, model.config.data)
+    return sources.encode_question(model, task, question, text=sources.context_text(text))
 
 
 def _continued(model: Any, request: Any) -> EncodedQuestion:

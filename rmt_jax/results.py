@@ -24,6 +24,7 @@ class EvalResult:
     counted_by: str = ""  # whose tokens the length names, where they are not the model's own
     gpt2_tokens: float = 0.0  # the same text as GPT-2 counts it, for published lengths; 0: unknown
     decoding: str = "greedy"  # free-running greedy | teacher-forced
+    chat: bool = False  # asked in the tokenizer's chat template?
     reset: dict[str, float] | None = None  # `right` with the memory reset before each segment
     perturb: str = ""
     trained: bool | None = None  # does training cover this task and length?

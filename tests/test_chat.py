@@ -101,10 +101,8 @@ def test_an_evaluation_asks_in_the_template(model, monkeypatch, tmp_path, length
     source = sources.open_source("generated", model, chat=chat.chat_of(model))
     plain = sources.open_source("generated", model)
     one, bare = source.ask("qa2", length, range(1))[0], plain.ask("qa2", length, range(1))[0]
-    text, description = (
-        WORDS.decode(bare.encoded.context),
-        tasks.create("qa2", model.config.data).description,
-    )
+    text = WORDS.decode(bare.encoded.context)
+    description = tasks.create("qa2", model.config.data).description
     wanted = f"<s>[user]\n{text.strip()}\n\n{description} {bare.question} [assistant]\n"
     assert WORDS.decode([*one.encoded.context, *one.encoded.question]) == wanted
     assert (one.question, one.target) == (bare.question, bare.target) and not one.facts
@@ -126,12 +124,25 @@ def test_the_evaluation_command_chooses_by_itself(model, tmp_path, capfd):
     def said(*more, code=0):
         out = ["--out", str(tmp_path / "-".join(["out", *more]))]
         assert exit_code(evaluate.main, [*words, "--no_reset", *out, *more]) == code
-        return capfd.readouterr().err
+        return "".join(capfd.readouterr())
 
     notice = "asked in its chat template; with --chat=no text and question stand alone"
-    assert notice in said() and notice in said("--chat", "yes")
-    assert notice not in said("--chat", "no")
+    assert notice in (auto := said()) and notice in said("--chat", "yes")
+    assert "greedy decoding · asked in the chat template" in auto
+    plain = said("--chat", "no")
+    assert notice not in plain and "in the chat template" not in plain
     assert "leave it out, or give --chat=no" in said("--teacher_forced", code=2)
+    assert "leave out --tasks, --lengths, --chat" in said("--perplexity", "--chat", "yes", code=2)
+    assert "written:" in said("--inspect")
+
+
+def test_an_evaluation_needs_no_template_where_none_is_wanted(model, monkeypatch):
+    """Without the extra `chat`, questions of the caller's own can be asked."""
+    source = sources.open_source("generated", model)
+    monkeypatch.setattr(chat, "chat_of", lambda _: pytest.fail("a template was asked for"))
+    assert not run(model, tasks=["qa1"], lengths=["0k"], samples=1, reset=False, source=source)[
+        0
+    ].chat
 
 
 def test_memory_of_a_chat_is_kept(model, tmp_path):

@@ -18,7 +18,7 @@ TEMPLATE = "chat_template.jinja"
 TEXT, QUESTION = "<<the text>>", "<<the question>>"
 WORD = 64  # letters: what is longer without a gap is no word that a token could span
 ROOM = 256  # tokens of the longest answer, where nothing else is said
-SENTENCE = 32  # tokens that a sentence has, as which a chat says a word
+SENTENCE = 32  # tokens of the longest answer to a task's question, which is a sentence in a chat
 
 
 class ChatError(RmtError):

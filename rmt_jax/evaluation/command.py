@@ -117,6 +117,7 @@ def measure_and_report(args: argparse.Namespace, model: Model, out: Path) -> int
         "suite",
     )
     unused = [f"--{name}" for name in (*given, "inspect", "teacher_forced") if getattr(args, name)]
+    unused += ["--chat"] if args.chat != "auto" else []
     if unused:
         raise Usage(f"--perplexity asks no questions, so leave out {', '.join(unused)}.")
     data = "" if args.data == "generated" else args.data

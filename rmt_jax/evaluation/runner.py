@@ -92,8 +92,9 @@ def evaluate(
         raise EvaluationError(f"decoding is 'greedy' or 'teacher-forced', not '{decoding}'.")
     if samples < 1 or batch < 1:
         raise EvaluationError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
-    template = chat_for(model, "auto" if decoding == "greedy" else "no")
-    source = source or sources.Generated(model, split=split, seed=start, chat=template)
+    if source is None:
+        template = chat_for(model, "auto" if decoding == "greedy" else "no")
+        source = sources.Generated(model, split=split, seed=start, chat=template)
     for perturbation in perturb:
         source.check(perturbation)
     jobs = [
@@ -145,6 +146,7 @@ def evaluate(
                     perturb=job.perturb,
                     decoding=job.decoding,
                     counted_by=source.counted,
+                    chat=source.chat is not None,
                 )
                 results.append(result)
                 if out is not None and startup.owner():

@@ -20,9 +20,10 @@ def score_answers(
     perturb: str,
     decoding: str,
     counted_by: str,
+    chat: bool = False,
 ) -> EvalResult:
     """The result of all answers to one task at one length. `counted_by`: whose tokens the length
-    names."""
+    names. `chat`: were they asked in the chat template?"""
     asked = tasks.create(task, model.config.data)
     labels, known = asked.labels, known_answers(asked.labels, records)
     # A rule that looks for labels means nothing for other words.
@@ -45,6 +46,7 @@ def score_answers(
         tokenizer=model.tokenizer.name,
         counted_by=counted_by,
         decoding=decoding,
+        chat=chat,
         reset=count_right(rules, labels, records, reset_outputs) if reset_outputs else None,
         perturb=perturb,
         trained=covered_by_training(model.config, task, tokens) and not perturb,

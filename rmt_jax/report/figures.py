@@ -162,6 +162,7 @@ def footnote(results: Sequence[EvalResult], rule: str) -> str:
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     parts = [f"score: {rule}, per cent", f"{many} questions per task and length"]
     parts += [f"{d} decoding" for d in sorted({r.decoding for r in results})]
+    parts += ["asked in the chat template"] if any(r.chat for r in results) else []
     tokenizers = sorted({r.tokenizer for r in results if r.tokenizer})
     if tokenizers:
         rates = [r.characters / r.tokens for r in results if r.tokens and r.characters]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import compose, perturb, prompts, tasks
+from rmt_jax.data import compose, perturb, prompts, tasks, text_stream
 from rmt_jax.data.lengths import Length
 from rmt_jax.evaluation.answering import EncodedQuestion
 from rmt_jax.evaluation.chat import SENTENCE, Chat
@@ -35,58 +35,39 @@ def encode_question(
     perturbation: str = "",
     number: int = 0,
     description: str = "",
+    text: str = "",
+    chat: Chat | None = None,
 ) -> EncodedQuestion:
-    """A question without its context. `number`: of the sample, which a perturbation of the
-    description is drawn by. `description`: of this sample alone, in place of its task's. Raises
+    """A question and the text that it is asked of. `number`: of the sample, which a perturbation of
+    the description is drawn by. `description`: of this sample alone, in place of its task's. chat:
+    text, description and question are one message, and there is no task prompt. Raises
     QuestionError."""
     config, learned = model.config, 0
+    with question_errors():
+        described = tasks.create(task, config.data)
+        if not description or perturbation in perturb.DESCRIPTIONS:
+            description = perturb.description(perturbation, described, number)
+    if chat is not None:
+        context, after = chat.encoded(model.tokenizer, text, f"{description} {question}")
+        return EncodedQuestion(context, after, np.zeros(0, np.int32))
     if config.prompt.source == "learned":
         if task not in config.data.tasks:
             raise QuestionError(
                 f"This model has learned prompts for {', '.join(config.data.tasks)}, not {task}."
             )
         learned = config.data.tasks.index(task)
-    words = _description(model, task, perturbation, number, description)
-    ids = prompt_ids(config.prompt, model.tokenizer, words, question)
-    return EncodedQuestion(
-        np.zeros(0, np.int32), question_ids(model.tokenizer, question), ids, learned
-    )
+    ids = prompt_ids(config.prompt, model.tokenizer, description, question)
+    context = text_stream.encode(model.tokenizer, text)
+    return EncodedQuestion(context, question_ids(model.tokenizer, question), ids, learned)
 
 
-def encode_chat(
-    model: Any,
-    chat: Chat,
-    text: str,
-    task: str,
-    question: str,
-    perturbation: str = "",
-    number: int = 0,
-    description: str = "",
-) -> EncodedQuestion:
-    """The text, the task's description and the question as one message, for a model that was
-    trained on no task. What there is besides: `encode_question`. Raises QuestionError."""
-    words = _description(model, task, perturbation, number, description)
-    context, after = chat.encoded(model.tokenizer, text, f"{words} {question}")
-    return EncodedQuestion(context, after, np.zeros(0, np.int32))
-
-
-def chat_room(model: Any) -> int:
-    """Tokens for an answer in a chat."""
-    return min(SENTENCE, model.segment_tokens // 4)
-
-
-def _description(model: Any, task: str, perturbation: str, number: int, description: str) -> str:
-    """A sample's own description, or its task's, perturbed. Raises QuestionError."""
-    with question_errors():
-        described = tasks.create(task, model.config.data)
-        if not description or perturbation in perturb.DESCRIPTIONS:
-            description = perturb.description(perturbation, described, number)
-    return description
-
-
-def answer_room(model: Any, asked: Sequence[str] = (), renamed: bool = False) -> int:
+def answer_room(
+    model: Any, asked: Sequence[str] = (), renamed: bool = False, chat: Chat | None = None
+) -> int:
     """Tokens for an answer, END included: those of training, or more where the tasks `asked` need
-    it. More than that would cut texts otherwise than training did."""
+    it. More than that would cut texts otherwise than training did. In a chat a sentence's."""
+    if chat is not None:
+        return min(SENTENCE, model.segment_tokens // 4)
     data = model.config.data
     names = dict.fromkeys((*data.tasks, *asked))
     with question_errors():

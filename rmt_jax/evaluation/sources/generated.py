@@ -11,8 +11,6 @@ from rmt_jax.data.corpus import background
 from rmt_jax.evaluation.chat import Chat
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
-    chat_room,
-    encode_chat,
     encode_question,
     nominal_tokens,
     parse_length,
@@ -126,10 +124,8 @@ class Generated:
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:
-        if self.chat:
-            return chat_room(self.model)
         renamed = perturbation.startswith("new_") or self.data.new_names > 0
-        return answer_room(self.model, (task,), renamed)
+        return answer_room(self.model, (task,), renamed, self.chat)
 
     def count(self, task: str, length: str, samples: int) -> int:
         parsed = parse_length(length, self.model)
@@ -149,31 +145,28 @@ class Generated:
         composer = self.composer(perturbation, parse_length(length, self.model).whole)
         with question_errors():
             s = composer.sample(task, length, self.seed, k)
-        asked = (task, s.question, perturbation, k, s.story.description if s.story else "")
+        own = s.story.description if s.story else ""
+        asked = (task, s.question, perturbation, k, own)
         pieces = text_stream.decode_pieces(composer.tokenizer, s.context)
         if self.chat is None and composer.tokenizer is self.model.tokenizer:
-            characters, facts, context = sum(map(len, pieces)), s.facts, s.context
+            characters, facts = sum(map(len, pieces)), s.facts
             encoded = encode_question(self.model, *asked)
+            encoded = dataclasses.replace(encoded, context=s.context)
         else:
             text = "".join(pieces)
             characters, facts = len(text), ()
-            if self.chat:
-                encoded = encode_chat(self.model, self.chat, text, *asked)
-                context = encoded.context
-            else:
-                encoded = encode_question(self.model, *asked)
-                context = text_stream.encode(self.model.tokenizer, text)
+            encoded = encode_question(self.model, *asked, text, self.chat)
         by_gpt2 = "gpt2" in composer.tokenizer.name
         return Question(
             question=s.question,
             target=s.answer,
-            encoded=dataclasses.replace(encoded, context=context),
+            encoded=encoded,
             answer=np.asarray(self.model.tokenizer.sentence(s.answer), np.int32),
             characters=characters + len(s.question) + 1,
             gpt2_tokens=len(s.context) + len(s.question_ids) if by_gpt2 else 0,
             depth=max(s.depths) if s.depths else None,
             facts=facts,
-            supporting=s.supporting,
+            supporting=s.supporting if facts else (),
             other_targets=s.answers[1:],
             parts=s.parts,
         )

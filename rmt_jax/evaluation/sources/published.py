@@ -1,19 +1,16 @@
 """Questions of BABILong's published evaluation sets, or of files like them."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmt_jax.data import perturb, published, tasks, text_stream
+from rmt_jax.data import perturb, published, tasks
 from rmt_jax.evaluation.chat import Chat
 from rmt_jax.evaluation.sources.encoding import (
     answer_room,
-    chat_room,
     context_text,
-    encode_chat,
     encode_question,
     nominal_tokens,
     parse_length,
@@ -60,7 +57,7 @@ class Published:
         return nominal_tokens(length, self.model)
 
     def room(self, task: str, perturbation: str = "") -> int:
-        return chat_room(self.model) if self.chat else answer_room(self.model, (task,))
+        return answer_room(self.model, (task,), chat=self.chat)
 
     def records(self, task: str, length: str) -> Iterator[dict[str, str]]:
         """Raises QuestionError naming the file, and the record where one is wrong."""
@@ -88,12 +85,10 @@ class Published:
         self, task: str, length: str, k: int, record: dict[str, str], perturbation: str
     ) -> Question:
         text, question, target = record["input"], record["question"], record["target"]
-        asked = (task, question, perturbation, k)
-        if self.chat:
-            encoded = encode_chat(self.model, self.chat, text, *asked)
-        else:
-            context = text_stream.encode(self.model.tokenizer, context_text(text))
-            encoded = dataclasses.replace(encode_question(self.model, *asked), context=context)
+        read = text if self.chat else context_text(text)
+        encoded = encode_question(
+            self.model, task, question, perturbation, k, text=read, chat=self.chat
+        )
         nominal = parse_length(length, self.model)
         return Question(
             question=question,

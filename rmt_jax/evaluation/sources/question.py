@@ -9,6 +9,7 @@ import numpy as np
 
 from rmt_jax.errors import RmtError
 from rmt_jax.evaluation.answering import EncodedQuestion
+from rmt_jax.evaluation.chat import Chat
 
 
 class QuestionError(RmtError):
@@ -25,7 +26,7 @@ class Question:
     gpt2_tokens: float = 0.0  # of the same, where known
     depth: float | None = None  # of the last supporting fact: 0 start, 1 end
     facts: tuple[tuple[int, int], ...] = ()  # places in the context
-    supporting: tuple[int, ...] = ()
+    supporting: tuple[int, ...] = ()  # which of `facts` the answer rests on
     other_targets: tuple[str, ...] = ()  # answers that are right as well
     parts: tuple[str, ...] = ()  # of an answer that is a list
 
@@ -34,6 +35,7 @@ class QuestionSource(Protocol):
     """Hands out questions. Everything raises QuestionError: a sentence."""
 
     counted: str  # whose tokens lengths are of
+    chat: Chat | None  # the template that questions are asked in
 
     def describe(self) -> str:
         """What decides the questions: two sources that describe themselves alike ask alike."""
