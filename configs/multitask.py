@@ -13,8 +13,9 @@
     python -m rmt_jax.train --config configs/multitask.py:armt     (prmt, none) other memory
     python -m rmt_jax.train --config configs/multitask.py:pretrained  SmolLM2-135M, or what
                                 --config.init=NAME says (also pretrained-rmt, pretrained-lora,
-                                pretrained-none: attention alone, and pretrained-tpu for four
-                                chips that share the weights, or eight, and so on)
+                                pretrained-none, -short and -long: attention alone, one after
+                                another; and pretrained-tpu for four chips that share the weights,
+                                or eight, and so on)
 
 `small` starts from the backbone that ships with the package (made by configs/pretrain.py);
 --config.init= (empty) starts from nothing.
@@ -50,7 +51,8 @@ def get_config(preset: str = "small") -> Config:
     presets = {"small": small, "five": five, "rmt": rmt, "long": long, "gpt2": gpt2, "smoke": smoke}
     presets |= {"pretrained": pretrained, "pretrained-rmt": functools.partial(pretrained, "rmt")}
     presets |= {"pretrained-lora": functools.partial(pretrained, train="lora")}
-    presets |= {"pretrained-none": pretrained_none}
+    presets |= {"pretrained-none": pretrained_none, "pretrained-short": pretrained_short}
+    presets |= {"pretrained-long": pretrained_long}
     presets |= {"rmt-long": rmt_long, "rmt-more": rmt_more, "rmt-deeper": rmt_deeper}
     presets |= {"gpt2-tpu": lambda: filling(gpt2(), 512)}
     presets |= {"pretrained-tpu": lambda: filling(pretrained(), 256).replace(mesh=Mesh(fsdp=4))}
@@ -363,4 +365,35 @@ def pretrained_none() -> Config:
         model=dataclasses.replace(config.model, segment_tokens=192, remat=False),
         stages=(stage,),
         evaluation=dataclasses.replace(config.evaluation, lengths=("1s", "0k")),
+    )
+
+
+def pretrained_short() -> Config:
+    """After `pretrained_none` (runs/none): many short stories in a step, 20 minutes of one core.
+    A story of QA4 has two facts and one question, and would leave long segments empty."""
+    config = pretrained_none()
+    tasks = {"qa1": 0.6, "qa2": 1.0, "qa3": 0.8, "qa4": 2.2, "qa5": 0.6}
+    few = (Facts(2, 6), OFFICIAL)
+    stage = dataclasses.replace(
+        config.stages[0], steps=70, batch=32, tasks=tasks, facts=few, background=0.2
+    )
+    return config.replace(
+        model=dataclasses.replace(config.model, segment_tokens=48),
+        init="runs/none",
+        optimizer=dataclasses.replace(config.optimizer, decay="constant"),
+        stages=(stage,),
+    )
+
+
+def pretrained_long() -> Config:
+    """After `pretrained_short` (runs/short): stories of up to 320 tokens, 40 minutes of one core.
+    Two seeds of the data, whose mean goes on: `python -m rmt_jax.convert mean`."""
+    config = pretrained_none()
+    tasks = {"qa1": 0.3, "qa2": 1.2, "qa3": 2.4, "qa4": 0.3, "qa5": 1.0}
+    stage = dataclasses.replace(config.stages[0], steps=100, batch=6, tasks=tasks, background=0.4)
+    return config.replace(
+        model=dataclasses.replace(config.model, segment_tokens=320),
+        init="runs/short",
+        optimizer=dataclasses.replace(config.optimizer, accumulate=3, warmup=0.05),
+        stages=(stage,),
     )

@@ -21,7 +21,7 @@ COMMANDS = {
     "ask": "read a text of any size, and answer questions about it",
     "prepare": "write a data set to disk, or download one",
     "convert": "import, export and average checkpoints",
-    "gating": "teach the gates of a delta memory to stay shut over background",
+    "gating": "teach the gates of a memory to stay shut over background",
     "doctor": "what this machine has and lacks; what a training would take",
     "report": "several runs side by side",
     "lmeval": "lm-evaluation-harness with our checkpoints",

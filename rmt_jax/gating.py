@@ -1,4 +1,4 @@
-"""Teaches the gates of a trained delta memory to stay shut over background.
+"""Teaches the gates of a trained memory (delta, kv) to stay shut over background.
 
     python -m rmt_jax.gating --workdir RUN --out FOLDER --background BOOKS [--babi FOLDER]
                              [--gates.FIELD=VALUE ...]
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
         + cli.describe_fields(GateTraining(), shutil.get_terminal_size().columns, "gates:"),
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="any checkpoint rmt_jax.load takes, with a delta memory")
+    add(
+        "--workdir", required=True, help="any checkpoint rmt_jax.load takes, of a memory with gates"
+    )
     add("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
     add("--background", default="", help="builtin | a folder of books (default: the config's)")
     add("--babi", default="", help="folder of bAbI files: half of the stories are official ones")

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from test_weights import workdir
 
-from rmt_jax import cli, convert, models
+from rmt_jax import api, cli, convert, models
 from rmt_jax.config import Config, Prompt, to_dict
 from rmt_jax.conversion.deepen import old_layers
 from rmt_jax.models import recurrence
@@ -125,3 +126,44 @@ def test_a_deeper_model_starts_as_the_same(tmp_path, capsys, cell, backbone):
 def test_new_layers_stand_before_the_last_ones():
     assert old_layers(4, 6) == [0, 1, 3, 5]
     assert old_layers(2, 5) == [1, 4] and old_layers(3, 6) == [1, 3, 5]
+
+
+@pytest.mark.parametrize("cell", ("rmt", "delta", "kv"))
+def test_a_model_gets_a_new_memory(tmp_path, capsys, cell):
+    """As a training draws it that starts from the model, which reads as it did."""
+    run, before = workdir(tmp_path / "run", cell="none", positions="rotary")
+    out, options = tmp_path / "out", ['--config.model.cell_options={"slots": 16}'] * (cell == "kv")
+    words = ["memory", "--from", str(run), "--cell", cell, "--out", str(out), *options]
+    assert convert.main([*words, "--config.model.segment_tokens=16"]) == 0
+    assert f"gpt2 with {cell}: 2 layers" in capsys.readouterr().out
+    model = api.load(out)
+    assert (model.config.model.cell, model.segment_tokens) == (cell, 16)
+    after = weights.flatten(jax.tree.map(np.asarray, model.params))
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+    assert any(name.startswith("memory/") for name in after)
+    if cell == "rmt":  # drawn on the scale of these embeddings
+        assert 0.5 < after["memory/tokens"].std() / before["backbone/wte"].std() < 2
+    if cell == "kv":
+        (tokens, mask), plain = tiny.text(segments=2), api.load(run, segment_tokens=16)
+        flat = (tokens.reshape(2, -1), mask.reshape(2, -1))
+        for one, two in zip(model.forward(*flat)[:1], plain.forward(*flat)[:1], strict=True):
+            np.testing.assert_allclose(one[flat[1]], two[flat[1]], atol=1e-5)
+
+
+def test_a_new_memory_changes_the_model_alone(tmp_path, capsys):
+    run, _ = workdir(tmp_path / "run", cell="none")
+    for more, sentence in (
+        (["--config.data.seed=3"], "--config.data.seed is no field of the model"),
+        (["--config.model.layers=3"], "It has 2 layers"),
+        (["--steps=3"], "Unknown argument '--steps=3'"),
+        (["--cell", "kvv"], "Did you mean"),
+    ):
+        words = ["memory", "--from", str(run), "--cell", "delta", "--out", str(tmp_path / "out")]
+        with pytest.raises(SystemExit) as stop:
+            cli.run(convert.main, [*words, *more])
+        assert stop.value.code == 2 and sentence in capsys.readouterr().err, more
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        cli.run(convert.main, ["export", "--workdir", "x", "--out", "y", "--config.model.cell=kv"])
+    assert "Unknown argument '--config.model.cell=kv'" in capsys.readouterr().err

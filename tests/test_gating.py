@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import tiny_run
 
 import rmt_jax
@@ -19,6 +20,7 @@ from rmt_jax.data.gate_labels import BACKGROUND, FACT, PADDING, QUESTION
 from rmt_jax.data.story import StoryOptions
 from rmt_jax.models.cells import delta
 from rmt_jax.models.io import weights
+from rmt_jax.training import gate_regression
 from rmt_jax.training import gates as gate_training
 from rmt_jax.types import Prompt, Segment
 
@@ -165,3 +167,84 @@ def test_a_memory_without_gates_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(gating.main, ["--workdir", str(run), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "'rmt' has no gates to teach" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("priced", (False, True))
+def test_a_fitted_gate_is_the_best_one(priced):
+    """SciPy's minimiser of the same sum finds no better weights, and about the same ones."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((400, 4)) * [1, 30, 0.01, 5] + [0, 100, 3, -2]
+    given = features @ [1, -0.02, 20, 0.1] - 58.5
+    is_fact = rng.uniform(size=400) < 1 / (1 + np.exp(-given))
+    price = rng.uniform(1, 9, 400) if priced else np.ones(400)
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+
+    def cost(gate):
+        said = features @ gate[:-1] + gate[-1]
+        errors = np.logaddexp(0, np.where(is_fact, -said, said)) * price / price.mean()
+        return errors.sum() + gate_regression.RIDGE / 2 * np.square(gate[:-1] * spread).sum()
+
+    weight, bias = gate_regression.fit(features, is_fact, price)
+    found = np.append(weight, bias)
+    scale = np.append(1 / spread, 1)  # in standardised numbers, or the minimiser is lost
+    start = np.append(np.zeros(4), 0.0)
+
+    def standardised(gate):
+        own = gate[:-1] * scale[:-1]
+        return cost(np.append(own, gate[-1] - own @ mean))
+
+    best = scipy.optimize.minimize(standardised, start, tol=1e-12)
+    assert cost(found) <= best.fun + 1e-6
+    own = best.x[:-1] * scale[:-1]
+    np.testing.assert_allclose(weight, own, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(bias, best.x[-1] - own @ mean, rtol=1e-3)
+
+
+def test_one_gate_for_all_layers_is_fitted_and_nothing_else_changes(tmp_path, capsys):
+    trained = rmt_jax.load("multitask")  # its layers know facts, whatever its memory was
+    sizes = dataclasses.replace(
+        trained.config.model, cell="kv", gate_threshold=(), cell_options={"slots": 96}
+    )
+    backbone = jax.tree.map(np.asarray, trained.params["backbone"])
+    gate = {"beta": np.zeros(sizes.width, np.float32), "beta_bias": np.float32(4)}
+    run = tmp_path / "run"
+    run.mkdir()
+    weights.save(run, {"backbone": backbone, "memory": gate})
+    tiny_run.words().save(run / "tokenizer")
+    config = trained.config.replace(model=sizes)
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    old = rmt_jax.load(run)
+    argv = ["--workdir", str(run), "--out", str(tmp_path / "out"), "--background", "builtin"]
+    argv += ["--threshold", "0.2", "--gates.steps=6", "--gates.checked_segments=128"]
+    cli.log_to_stderr()
+    gating.main(argv)
+    err = capsys.readouterr().err
+    assert "fitting the gate of a token to 6 batches of segments" in err
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["background"] == rows[0]["fact"] == [1000.0]  # they stood open
+    assert rows[1]["step"] == 6 and rows[1]["fact_tokens"] > 1000 < rows[1]["background_tokens"]
+    (left,), (kept,) = rows[1]["background"], rows[1]["fact"]
+    assert left < 100 and kept > 900, (left, kept)
+    new = rmt_jax.load(tmp_path / "out")
+    assert new.config.model.gate_threshold == (0.2,)
+    before, after = (weights.flatten(jax.tree.map(np.asarray, m.params)) for m in (old, new))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"memory/beta", "memory/beta_bias"}
+
+    # What reading keeps is what was measured.
+    batch = next(labelled(new))
+    segment = Segment(batch.tokens[:8], batch.label[:8] != PADDING)
+    prompt = Prompt(batch.prompt[:8], batch.prompt_mask[:8], np.zeros(8, np.int32))
+    cell = models.merge(new.graph, new.params)
+    given = cell.memory.gate_inputs(cell, cell.initial(8), segment, prompt, 2)[1]
+    opened = np.asarray(cell.memory.openings(given))[0] * segment.mask
+    memory = cell.update_memory(cell.initial(8), segment, prompt)
+    held = np.asarray(memory.state.gates[0])
+    for text in range(8):
+        np.testing.assert_allclose(
+            held[text][held[text] > 0], opened[text][opened[text] > 0], atol=1e-5
+        )
+    shown = new.inspect_segment(
+        new.initial_memory(1), *(jax.tree.map(lambda a: a[:1], part) for part in (segment, prompt))
+    )
+    np.testing.assert_allclose(shown.values, opened[:1], atol=1e-5)

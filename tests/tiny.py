@@ -8,7 +8,7 @@ from rmt_jax import config, models
 from rmt_jax.types import Batch, Prompt
 
 VOCAB, LENGTH, WORDS = 37, 8, 3
-CELLS = ("none", "rmt", "prmt", "armt", "delta")
+CELLS = ("none", "rmt", "prmt", "armt", "delta", "kv")
 
 
 def cells(*fast: str, of=CELLS) -> list:
@@ -21,6 +21,8 @@ def settings(**changes) -> config.Model:
         cell="rmt", layers=2, width=16, heads=2, max_positions=32, segment_tokens=LENGTH,
         memory_tokens=2, d_mem=4, dtype="float32",
     )  # fmt: skip
+    if changes.get("cell") == "kv":
+        values["cell_options"] = {"slots": 12}  # fewer than the tokens of a text
     return config.Model(**(values | changes))
 
 

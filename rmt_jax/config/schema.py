@@ -59,8 +59,8 @@ class Model:
     nu: int = setting(3, "Order of ARMT's DPFP feature map: keys have 2 * nu * d_mem.", least=1)
     gate_threshold: tuple[float, ...] = setting(
         (),
-        "Delta memory: gates that would open less than this stay shut. One number, one per layer,"
-        " or none.",
+        "Gates that would open less than this stay shut. One number, one per layer (delta), or"
+        " none.",
         least=0,
         most=0.99,
     )

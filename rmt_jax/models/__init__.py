@@ -90,11 +90,13 @@ def check(config: settings.Model, prompt: settings.Prompt) -> None:
     own_rows = config.position_layout == "wrap_pos" and cell.writes
     copies = cell.token_copies() - own_rows  # the write memory has rows of its own
     room = 0 if prompt.source == "none" else prompt.tokens
-    need = copies * config.memory_tokens + room + config.segment_tokens
+    kept = cell.kept_tokens(config)
+    need = copies * config.memory_tokens + kept + room + config.segment_tokens
     if most is not None and need > most:
         table = ", or raise model.max_positions" if backbone.table_rows(config, 0) else ""
+        memory = f"{kept:,} kept" if kept else f"{copies}·{config.memory_tokens} memory"
         raise ConfigError(
-            f"{copies}·{config.memory_tokens} memory + {room} prompt + {config.segment_tokens:,}"
+            f"{memory} + {room} prompt + {config.segment_tokens:,}"
             f" segment tokens = {need:,} positions, but the backbone has {most:,}: lower"
             f" model.segment_tokens to {max(1, config.segment_tokens - need + most):,}{table}."
         )

@@ -99,7 +99,8 @@ def checked_tail(
     most = BACKBONES[config.model.backbone].max_places(config.model)
     if most is not None:  # positions must reach to the last token that is decoded
         tail, new = int(known.sum(axis=1).max()), max_new_tokens - 1
-        front = config.model.memory_tokens if CELLS[config.model.cell].reads else 0
+        cell = CELLS[config.model.cell]
+        front = config.model.memory_tokens if cell.reads else cell.kept_tokens(config.model)
         prompt = 0 if config.prompt.source == "none" else config.prompt.tokens
         needed = front + prompt + tail + new
         if needed > most:
@@ -116,5 +117,6 @@ def prompt_room(config: Config) -> int:
     most = BACKBONES[m.backbone].max_places(m)
     if most is None:
         return max(m.segment_tokens, room)
-    memory = CELLS[m.cell].token_copies() * m.memory_tokens
+    cell = CELLS[m.cell]
+    memory = cell.token_copies() * m.memory_tokens + cell.kept_tokens(m)
     return max(min(m.segment_tokens, most - memory - m.segment_tokens), room)

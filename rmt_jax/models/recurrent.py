@@ -155,6 +155,10 @@ class RecurrentModel(nnx.Module):
         text = Part(embedded, jnp.asarray(segment.mask), True)
         embedded_prompt = self.prompt(self.backbone, prompt, memory.started)
         parts = [text] if embedded_prompt is None else [Part(*embedded_prompt, True), text]
+        kept = self.memory.kept_places(memory)
+        if kept is not None:  # each layer fills them
+            empty = jnp.zeros((*kept.shape, embedded.shape[-1]), embedded.dtype)
+            parts.insert(-1, Part(empty, kept))
         reads = writes = 0
         tokens = self.memory.token_embeddings(memory)
         if tokens is not None:

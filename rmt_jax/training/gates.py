@@ -1,8 +1,10 @@
 """Teaches the gates of a trained memory to stay shut over background.
 
-Gates are taught as deep as they open over background, and so are the layers below the deepest of
-these, which are held to what they said before. All else stays as it is, bit for bit. Segments are
-read one at a time with an empty memory, so that a step takes a small part of a training step.
+Where each layer has its own, gates are taught as deep as they open over background, and so are the
+layers below the deepest of these, which are held to what they said before. All else stays as it is,
+bit for bit. Segments are read one at a time with an empty memory, so that a step takes a small part
+of a training step. A gate that is one for all layers is fitted to what a layer says
+(`gate_regression`), and nothing else changes.
 """
 
 import contextlib
@@ -25,14 +27,13 @@ from rmt_jax.config import Data, GateTraining, to_dict
 from rmt_jax.data.gate_labels import (
     BACKGROUND,
     FACT,
-    PADDING,
     LabelledSegments,
     labelled_segments,
 )
 from rmt_jax.errors import RmtError
 from rmt_jax.runtime import startup
+from rmt_jax.training.gate_regression import GateRegression, enter_segments
 from rmt_jax.training.loop import save_weights
-from rmt_jax.types import Prompt, Segment
 
 log = logging.getLogger(__name__)
 LOGGED = 50  # steps between two lines of metrics.jsonl
@@ -77,10 +78,14 @@ def teach(
             f"No layer's gates open over more than {gates.least_leak} of 1,000 tokens of"
             " background: there is nothing to teach."
         )
-    layers = model.config.model.layers
-    log.info("teaching the gates of %d of %d layers, %d steps", leaks[-1], layers, gates.steps)
-    owner = startup.owner()
-    trainer, start, row = GateTrainer(model, leaks[-1], gates), time.monotonic(), before
+    if model.memory_cell.one_gate:
+        log.info("fitting the gate of a token to %d batches of segments", gates.steps)
+        trainer = GateRegression(model)
+    else:
+        layers = model.config.model.layers
+        log.info("teaching the gates of %d of %d layers, %d steps", leaks[-1], layers, gates.steps)
+        trainer = GateTrainer(model, leaks[-1], gates)
+    owner, start, row = startup.owner(), time.monotonic(), before
     stream = labelled_segments(model.config, model.tokenizer, data, gates, "train")
     with cli.progress_bar(gates.steps, "step", shown=owner) as bar, contextlib.ExitStack() as stack:
         if owner:
@@ -117,13 +122,8 @@ def _in_words(values: Any) -> str:
 
 def gate_inputs(model: Any, params: Any, batch: LabelledSegments, depth: int):
     """`MemoryCell.gate_inputs` of these segments, with an empty memory."""
-    segment, prompt = Segment(batch.tokens, batch.label != PADDING), None
-    if model.config.prompt.source != "none":
-        task = np.zeros(len(batch.tokens), np.int32)
-        prompt = Prompt(batch.prompt, batch.prompt_mask, task)
-    whole = models.merge(model.graph, params)
-    memory = whole.initial(len(batch.tokens))
-    return whole.memory.gate_inputs(whole, memory, segment, prompt, depth)
+    whole, entered = enter_segments(model, params, batch)
+    return whole.memory.gate_inputs(whole, *entered, depth)
 
 
 class GateMeter:

@@ -89,6 +89,11 @@ class MemoryCell(nnx.Module):
         """The memory tokens that stand around a segment, [B, M, D]; None: there are none."""
         return None
 
+    def kept_places(self, memory: Memory) -> jax.Array | None:
+        """bool[B, K]: which of K places between prompt and text hold a token that was kept of
+        earlier segments. `layer` fills them; the text sees those that hold one. None: no places."""
+        return None
+
     def before_layer(
         self, layer: Any, x: jax.Array, state: Any, context: AttentionContext
     ) -> jax.Array:
@@ -140,6 +145,9 @@ class MemoryCell(nnx.Module):
 
     # Gates, of a cell that has them: `rmt_jax.training.gates` teaches these.
     has_gates: ClassVar[bool] = False
+    # Does a token have one gate for all layers, made of `gate_features`? `gate_weights` are then
+    # the cell's own, a vector and a number.
+    one_gate: ClassVar[bool] = False
     gate_weights: ClassVar[tuple[str, ...]] = ()  # of `self.layers`: what gates are made by
 
     # Looking inside.
@@ -170,13 +178,20 @@ class MemoryCell(nnx.Module):
         self, model: Any, memory: Memory, segment: Segment, prompt: Prompt | None, depth: int
     ) -> tuple[list[jax.Array], list[jax.Array]]:
         """Of a segment read with `memory`: x after each of the first `depth` - 1 layers, [B, N, D],
-        and what the gates of the first `depth` are given, before `gate`, f32[B, L]. `model`: the
-        `RecurrentModel` that this cell is part of."""
+        and what the gates of the first `depth` are given, before `gate`, f32[B, L]; with `one_gate`
+        what that is given. `model`: the `RecurrentModel` that this cell is part of."""
+        raise NotImplementedError
+
+    def gate_features(
+        self, model: Any, memory: Memory, segment: Segment, prompt: Prompt | None
+    ) -> jax.Array:
+        """With `one_gate`: what the gate of each place of a segment is a linear map of,
+        f32[B, L, D]. `model`: the `RecurrentModel` that this cell is part of."""
         raise NotImplementedError
 
     def openings(self, given: list[jax.Array]) -> jax.Array:
-        """How far gates open that are given f32[B, L], one of each of the first layers, with the
-        config's threshold: f32[layers, B, L]."""
+        """How far gates open that are given f32[B, L], one of each of the first layers or one for
+        all, with the config's threshold: f32[layers or 1, B, L]."""
         raise NotImplementedError
 
     # What it says of itself, without weights.
@@ -199,6 +214,11 @@ class MemoryCell(nnx.Module):
     def token_copies(cls) -> int:
         """How often the M memory tokens stand in a segment."""
         return cls.reads + cls.writes
+
+    @classmethod
+    def kept_tokens(cls, config: settings.Model) -> int:
+        """K of `kept_places`."""
+        return 0
 
     @classmethod
     def describe(cls, config: settings.Model) -> str:
