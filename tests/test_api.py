@@ -21,6 +21,7 @@ FORMS = [
     {"cell": "prmt", "positions": "rotary"},
     {"cell": "armt", "conv_width": 2},
     {"cell": "delta", "positions": "alibi", "conv_width": 3},
+    {"cell": "kv", "positions": "rotary"},
 ]
 
 

@@ -22,16 +22,15 @@ def test_inspection_marks_facts_where_they_were_read(tmp_path):
         assert np.array_equal(flat[first:last], asked.encoded.context[start:stop])
 
 
-@pytest.mark.parametrize("cell", ["none", "prmt", "armt", "delta"])
+@pytest.mark.parametrize("cell", ["none", "prmt", "armt", "delta", "kv"])
 def test_other_cells_can_be_inspected(tmp_path, cell):
     model = tiny_run.model(tmp_path, cell)
     source = sources.Generated(model)
     trace = tracing.trace(model, source.ask("qa1", "3s", range(1))[0].encoded)
     assert len(trace.change) == 3 and np.isfinite(trace.change).all()
-    if (
-        trace.value_label == "write gate"
-    ):  # the gate of every token of the text, layer by layer; padding has none
-        assert trace.token_values.shape[1] == model.config.model.layers
+    if model.memory_cell.has_gates:  # of every token of the text, layer by layer; padding has none
+        rows = 1 if model.memory_cell.one_gate else model.config.model.layers
+        assert trace.token_values.shape[1] == rows
         assert (0 <= trace.token_values).all() and 0 < trace.token_values.max() <= 1
         assert not np.moveaxis(trace.token_values, 1, 2)[~trace.mask].any()
         paths = inspection.inspect_memory(model, source, ["qa1"], ["3s"], tmp_path)

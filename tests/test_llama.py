@@ -159,7 +159,7 @@ def test_packed_padding_gives_the_same(cell, monkeypatch):
     assert set(seen) == {(True, 2, 1)}
 
 
-@pytest.mark.parametrize("cell", ("rmt", "delta"))
+@pytest.mark.parametrize("cell", ("rmt", "delta", "kv"))
 def test_decoding_with_a_cache_is_reading_all_again(cell):
     config = cfg.Config(model=settings(cell=cell), prompt=cfg.Prompt("none"))
     model = Model(config, drawn(cell=cell, prompt=config.prompt)[1])

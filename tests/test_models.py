@@ -21,6 +21,7 @@ FORMS = [
     {"cell": "prmt", "positions": "rotary"},
     {"cell": "armt", "positions": "alibi", "conv_width": 3},
     {"cell": "delta", "positions": "alibi", "conv_width": 3},
+    {"cell": "kv", "positions": "alibi", "conv_width": 3},
     {"cell": "rmt", "position_layout": "wrap_pos", "max_positions": 16},
     {"cell": "rmt", "positions": "alibi", "conv_width": 3},
 ]

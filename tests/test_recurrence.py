@@ -192,7 +192,7 @@ def test_how_often_the_embedding_table_gets_its_gradient(remat):
     assert len(made) == (2 if remat else 0)  # one for the silent segments' loop, one for the rest
 
 
-@pytest.mark.parametrize("cell", tiny.cells("rmt", "delta"))
+@pytest.mark.parametrize("cell", tiny.cells("rmt", "delta", "kv"))
 def test_a_probe_reads_the_memory_and_leaves_no_trace(cell):
     graph, params = tiny.model(ASKED, cell=cell, positions="alibi", conv_width=2, layers=1)
     model = models.merge(graph, params)

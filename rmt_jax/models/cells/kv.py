@@ -12,7 +12,7 @@ from flax import nnx
 from rmt_jax import config as settings
 from rmt_jax.config import ConfigError, setting
 from rmt_jax.models.backbones import BACKBONES, Backbone, Block
-from rmt_jax.models.cells import CELLS, Memory, MemoryCell
+from rmt_jax.models.cells import CELLS, Memory, MemoryCell, relative_change
 from rmt_jax.models.cells.delta import gate
 from rmt_jax.models.context import AttentionContext, KVCache
 from rmt_jax.models.ops.positions import gather_positions
@@ -175,6 +175,11 @@ class KV(MemoryCell):
         """How far each token of the text opens its gate, one row."""
         given = self.gate_inputs(model, memory, segment, prompt, model.backbone.layers)[1]
         return jnp.where(jnp.asarray(segment.mask), self.openings(given)[:, 0], 0)
+
+    def state_change(self, old: KeptTokens, new: KeptTokens) -> np.ndarray:
+        """How far the sum of what a layer keeps moved, relative to its size: f32[layers]."""
+        sums = (np.asarray(x.normed).sum(axis=(1, 2)) for x in (old, new))
+        return relative_change(*sums)
 
     # What it says of itself.
 
