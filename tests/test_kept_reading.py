@@ -11,11 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_run
 
 from rmt_jax import api
 from rmt_jax.evaluation import answering, evaluate, kept_reading
 from rmt_jax.results import EvalResult
 from rmt_jax.runtime.preemption import REQUEUE, Stopped
+from rmt_jax.types import Prompt
 
 ROOT = Path(__file__).parents[1]
 WHAT = {"tasks": ["qa1"], "lengths": ["20s"], "samples": 3, "batch": 2, "progress": False}
@@ -204,3 +206,28 @@ def test_the_command_is_told_to_stop_and_killed(tmp_path):
         for name in ("broken", "whole")
     ]
     assert found[0] == found[1] and found[0] and not unfinished(tmp_path / "broken")
+
+
+def test_a_short_last_segment_costs_a_quarter_and_answers_the_same(tmp_path, monkeypatch):
+    """Of a segment of 256 places; a shorter one is read whole, as in training."""
+    config = tiny_run.config("rmt")
+    sizes = dataclasses.replace(config.model, segment_tokens=256)
+    reader = api.load(tiny_run.save(tmp_path / "run", config.replace(model=sizes)))
+    tokens = np.zeros((2, 256), np.int32)
+    tokens[:, :60] = np.random.default_rng(0).integers(0, reader.vocab, (2, 60))
+    prompt = Prompt(tokens[:, :24], tokens[:, :24] >= 0, np.zeros(2, np.int32))
+    memory, widths = reader.initial_memory(2), []
+    generate = api.Model.generate_from
+
+    def watched(model, memory, tokens, *more):
+        widths.append(tokens.shape[1])
+        return generate(model, memory, tokens, *more)
+
+    monkeypatch.setattr(api.Model, "generate_from", watched)
+    for count in (60, 64, 65, 129):
+        mask = np.arange(256) < np.array([count, 20])[:, None]
+        found = answering.generate_answers(reader, memory, tokens, mask, prompt, [6, 6])
+        monkeypatch.setattr(answering, "LONG_SEGMENT", 1000)
+        assert answering.generate_answers(reader, memory, tokens, mask, prompt, [6, 6]) == found
+        monkeypatch.setattr(answering, "LONG_SEGMENT", 256)
+    assert widths == [64, 256, 64, 256, 128, 256, 256, 256]

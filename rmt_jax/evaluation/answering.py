@@ -20,6 +20,7 @@ from rmt_jax.runtime import mesh, switches
 from rmt_jax.runtime.preemption import Stopped
 from rmt_jax.types import Prompt, Segment
 
+LONG_SEGMENT = 256  # tokens from which it pays to leave out padding of the last one
 BLOCK = 64  # segments handed to the model at once: bounds the host's copies, not the result
 
 
@@ -209,6 +210,14 @@ def last_segments(
     return tokens, mask
 
 
+def tail_width(mask: np.ndarray) -> int:
+    """Places that last segments need which are padded on the right, mask bool[B, L]: of a long
+    segment a quarter, half or all of it, so that short texts cost less and few programs compile."""
+    longest, size = int(mask.sum(axis=1).max()), mask.shape[1]
+    parts = (4, 2, 1) if size >= LONG_SEGMENT else (1,)
+    return next(size // part for part in parts if longest <= size // part)
+
+
 def generate_answers(
     model: Any,
     memory: Any,
@@ -221,6 +230,8 @@ def generate_answers(
     """Free-running answers, greedy or drawn, of at most so many tokens with END; the texts before
     END, without spaces around."""
     ends, most = answer_ends(model), max(max_new_tokens)
+    width = tail_width(mask)
+    tokens, mask = tokens[:, :width], mask[:, :width]
     ids = np.asarray(model.generate_from(memory, tokens, mask, prompt, most, ends, sampling))
     each = zip(ids, max_new_tokens, strict=True)
     return [decode_answer(model.tokenizer, answer[:room], ends) for answer, room in each]
