@@ -10,7 +10,9 @@ from rmt_jax.config.setting import freeze, setting
 class GateTraining:
     """Settings of one teaching. Prices weigh the error at one token against another's."""
 
-    steps: int = setting(500, "Optimizer steps.", unit="steps", least=1)
+    steps: int = setting(
+        500, "Optimizer steps; of a gate that is fitted (kv), batches.", unit="steps", least=1
+    )
     batch: int = setting(64, "Segments per step.", unit="segments", least=1)
     learning_rate: float = setting(1e-3, "Peak rate of Adam; it falls to 0 by a cosine.", least=0)
     warmup: int = setting(20, "Steps up to the peak rate.", unit="steps", least=0)

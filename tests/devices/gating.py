@@ -83,6 +83,21 @@ def test_gates_are_taught_as_on_one_device(run, tmp_path, mesh):
         assert np.array_equal(again[name], value), name
 
 
+def test_a_gate_is_fitted_as_on_one_device(tmp_path):
+    settings = tiny_run.config("kv")
+    options = {"slots": 64, "gate_layer": 2}
+    sizes = dataclasses.replace(settings.model, layers=2, cell_options=options)
+    run = tiny_run.save(tmp_path / "run", settings.replace(model=sizes, data=DATA))
+    wanted, as_fitted = taught(run, tmp_path / "one", None)
+    found, fitted = taught(run, tmp_path / "mesh", MESHES[1])
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-2, atol=1e-3, err_msg=name)
+    assert fitted["fact_tokens"] == as_fitted["fact_tokens"] > 100
+    for kind in ("background", "fact"):
+        assert fitted[kind] == pytest.approx(as_fitted[kind], rel=1e-3)
+    assert not np.allclose(wanted["memory/beta"], 0)
+
+
 def test_an_export_puts_nothing_on_a_device(run, tmp_path, monkeypatch):
     def refused(*_):
         raise AssertionError("weights on a device")
