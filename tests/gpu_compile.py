@@ -66,7 +66,7 @@ MESHES = (
     config.Mesh(data=1, fsdp=8),
     config.Mesh(data=2, fsdp=2, tensor=2),
 )
-CASES = (*tiny.CELLS, "llama", "lora")
+CASES = (*tiny.CELLS[:-1], "llama", "lora")  # not kv, whose attention no kernel serves
 MOST = 16  # times that a step may wait, where texts alone are split
 
 

@@ -65,6 +65,8 @@ def numbers(one: api.Model, count: int) -> list:
         pytest.param("rmt", MESHES[0], 1, marks=pytest.mark.slow),  # one device reads it
         pytest.param("delta", MESHES[1], 3, marks=pytest.mark.slow),
         ("delta", MESHES[2], 8),
+        ("kv", MESHES[0], 3),
+        pytest.param("kv", MESHES[2], 8, marks=pytest.mark.slow),
         pytest.param("rmt", MESHES[2], 8, marks=pytest.mark.slow),
     ),
     ids=str,
