@@ -94,7 +94,8 @@ def _draw_whole_text(
     axes.set_xlim(0, segments)
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title(f"{trace.value_label} per token (mean over {trace.row_label}s), %")
+    mean = f" (mean over {trace.row_label}s)" if trace.token_values.shape[1] > 1 else ""
+    axes.set_title(f"{trace.value_label} per token{mean}, %")
     axes.set_xlabel("segment", fontsize=9)
 
 
@@ -122,5 +123,7 @@ def _draw_words(
             label.set_fontweight("bold")
     axes.set_ylabel(trace.row_label, fontsize=9)
     axes.yaxis.get_major_locator().set_params(integer=True)
+    if trace.token_values.shape[1] == 1:
+        axes.set_yticks([])
     axes.set_title(f"segment {segment}, where the last supporting fact stands")
     return image
