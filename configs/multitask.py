@@ -382,6 +382,7 @@ def pretrained_short() -> Config:
         init="runs/none",
         optimizer=dataclasses.replace(config.optimizer, decay="constant"),
         stages=(stage,),
+        evaluation=dataclasses.replace(config.evaluation, lengths=("1s",)),
     )
 
 

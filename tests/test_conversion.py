@@ -1,5 +1,6 @@
 """What `convert` makes of trained models: the mean of several, and one with more layers."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -149,6 +150,14 @@ def test_a_model_gets_a_new_memory(tmp_path, capsys, cell):
         flat = (tokens.reshape(2, -1), mask.reshape(2, -1))
         for one, two in zip(model.forward(*flat)[:1], plain.forward(*flat)[:1], strict=True):
             np.testing.assert_allclose(one[flat[1]], two[flat[1]], atol=1e-5)
+    # The same cell keeps its weights and settings.
+    words = ["memory", "--from", str(out), "--cell", cell, "--out", str(tmp_path / "again")]
+    assert convert.main([*words, "--config.model.segment_tokens=8"]) == 0
+    again = api.load(tmp_path / "again")
+    wanted = dataclasses.replace(model.config.model, segment_tokens=8)
+    assert again.config.model == wanted
+    for name, value in weights.flatten(jax.tree.map(np.asarray, again.params)).items():
+        np.testing.assert_array_equal(value, after[name])
 
 
 def test_a_new_memory_changes_the_model_alone(tmp_path, capsys):

@@ -51,6 +51,10 @@ FORMS = (
     {"positions": "alibi"},
     {"positions": "learned", "scan_layers": False},
     {"backbone": "llama", "backbone_options": LLAMA},
+    {
+        "backbone": "gemma3",
+        "backbone_options": LLAMA | {"global_layers": (1,), "query_scalar": 6, "window": 64},
+    },
     {"backbone": "neox", "backbone_options": {"mlp_width": 24, "rotary_width": 4}},
 )
 

@@ -66,13 +66,14 @@ def recurrence() -> None:
 
 
 def memories() -> None:
-    p = Picture(760, 400)
+    p = Picture(760, 595)
     for k, (name, about) in enumerate(
         (
             ("rmt", "memory tokens through all layers"),
             ("prmt", "memory tokens of each layer"),
             ("armt", "a matrix per layer, written at the end"),
             ("delta", "a matrix per layer, written by every token"),
+            ("kv", "keys and values of kept tokens, per layer"),
         )
     ):
         left, top = 10 + 380 * (k % 2), 10 + 195 * (k // 2)
@@ -100,7 +101,7 @@ def memories() -> None:
             p.say(left + 357, rows[2] + 6, "to the next", 10, "end")
             continue
         for y in rows[1:]:
-            inner = "m" if name == "prmt" else "A"
+            inner = {"prmt": "m", "kv": "k, v"}.get(name, "A")
             p.box(left + 10, y, 34, 26, MEMORY, inner, 12)
             p.arrow((left + 44, y + 13), (left + 78, y + 13))
             p.box(left + 320, y, 34, 26, MEMORY, inner, 12)
@@ -108,7 +109,7 @@ def memories() -> None:
         p.say(
             left + 80, tokens + 44, "left: from the last segment; right: to the next", 10, "start"
         )
-    p.save("memories.svg", "What four memory cells carry from segment to segment")
+    p.save("memories.svg", "What five memory cells carry from segment to segment")
 
 
 def prompts() -> None:

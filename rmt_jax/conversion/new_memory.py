@@ -1,6 +1,7 @@
 """A new memory cell for a model, in place of its own or of none."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rmt_jax.cli import Usage, apply_overrides
@@ -12,8 +13,9 @@ def new_memory(
     source: str, changes: Mapping[str, object], out: Path, dtype: str = "float32"
 ) -> None:
     """Writes the model `source` (anything that can be loaded) to the workdir `out` with the memory
-    cell that `changes` name, its weights as drawn at the start of training. changes: fields of the
-    config's section `model`, by dotted names: {'model.cell': 'kv'}.
+    cell that `changes` name, its weights as drawn at the start of training; the same cell keeps its
+    weights and settings. changes: fields of the config's section `model`, by dotted names:
+    {'model.cell': 'kv'}.
 
     Raises Usage for fields of other sections and adapters (LoRA), or where `out` holds something
     already; ConfigError for sizes that can't be; WeightsError for weights that can't be used.
@@ -32,10 +34,12 @@ def new_memory(
     opened = hub.open_source(source)
     if any(name.startswith("adapters/") for name in opened.flat):
         raise Usage(f"{source} has adapters: export it, which puts them into its weights, first.")
-    # What a cell of another name was told means nothing to this one.
-    config = apply_overrides(
-        opened.config, {"model.cell_options": {}, "model.gate_threshold": (), **changes}
-    )
+    config = opened.config
+    if (
+        changes.get("model.cell") != config.model.cell
+    ):  # what that was told means nothing to another
+        config = config.replace(model=replace(config.model, cell_options={}, gate_threshold=()))
+    config = apply_overrides(config, changes)
     models.check(config.model, config.prompt)
     own = hub.part_of(opened.flat, "backbone")
     vocab = BACKBONES[config.model.backbone].vocab_of(own)
