@@ -28,7 +28,7 @@ from rmt_jax.training import programs
 
 RECORD = Path(__file__).with_name("tpu_counts.json")
 VOCAB, LENGTH, TEXTS, SEGMENTS = 1000, 64, 16, 4
-CELLS = ("none", "rmt", "prmt", "armt", "delta")
+CELLS = ("none", "rmt", "prmt", "armt", "delta", "kv")
 BACKBONES = ("gpt2", "llama", "gemma3", "neox")
 PROGRAMS = ("training", "validation", "reading", "answering", "generation")
 
@@ -96,6 +96,7 @@ def settings(case: Case) -> config.Config:
             segment_tokens=LENGTH,
             memory_tokens=4 if case.cell in ("rmt", "prmt", "armt") else 0,
             d_mem=32,
+            cell_options={"slots": 32} if case.cell == "kv" else {},
         ),
         prompt=config.Prompt("description", "every", 8),
         data=config.Data(tasks=("qa1",)),
