@@ -43,6 +43,7 @@ STAGES = st.builds(
     facts=st.lists(FACTS, min_size=1, max_size=4).map(tuple),
     background=st.floats(0, 1),
     question_rates=st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple),
+    last_questions=st.integers(0, 9),
     probes=st.booleans(),
 )
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))

@@ -75,6 +75,25 @@ def test_official_stories_are_asked_after_every_fact(task):
 
 
 @needs_files
+@pytest.mark.parametrize("task", MOVING)
+def test_official_stories_are_asked_more_behind_their_last_fact(task):
+    source, found = Official(str(BABI)), 0
+    held_out = {(one.facts, one.question) for one in source.items(task, "validation")}
+    for index in range(80):
+        story = source.story(task, "train", 3, index, StoryOptions(last_questions=4))
+        asked, oracle = story.intermediate_questions, Oracle()
+        for fact in story.facts:
+            oracle.read(fact)
+        for one in asked:
+            assert one.after_fact == len(story.facts) - 1 and one.question != story.question
+            assert oracle.answer(one.question) == one.answer
+            assert (story.facts, one.question) not in held_out
+        found += len(asked)
+        assert len(asked) <= 4
+    assert found > 40
+
+
+@needs_files
 @pytest.mark.parametrize("task", ["qa1", "qa2", "qa3", "qa4"])
 def test_the_files_ask_what_the_simulator_may_ask(task):
     """Every question of the files is one that the world has then, with its supporting facts, and

@@ -189,6 +189,34 @@ def test_questions_on_the_way_do_not_change_the_story():
             assert dense._replace(intermediate_questions=()) == bare
 
 
+@pytest.mark.parametrize("task", MOVING)
+def test_last_questions_stand_behind_the_last_fact(task):
+    counts = Counter()
+    for index in range(60):
+        bare = simulator.simulate_story(task, (5, index))
+        options = StoryOptions(last_questions=3)
+        story = simulator.simulate_story(task, (5, index), options)
+        assert story._replace(intermediate_questions=()) == bare
+        oracle, asked = Oracle(), story.intermediate_questions
+        for fact in story.facts:
+            oracle.read(fact)
+        assert {ask.after_fact for ask in asked} <= {len(story.facts) - 1}
+        assert all(oracle.answer(ask.question) == ask.answer for ask in asked)
+        assert len({story.question, *(ask.question for ask in asked)}) == len(asked) + 1
+        counts[len(asked)] += 1
+    assert max(counts) <= 3 and counts[1] + counts[2] + counts[3] > 20
+
+
+def test_last_questions_come_after_those_on_the_way():
+    options = StoryOptions(facts=(6, 12), question_rate=1.0)
+    for task in tasks.SIMULATED:
+        dense = simulator.simulate_story(task, (7, 1), options)
+        both = simulator.simulate_story(task, (7, 1), options._replace(last_questions=2))
+        on_the_way = dense.intermediate_questions
+        assert both.intermediate_questions[: len(on_the_way)] == on_the_way
+        assert len(both.intermediate_questions) - len(on_the_way) in (0, 1, 2)
+
+
 def test_a_question_that_the_reader_knows_is_asked_again_and_again():
     stories = [
         simulator.simulate_story(

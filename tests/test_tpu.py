@@ -66,7 +66,9 @@ def test_the_record_is_of_the_cases():
         assert record.keys() == {case.name for case in tpu_compile.cases()}
 
 
-@pytest.mark.parametrize("case", each(c for c in training() if c.cell in ("rmt", "armt", "delta", "kv")))
+@pytest.mark.parametrize(
+    "case", each(c for c in training() if c.cell in ("rmt", "armt", "delta", "kv"))
+)
 def test_memory_is_flat_in_segments(case):
     """Of four times the segments a step holds the memory that is carried, and no activations."""
     few, many = (

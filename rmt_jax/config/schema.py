@@ -225,6 +225,12 @@ class Stage:
         least=0,
         most=1,
     )
+    last_questions: int = setting(
+        0,
+        "Other questions of the task that a story is asked behind its last fact, before its own.",
+        unit="questions",
+        least=0,
+    )
     probes: bool = setting(False, "Ask the memory the question after every segment.")
 
     def __post_init__(self):
@@ -233,7 +239,7 @@ class Stage:
     @property
     def dense(self) -> bool:
         """Whether texts of this stage may be asked more than once."""
-        return max(self.question_rates) > 0
+        return max(self.question_rates) > 0 or self.last_questions > 0
 
     @property
     def buckets(self) -> tuple[int, ...]:

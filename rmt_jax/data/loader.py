@@ -230,6 +230,7 @@ class Loader:
             facts,
             names,
             question_rate=rate,
+            last_questions=0 if known else stage.last_questions,
             two_persons_below=two_persons_below,
             final_question_only=known,
         )

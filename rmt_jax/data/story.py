@@ -89,6 +89,7 @@ class StoryOptions(NamedTuple):
     unknown: bool = False  # ask for a name that the story does not have; the answer is 'unknown'
     held_out_names: bool = False  # from the part of these lists that training never sees
     question_rate: float = 0.0  # chance of an intermediate question after each fact
+    last_questions: int = 0  # most other questions behind the last fact
     two_persons_below: int = 6  # stories of fewer facts have two persons, so that facts connect
     final_question_only: bool = False  # intermediate questions are the final one, asked earlier
     max_facts: int = 10**6  # a story of more is not wanted

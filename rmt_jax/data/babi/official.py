@@ -65,7 +65,7 @@ class Official:
     ) -> tuple[IntermediateQuestion, ...]:
         """Intermediate questions of question `number` of a split. Training is asked none that
         validation asks of a story that begins alike."""
-        if not options.question_rate:
+        if not options.question_rate and not options.last_questions:
             return ()
         items = self.items(task, split)
         facts, question = items[number].facts, items[number].question

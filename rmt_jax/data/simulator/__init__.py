@@ -90,7 +90,7 @@ def simulate_story(task: str, address: tuple[int, ...], options: StoryOptions = 
         story = _attempt(task, here, options, None)
         if story is None:
             continue
-        if not options.question_rate:
+        if not options.question_rate and not options.last_questions:
             return story
         # The same story again with intermediate questions, which do not change it.
         asker = _Asker(AddressedRng(*here, 1), options, story.question)
@@ -126,7 +126,7 @@ class _Asker:
 
     def __init__(self, rng: AddressedRng, options: StoryOptions, final: str):
         self.rng, self.rate, self.final = rng, options.question_rate, final
-        self.final_only = options.final_question_only
+        self.final_only, self.last = options.final_question_only, options.last_questions
         self.asked: list[IntermediateQuestion] = []
 
     def ask(self, world: World, after_fact: int) -> None:
@@ -155,11 +155,15 @@ class _Asker:
             self.ask_at_the_end(world, facts - 1)
         # What could be asked right before the final question is left to the final question.
         last = facts - (task != "qa4")
-        return tuple(
+        asked = [
             one
             for one in self.asked
             if one.after_fact < last and (self.final_only or one.question != question)
-        )
+        ]
+        others = [one for one in world.questions() if one.text != question] if self.last else []
+        for one in self.rng.shuffled(others)[: self.last]:
+            asked.append(IntermediateQuestion(facts - 1, one.text, one.answer))
+        return tuple(asked)
 
 
 def _attempt(
